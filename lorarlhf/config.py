@@ -1,0 +1,213 @@
+"""The sections of a recipe. Pure data: nothing here imports torch or reads a file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+Role = Literal["policy", "reference", "reward", "critic"]
+Stage = Literal["sft", "reward", "ppo"]
+
+
+class Section(BaseModel):
+    """Strict: an unknown key, a boolean where a number belongs, NaN or infinity is an error."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+class ModelConfig(Section):
+    """The frozen base model and how it is held in memory."""
+
+    name: str = Field(min_length=1, description="Hub id, local folder, or `demo` for the model that ships here.")
+    revision: str | None = None
+    quantization: Literal["nf4", "int8", "none"] = "nf4"
+    double_quant: bool = True
+    compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    trust_remote_code: bool = False
+
+
+class LoraOverride(Section):
+    """What one role does differently; a key left out is taken from `lora`."""
+
+    r: PositiveInt | None = None
+    alpha: PositiveFloat | None = None
+    target_modules: Literal["all-linear"] | list[str] | None = None
+
+
+class LoraConfig(Section):
+    """LoRA adapters (Hu et al. 2021). The update of a weight is `alpha / r * B @ A`."""
+
+    r: PositiveInt = 16
+    alpha: PositiveFloat = 32
+    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    policy: LoraOverride = LoraOverride()
+    reward: LoraOverride = LoraOverride()
+    critic: LoraOverride = LoraOverride()
+
+    def for_role(self, role: Literal["policy", "reward", "critic"]) -> LoraOverride:
+        """The settings of one role, with nothing left out."""
+        own: LoraOverride = getattr(self, role)
+        return LoraOverride(
+            r=own.r or self.r,
+            alpha=own.alpha or self.alpha,
+            target_modules=own.target_modules or self.target_modules,
+        )
+
+
+class DataConfig(Section):
+    """Where examples come from. A source is a Hub id or a path to .jsonl, .jsonl.gz, .json, .csv or .parquet."""
+
+    sft: str | None = None
+    sft_test: str | None = None
+    preferences: str | None = None
+    preferences_test: str | None = None
+    prompts: str | None = None
+    prompts_test: str | None = None
+    train_split: str = "train"
+    test_split: str = "test"
+    test_size: Fraction = 0.05
+    chat_template: str | None = None
+    max_prompt_length: PositiveInt = 512
+    max_length: PositiveInt = 1024
+    on_bad_row: Literal["error", "skip"] = "error"
+
+
+class TrainingConfig(Section):
+    """What every stage has in common; the names are those of `transformers.TrainingArguments`."""
+
+    learning_rate: PositiveFloat = 1e-4
+    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "linear"
+    warmup_steps: NonNegativeInt = 0
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    optim: str = "adamw_torch"
+    gradient_checkpointing: bool = True
+    save_total_limit: PositiveInt = 2
+    report_to: list[str] = []
+
+
+class SupervisedConfig(TrainingConfig):
+    """Stages that go through a data set in epochs."""
+
+    per_device_train_batch_size: PositiveInt = 4
+    per_device_eval_batch_size: PositiveInt = 8
+    gradient_accumulation_steps: PositiveInt = 4
+    num_train_epochs: PositiveFloat = 1.0
+    max_steps: Annotated[int, Field(ge=-1)] = -1
+    logging_steps: PositiveInt = 10
+    save_steps: PositiveInt = 200
+
+
+class SFTConfig(SupervisedConfig):
+    """Supervised fine-tuning with TRL's SFTTrainer."""
+
+
+class RewardConfig(SupervisedConfig):
+    """Reward modelling with TRL's RewardTrainer."""
+
+    objective: Literal["bradley_terry", "regression"] = "bradley_terry"
+    use_margin: bool = False
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    center_rewards_coefficient: NonNegativeFloat = 0.0
+
+    @model_validator(mode="after")
+    def _pairwise_options(self) -> RewardConfig:
+        if self.objective == "regression" and (self.use_margin or self.label_smoothing or self.center_rewards_coefficient):
+            raise ValueError(
+                "use_margin, label_smoothing and center_rewards_coefficient belong to objective bradley_terry; "
+                "remove them or change the objective"
+            )
+        return self
+
+
+class RewardFunction(Section):
+    """A Python function `f(prompts, responses) -> list[float]`, added to the reward with a weight."""
+
+    function: str = Field(pattern=r"^[\w.]+:\w+$", description="package.module:function")
+    weight: float = 1.0
+
+
+class PPOConfig(TrainingConfig):
+    """PPO (Schulman et al. 2017) for language models (Ziegler et al. 2019). Names follow TRL's PPOConfig."""
+
+    learning_rate: PositiveFloat = 1e-5
+    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
+    save_total_limit: PositiveInt = 2
+
+    # Rollouts
+    iterations: PositiveInt = 200
+    batch_size: PositiveInt = 64
+    response_length: PositiveInt = 128
+    temperature: PositiveFloat = 1.0
+    top_k: NonNegativeInt = 0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    recompute_logprobs: bool = True
+
+    # Optimisation
+    num_ppo_epochs: PositiveInt = 4
+    num_mini_batches: PositiveInt = 4
+    micro_batch_tokens: PositiveInt = 4096
+    cliprange: PositiveFloat = 0.2
+    cliprange_value: PositiveFloat = 0.2
+    vf_coef: NonNegativeFloat = 0.1
+    entropy_coef: NonNegativeFloat = 0.0
+    gamma: Fraction = 1.0
+    lam: Fraction = 0.95
+    whiten_rewards: bool = False
+    critic_warmup_iterations: NonNegativeInt = 0
+    early_stop_kl: PositiveFloat | None = None
+
+    # KL to the reference
+    kl_coef: NonNegativeFloat = 0.05
+    kl_estimator: Literal["k1", "k3"] = "k1"
+    kl_target: PositiveFloat | None = None
+    kl_horizon: PositiveInt = 10_000
+
+    # Reward
+    reward_functions: list[str | RewardFunction] = []
+    reward_model_weight: float = 1.0
+    normalize_reward: bool = False
+    reward_clip: PositiveFloat | None = None
+    missing_eos_penalty: NonNegativeFloat | None = None
+
+    # Evaluation and checkpoints, in iterations
+    eval_every: NonNegativeInt = 20
+    eval_prompts: PositiveInt = 64
+    save_every: NonNegativeInt = 20
+
+    @model_validator(mode="after")
+    def _batches(self) -> PPOConfig:
+        if self.batch_size % self.num_mini_batches:
+            raise ValueError(
+                f"batch_size {self.batch_size} must be a multiple of num_mini_batches {self.num_mini_batches}"
+            )
+        return self
+
+
+class ExportConfig(Section):
+    """How a trained adapter leaves the run."""
+
+    merge: bool = True
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    license: str | None = None
+
+
+class Recipe(Section):
+    """A whole run in one file."""
+
+    model: ModelConfig
+    lora: LoraConfig = LoraConfig()
+    data: DataConfig = DataConfig()
+    sft: SFTConfig = SFTConfig()
+    reward: RewardConfig = RewardConfig()
+    ppo: PPOConfig = PPOConfig()
+    export: ExportConfig = ExportConfig()
+    seed: NonNegativeInt = 42
