@@ -147,8 +147,6 @@ class PPOConfig(TrainingConfig):
     batch_size: PositiveInt = 64
     response_length: PositiveInt = 128
     temperature: PositiveFloat = 1.0
-    top_k: NonNegativeInt = 0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     recompute_logprobs: bool = True
 
     # Optimisation
