@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _names_a_function(text: str) -> str:
+    if not re.fullmatch(r"[\w.]+:\w+", text):
+        raise ValueError(f"expected package.module:function, got {text!r}")
+    return text
+
+
+FunctionName = Annotated[str, AfterValidator(_names_a_function)]
 
 Role = Literal["policy", "reference", "reward", "critic"]
 Stage = Literal["sft", "reward", "ppo"]
@@ -25,7 +35,7 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The frozen base model and how it is held in memory."""
 
-    name: str = Field(min_length=1, description="Hub id, local folder, or `demo` for the model that ships here.")
+    name: str = Field(min_length=1, description="Hub id, local folder, or `shipped:demo/model`.")
     revision: str | None = None
     quantization: Literal["nf4", "int8", "none"] = "nf4"
     double_quant: bool = True
@@ -38,24 +48,32 @@ class LoraOverride(Section):
     """What one role does differently; a key left out is taken from `lora`."""
 
     r: PositiveInt | None = None
-    alpha: PositiveFloat | None = None
+    alpha: PositiveInt | None = None
     target_modules: Literal["all-linear"] | list[str] | None = None
+
+
+class LoraShape(Section):
+    """Rank, scale and place of one adapter."""
+
+    r: PositiveInt
+    alpha: PositiveInt
+    target_modules: Literal["all-linear"] | list[str]
 
 
 class LoraConfig(Section):
     """LoRA adapters (Hu et al. 2021). The update of a weight is `alpha / r * B @ A`."""
 
     r: PositiveInt = 16
-    alpha: PositiveFloat = 32
+    alpha: PositiveInt = 32
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
     policy: LoraOverride = LoraOverride()
     reward: LoraOverride = LoraOverride()
     critic: LoraOverride = LoraOverride()
 
-    def for_role(self, role: Literal["policy", "reward", "critic"]) -> LoraOverride:
-        """The settings of one role, with nothing left out."""
+    def for_role(self, role: Literal["policy", "reward", "critic"]) -> LoraShape:
+        """The settings of one role, its own where it has them."""
         own: LoraOverride = getattr(self, role)
-        return LoraOverride(
+        return LoraShape(
             r=own.r or self.r,
             alpha=own.alpha or self.alpha,
             target_modules=own.target_modules or self.target_modules,
@@ -120,7 +138,9 @@ class RewardConfig(SupervisedConfig):
 
     @model_validator(mode="after")
     def _pairwise_options(self) -> RewardConfig:
-        if self.objective == "regression" and (self.use_margin or self.label_smoothing or self.center_rewards_coefficient):
+        if self.objective == "regression" and (
+            self.use_margin or self.label_smoothing or self.center_rewards_coefficient
+        ):
             raise ValueError(
                 "use_margin, label_smoothing and center_rewards_coefficient belong to objective bradley_terry; "
                 "remove them or change the objective"
@@ -131,7 +151,7 @@ class RewardConfig(SupervisedConfig):
 class RewardFunction(Section):
     """A Python function `f(prompts, responses) -> list[float]`, added to the reward with a weight."""
 
-    function: str = Field(pattern=r"^[\w.]+:\w+$", description="package.module:function")
+    function: FunctionName
     weight: float = 1.0
 
 
@@ -170,7 +190,7 @@ class PPOConfig(TrainingConfig):
     kl_horizon: PositiveInt = 10_000
 
     # Reward
-    reward_functions: list[str | RewardFunction] = []
+    reward_functions: list[FunctionName | RewardFunction] = []
     reward_model_weight: float = 1.0
     normalize_reward: bool = False
     reward_clip: PositiveFloat | None = None

@@ -1,0 +1,32 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help demo test test-all lint
+
+help:
+	@echo "make demo      reward model, PPO, evaluation and export on a tiny model, in minutes on a CPU"
+	@echo "make test      the tests"
+	@echo "make test-all  the slow ones too"
+	@echo "make lint      ruff and mypy"
+
+# torch first and by itself: with its version met, nothing that follows replaces it by another build.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/lorarlhf demo --output-dir runs/demo
+
+test: .venv/installed
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+test-all: .venv/installed
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "slow or not slow"
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy

@@ -1,0 +1,20 @@
+"""`lorarlhf demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def demo(
+    output_dir: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Seed of training and sampling.", min=0)] = 0,
+) -> None:
+    """Run the whole loop on a tiny model that ships here: reward model, PPO, evaluation, export. Takes minutes."""
+    from lorarlhf.cli.quiet import quiet_libraries
+    from lorarlhf.demo.run import run_demo
+
+    quiet_libraries()
+    run_demo(output_dir, seed)

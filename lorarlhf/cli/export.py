@@ -1,0 +1,42 @@
+"""`lorarlhf export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from lorarlhf.config import Stage
+from lorarlhf.errors import UserError
+
+
+def export(
+    run: Annotated[Path, typer.Option(help="The run's folder.", show_default=False)],
+    to: Annotated[Path, typer.Option(help="A new folder, or that of an earlier export.", show_default=False)],
+    stage: Annotated[Stage | None, typer.Option(help="What to export.", show_default="the last stage done")] = None,
+    merge: Annotated[
+        bool | None,
+        typer.Option("--merge/--adapter-only", help="Whether to fold the adapter in.", show_default="as in the recipe"),
+    ] = None,
+    dtype: Annotated[
+        Literal["bfloat16", "float16", "float32"] | None,
+        typer.Option(help="Type of merged weights.", show_default="as in the recipe"),
+    ] = None,
+    push_to_hub: Annotated[str | None, typer.Option(metavar="REPO", help="Upload to this Hub repository.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Keep a new Hub repository private.")] = False,
+) -> None:
+    """Write a stage's model with tokenizer and model card, ready for `from_pretrained` or the Hub."""
+    if private and push_to_hub is None:
+        raise UserError("--private: says how to make a Hub repository; give one with --push-to-hub")
+    from lorarlhf.cli.quiet import quiet_libraries
+    from lorarlhf.export.hub import push_to_hub as push
+    from lorarlhf.export.merge import export_run, last_stage
+    from lorarlhf.run import Run
+
+    quiet_libraries()
+    chosen = stage or last_stage(Run(run))
+    export_run(Run(run), to, chosen, merge, dtype)
+    typer.echo(f"export: the {chosen} stage of {run} is in {to}")
+    if push_to_hub is not None:
+        typer.echo(f"export: uploaded to {push(to, push_to_hub, private)}")

@@ -1,0 +1,73 @@
+"""The `lorarlhf` command: groups of commands, and what a failure looks like."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from lorarlhf import __version__
+from lorarlhf.cli.demo import demo
+from lorarlhf.cli.export import export
+from lorarlhf.cli.recipes import recipes_app
+from lorarlhf.cli.stages import ppo, reward, sft
+from lorarlhf.errors import UserError
+
+app = typer.Typer(
+    help="RLHF on one consumer GPU: reward model and PPO as LoRA adapters on one frozen 4-bit base model.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command()(demo)
+app.add_typer(recipes_app, name="recipes")
+for stage in (sft, reward, ppo):
+    app.command()(stage)
+app.command()(export)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lorarlhf {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show tracebacks; may stand anywhere.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
+) -> None:
+    """Options of every command."""
+
+
+def main() -> None:
+    """Run a command. Exit 0 when done, 2 when the input is at fault, 1 when something else failed."""
+    verbose = "--verbose" in sys.argv
+    sys.argv = [arg for arg in sys.argv if arg != "--verbose"]
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    try:
+        app()
+    except UserError as error:
+        _fail(str(error), 2, verbose)
+    except KeyboardInterrupt:
+        _fail("stopped; run again with --resume to go on from the last checkpoint", 1, verbose)
+    except Exception as error:  # the last stop: anything else becomes one line and exit 1
+        _fail(_in_one_line(error), 1, verbose)
+
+
+def _fail(message: str, code: int, verbose: bool) -> None:
+    if verbose:
+        traceback.print_exc()
+    typer.echo(f"Error: {message}", err=True)
+    sys.exit(code)
+
+
+def _in_one_line(error: Exception) -> str:
+    reason = (str(error).strip().splitlines() or [""])[0]
+    hint = "--verbose shows where"
+    if type(error).__name__ == "OutOfMemoryError":
+        hint = "lower ppo.micro_batch_tokens, ppo.batch_size or reward.per_device_train_batch_size"
+    return f"{type(error).__name__}: {reason} ({hint})"

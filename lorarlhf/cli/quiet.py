@@ -1,0 +1,21 @@
+"""Keep the libraries' chatter off the screen; their errors still come through."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+
+
+def quiet_libraries() -> None:
+    """Called by commands once they import torch and transformers."""
+    import datasets
+    import transformers
+
+    warnings.simplefilter("ignore")
+    logging.basicConfig(format="%(message)s", level=logging.ERROR)
+    logging.getLogger("lorarlhf").setLevel(logging.INFO)
+    transformers.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    if not sys.stderr.isatty():
+        transformers.logging.disable_progress_bar()

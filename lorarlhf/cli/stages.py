@@ -1,0 +1,149 @@
+"""`lorarlhf sft`, `reward` and `ppo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorarlhf.config import Recipe, Stage
+from lorarlhf.recipes import Option, dump_recipe, find_recipe, load_recipe
+
+RecipeOption = Annotated[str, typer.Option("--recipe", help="A name from `lorarlhf recipes list`, or your .yaml file.")]
+Model = Annotated[str | None, typer.Option(help="Hub id or folder of the base model, instead of the recipe's.")]
+Dataset = Annotated[
+    str | None, typer.Option(help="Hub id, or a .jsonl, .jsonl.gz, .json, .csv or .parquet file, for this stage.")
+]
+OutputDir = Annotated[
+    Path | None, typer.Option(help="The run's folder, shared by its stages.", show_default="runs/NAME of the recipe")
+]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any key of the recipe.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of an interrupted run.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and the plan; load nothing.")]
+
+DATA_KEY: dict[Stage, str] = {"sft": "data.sft", "reward": "data.preferences", "ppo": "data.prompts"}
+
+
+def sft(
+    recipe: RecipeOption,
+    model: Model = None,
+    dataset: Dataset = None,
+    output_dir: OutputDir = None,
+    set_: Set = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Fine-tune the policy on demonstrations."""
+    resolved, run_path = _resolve("sft", recipe, model, dataset, output_dir, set_)
+    if dry_run:
+        _print_plan("sft", resolved, run_path, None)
+        return
+    from lorarlhf.cli.quiet import quiet_libraries
+    from lorarlhf.run import Run
+    from lorarlhf.training.sft import train_sft
+
+    quiet_libraries()
+    summary = train_sft(resolved, Run(run_path), resume)
+    typer.echo(
+        f"sft: held-out loss {summary['eval_loss']:.3f}, perplexity {summary['eval_perplexity']:.2f} "
+        f"on {summary['eval_examples']} examples; adapter in {run_path / 'sft'}"
+    )
+
+
+def reward(
+    recipe: RecipeOption,
+    model: Model = None,
+    dataset: Dataset = None,
+    output_dir: OutputDir = None,
+    set_: Set = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Train a reward model on comparisons (or ratings)."""
+    resolved, run_path = _resolve("reward", recipe, model, dataset, output_dir, set_)
+    if dry_run:
+        _print_plan("reward", resolved, run_path, None)
+        return
+    from lorarlhf.cli.quiet import quiet_libraries
+    from lorarlhf.run import Run
+    from lorarlhf.training.reward import train_reward
+
+    quiet_libraries()
+    summary = train_reward(resolved, Run(run_path), resume)
+    if resolved.reward.objective == "regression":
+        result = f"held-out error {summary['eval_loss']:.3f}, correlation {summary['eval_correlation']:.3f}"
+    else:
+        result = (
+            f"held-out accuracy {summary['eval_accuracy']:.1%} (preferring the longer: "
+            f"{summary['longer_wins_accuracy']:.1%}), margin {summary['eval_margin']:.2f}"
+        )
+    typer.echo(f"reward: {result} on {summary['eval_examples']} examples; adapter in {run_path / 'reward'}")
+
+
+def ppo(
+    recipe: RecipeOption,
+    model: Model = None,
+    dataset: Dataset = None,
+    output_dir: OutputDir = None,
+    set_: Set = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    reward: Annotated[
+        str | None, typer.Option(help="Folder or Hub id of a reward adapter.", show_default="reward/ of the run")
+    ] = None,
+) -> None:
+    """Improve the policy against the reward with PPO."""
+    resolved, run_path = _resolve("ppo", recipe, model, dataset, output_dir, set_)
+    if dry_run:
+        _print_plan("ppo", resolved, run_path, reward)
+        return
+    from lorarlhf.cli.quiet import quiet_libraries
+    from lorarlhf.ppo.stage import train_ppo
+    from lorarlhf.run import Run
+
+    quiet_libraries()
+    summary = train_ppo(resolved, Run(run_path), resume, reward)
+    before, best = summary["before"], summary["best"]
+    if best:
+        typer.echo(
+            f"ppo: held-out reward {before['eval_reward']:.3f} -> {best['eval_reward']:.3f} at iteration "
+            f"{best['iteration']}, KL {best['eval_kl']:.2f} nats a response"
+        )
+    typer.echo(f"ppo: adapter in {run_path / 'ppo'}, samples in {run_path / 'ppo' / 'samples.jsonl'}")
+
+
+def _resolve(
+    stage: Stage,
+    recipe: str,
+    model: str | None,
+    dataset: str | None,
+    output_dir: Path | None,
+    sets: list[str] | None,
+) -> tuple[Recipe, Path]:
+    named: dict[str, Option] = {}
+    if model is not None:
+        named["model.name"] = Option("--model", model)
+    if dataset is not None:  # the recipe's own held-out file belongs to its own data
+        named[DATA_KEY[stage]] = Option("--dataset", dataset)
+        named[f"{DATA_KEY[stage]}_test"] = Option("--dataset", None)
+    resolved = load_recipe(recipe, named, sets or [])
+    return resolved, output_dir or Path("runs") / find_recipe(recipe).stem
+
+
+def _print_plan(stage: Stage, recipe: Recipe, run_path: Path, reward: str | None) -> None:
+    typer.echo(dump_recipe(recipe))
+    data, model = recipe.data, recipe.model
+    source = {"sft": data.sft, "reward": data.preferences, "ppo": data.prompts or data.preferences}[stage]
+    lines = [
+        f"would load   {model.name} ({model.quantization}), once",
+        f"would train  {stage} on {source or f'(set {DATA_KEY[stage]} or --dataset)'}",
+        f"would write  {run_path / stage}",
+    ]
+    if stage == "ppo":
+        has_sft = (run_path / "sft" / "adapter_config.json").is_file()
+        lines.insert(1, f"would start  from {run_path / 'sft' if has_sft else 'the bare base model'}")
+        lines.insert(
+            2, f"would score  with {reward or run_path / 'reward'}, {len(recipe.ppo.reward_functions)} functions"
+        )
+    typer.echo("\n".join(lines))

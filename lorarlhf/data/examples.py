@@ -1,0 +1,147 @@
+"""Load what a stage trains or is tested on: a recipe's `data` section in, canonical rows out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Generic, Literal, TypeVar
+
+from lorarlhf.config import DataConfig
+from lorarlhf.data.formats import DEMONSTRATIONS, PREFERENCES, PROMPTS, SCORED, Format, UnknownColumns, recognise
+from lorarlhf.data.rows import BadRow, Demonstration, Preference, Prompt, Scored, prompt_text
+from lorarlhf.data.sources import Placed, hub_splits, is_path, iter_rows
+from lorarlhf.errors import UserError
+
+T = TypeVar("T")
+Split = Literal["train", "test"]
+Key = Literal["sft", "preferences", "prompts"]
+
+_UNKNOWN_ROWS = 100  # so many rows without known columns, and the columns are at fault rather than the rows
+
+
+@dataclass(frozen=True)
+class Loaded(Generic[T]):
+    """Rows of one split, the source they came from, and how many were left out for which reason."""
+
+    rows: list[T]
+    source: str
+    skipped: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one split is found: a source, the split of it on the Hub, and the test of a prompt that keeps a row."""
+
+    source: str
+    hub_split: str
+    keeps: Callable[[Prompt], bool]
+
+
+def load_preferences(config: DataConfig, split: Split) -> Loaded[Preference]:
+    """Pairs from `data.preferences`. Raises UserError, as all loaders here, for what the user can mend.
+
+    Test rows come from `data.preferences_test` if it is set, else from `data.test_split` of a Hub data set that has it,
+    else they are the `data.test_size` share of prompts picked by a hash: the same in every run, and no prompt in both
+    parts. They are empty only where `data.test_size` is 0.
+    """
+    return _load(config, "preferences", split, PREFERENCES, lambda row: row.prompt)
+
+
+def load_scored(config: DataConfig, split: Split) -> Loaded[Scored]:
+    """Completions with absolute scores from `data.preferences`, for `reward.objective: regression`."""
+    return _load(config, "preferences", split, SCORED, lambda row: row.prompt)
+
+
+def load_demonstrations(config: DataConfig, split: Split) -> Loaded[Demonstration]:
+    """Completions to imitate from `data.sft`; of preference data, the chosen ones."""
+    return _load(config, "sft", split, DEMONSTRATIONS, lambda row: row.prompt)
+
+
+def load_prompts(config: DataConfig, split: Split) -> Loaded[Prompt]:
+    """Different prompts from `data.prompts`, or those of `data.preferences` where it is not set."""
+    own = config.prompts or (config.prompts_test if split == "test" else None)
+    key: Key = "prompts" if own or not config.preferences else "preferences"
+    loaded = _load(config, key, split, PROMPTS, lambda prompt: prompt)
+    distinct: dict[str, Prompt] = {}
+    for prompt in loaded.rows:
+        distinct.setdefault(prompt_text(prompt), prompt)
+    repeated = len(loaded.rows) - len(distinct)
+    skipped = loaded.skipped | ({"repeated prompt": repeated} if repeated else {})
+    return Loaded(list(distinct.values()), loaded.source, skipped)
+
+
+def in_test_part(prompt: Prompt, test_size: float) -> bool:
+    """Whether a prompt belongs to the held-out share, by a hash of its text: no seed, no order, no list to keep."""
+    digest = blake2b(prompt_text(prompt).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < test_size * 2**64
+
+
+def _load(
+    config: DataConfig, key: Key, split: Split, formats: list[Format[T]], prompt_of: Callable[[T], Prompt]
+) -> Loaded[T]:
+    place = _place(config, key, split)
+    skipped: Counter[str] = Counter()
+    found = 0
+    rows: list[T] = []
+    for row in _convert(iter_rows(place.source, place.hub_split), formats, config.on_bad_row, skipped):
+        found += 1
+        if place.keeps(prompt_of(row)):
+            rows.append(row)
+    if not found:
+        why = "; ".join(f"{reason} ({count})" for reason, count in skipped.most_common(3))
+        raise UserError(f"{place.source}: no usable row" + (f", all were skipped: {why}" if why else ", it is empty"))
+    if not rows and (split == "train" or config.test_size > 0):
+        raise UserError(
+            f"{place.source}: none of {found} rows falls in the {split} part at data.test_size {config.test_size}; "
+            f"change it, or set data.{key}_test"
+        )
+    return Loaded(rows, place.source, dict(skipped))
+
+
+def _place(config: DataConfig, key: Key, split: Split) -> Place:
+    source: str | None = getattr(config, key)
+    held_out: str | None = getattr(config, f"{key}_test")
+    if split == "test" and held_out:
+        return Place(held_out, config.test_split, _keep_all)
+    if source is None:
+        instead = " (or data.preferences, for their prompts)" if key == "prompts" else ""
+        raise UserError(f"data.{key} is not set{instead}; name a Hub id or a file there or with --dataset")
+    if held_out:
+        return Place(source, config.train_split, _keep_all)
+    if not is_path(source) and config.test_split in hub_splits(source):
+        return Place(source, config.train_split if split == "train" else config.test_split, _keep_all)
+    wanted = split == "test"
+    return Place(source, config.train_split, lambda prompt: in_test_part(prompt, config.test_size) == wanted)
+
+
+def _keep_all(prompt: Prompt) -> bool:
+    return True
+
+
+def _convert(
+    rows: Iterable[Placed], formats: list[Format[T]], on_bad_row: Literal["error", "skip"], skipped: Counter[str]
+) -> Iterator[T]:
+    """Canonical rows. The first row that fits a format decides it for all; bad rows raise or are counted."""
+    form: Format[T] | None = None
+    unknown: list[str] = []
+    for location, row in rows:
+        try:
+            if isinstance(row, BadRow):
+                raise row
+            form = form or recognise(row, formats)
+            converted = form.convert(row)
+        except UnknownColumns as bad:
+            unknown.append(f"{location}: {bad}")
+            if on_bad_row == "error" or len(unknown) == _UNKNOWN_ROWS:
+                raise UserError(unknown[0]) from None
+            skipped["columns not recognised"] += 1
+        except BadRow as bad:
+            if on_bad_row == "error":
+                raise UserError(f"{location}: {bad}; fix the row or set data.on_bad_row: skip") from None
+            skipped[str(bad)] += 1
+        else:
+            yield converted
+    if form is None and unknown:
+        raise UserError(unknown[0])

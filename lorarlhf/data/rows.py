@@ -1,0 +1,66 @@
+"""The one form that every data set is brought into."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+Message: TypeAlias = dict[str, str]  # {"role": ..., "content": ...}
+Prompt: TypeAlias = str | list[Message]  # plain text, or a conversation whose last turn a model can answer
+Completion: TypeAlias = (
+    str | list[Message]
+)  # text after a text prompt; messages, the last by the assistant, after others
+
+
+class BadRow(Exception):  # noqa: N818 - what it is, as `StopIteration`
+    """A row that cannot be used. The message is a short reason that quotes nothing, so that it can be counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Two completions of one prompt, the first preferred, by `margin` if the data says how much."""
+
+    prompt: Prompt
+    chosen: Completion
+    rejected: Completion
+    margin: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """A prompt and the completion to imitate."""
+
+    prompt: Prompt
+    completion: Completion
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A completion with an absolute score, for the regression objective."""
+
+    prompt: Prompt
+    completion: Completion
+    score: float
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """The whole prompt for people to read: text as it is, a conversation as `role: content` lines.
+
+    Two prompts are the same if this is the same: splits and duplicates are judged by it.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
+def request_text(prompt: Prompt) -> str:
+    """What is being asked, as a reward function gets it: the text, or the user's messages since the last answer."""
+    if isinstance(prompt, str):
+        return prompt
+    asked: list[str] = []
+    for message in reversed(prompt):
+        if message["role"] == "assistant":
+            break
+        if message["role"] == "user":
+            asked.append(message["content"])
+    return "\n".join(reversed(asked))

@@ -1,0 +1,179 @@
+"""Rows, one by one, from a local file or a Hub data set, each with the place to name when it is at fault."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import gzip
+import json
+import re
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lorarlhf.data.rows import BadRow
+from lorarlhf.errors import UserError
+from lorarlhf.recipes import resolve_path
+
+Row = dict[str, Any]
+Placed = tuple[str, Row | BadRow]  # a row that is no object at all comes as the BadRow that says so
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def iter_rows(source: str, split: str) -> Iterator[Placed]:
+    """Yield `(location, row)` from a path or, where it is none, from `split` of the Hub data set of that name.
+
+    Files stream line by line, save .json, which is read whole. `location` is `prefs.jsonl:17`, or `prefs.csv: row 17`
+    in a form without lines of its own; both count from 1. Raises UserError if the source cannot be read.
+    """
+    if not is_path(source):
+        yield from _hub(source, split)
+        return
+    path = existing_file(source)
+    reader = next((read for ending, read in READERS.items() if path.name.endswith(ending)), None)
+    if reader is None:
+        raise UserError(f"{source}: unknown kind of file; use one of {', '.join(READERS)}, or a Hub id")
+    try:
+        yield from reader(path, source)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{source}: cannot be read ({error}); check the file or fetch it again") from error
+
+
+def is_path(source: str) -> bool:
+    """Whether a source means a local file: it exists, is spelt like a path, or ends like a kind of file known here."""
+    path = resolve_path(source)
+    return path.startswith((".", "/", "~")) or path.endswith(tuple(READERS)) or Path(path).exists()
+
+
+def existing_file(source: str) -> Path:
+    """The file a source names; raises UserError with the nearest names if there is none."""
+    path = Path(resolve_path(source)).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise UserError(f"{source}: is a folder; name one file in it")
+    if not path.parent.is_dir():
+        raise UserError(f"{source}: no such file, and no folder {path.parent}; check the path")
+    near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()])
+    raise UserError(f"{source}: no such file; " + (f"did you mean {' or '.join(near)}?" if near else "check the path"))
+
+
+def hub_splits(source: str) -> list[str]:
+    """Names of the splits of a Hub data set; raises UserError if it cannot be reached."""
+    import datasets
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if not _HUB_ID.fullmatch(source):
+        raise UserError(
+            f"{source}: neither a file nor the form of a Hub id (name or owner/name); check data.* in the recipe"
+        )
+    try:
+        return datasets.get_dataset_split_names(source)
+    except (datasets.exceptions.DatasetNotFoundError, HfHubHTTPError) as error:
+        raise UserError(
+            f"{source}: no such file, and no such data set on the Hub that you may read ({_first_line(error)}); "
+            "check the name, or log in with `hf auth login` if it is private or gated"
+        ) from error
+    except ConnectionError as error:
+        raise UserError(
+            f"{source}: no such file, and the Hub cannot be reached ({_first_line(error)}); "
+            "go online, or give a local .jsonl, .json, .csv or .parquet file"
+        ) from error
+    except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: a data set that is a script
+        raise UserError(f"{source}: `datasets` cannot read this Hub data set ({_first_line(error)})") from error
+
+
+def _hub(source: str, split: str) -> Iterator[Placed]:
+    import datasets
+
+    splits = hub_splits(source)
+    if split not in splits:
+        raise UserError(
+            f"{source}: no split {split!r}, it has {', '.join(splits)}; set data.train_split and data.test_split"
+        )
+    try:
+        for number, row in enumerate(datasets.load_dataset(source, split=split, streaming=True), 1):
+            yield f"{source} ({split}): row {number}", dict(row)
+    except OSError as error:
+        raise UserError(f"{source}: reading split {split!r} broke off ({_first_line(error)}); try again") from error
+
+
+def _jsonl(path: Path, source: str) -> Iterator[Placed]:
+    opener: Callable[..., Any] = gzip.open if path.name.endswith(".gz") else open
+    with opener(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield f"{source}:{number}", _parsed_line(line)
+
+
+def _parsed_line(line: bytes) -> Row | BadRow:
+    try:
+        return _object(json.loads(line))
+    except UnicodeDecodeError:
+        return BadRow("not UTF-8 text")
+    except json.JSONDecodeError as error:
+        return BadRow(f"not valid JSON ({error.msg})")
+
+
+def _json(path: Path, source: str) -> Iterator[Placed]:
+    try:
+        content = json.loads(path.read_bytes())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{source}: not UTF-8 text; save it as UTF-8") from error
+    except json.JSONDecodeError as error:
+        hint = "; a file with one object a line must end in .jsonl" if error.msg == "Extra data" else "; mend the file"
+        raise UserError(f"{source}:{error.lineno}: not valid JSON ({error.msg}){hint}") from error
+    if isinstance(content, dict):
+        lists = [value for value in content.values() if isinstance(value, list)]
+        content = lists[0] if len(lists) == 1 else None
+    if not isinstance(content, list):
+        raise UserError(f"{source}: must hold a list of objects, or one object with a single list in it")
+    for number, row in enumerate(content, 1):
+        yield f"{source}: row {number}", _object(row)
+
+
+def _object(value: object) -> Row | BadRow:
+    return value if isinstance(value, dict) else BadRow("not a JSON object with named columns")
+
+
+def _csv(path: Path, source: str) -> Iterator[Placed]:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default refuses responses over 128 KiB
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            for number, row in enumerate(reader, 1):
+                yield f"{source}: row {number}", BadRow("more fields than the header") if None in row else row
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{source}:{reader.reader.line_num}: not valid CSV in UTF-8 ({error}); mend the file"
+            ) from error
+
+
+def _parquet(path: Path, source: str) -> Iterator[Placed]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1000):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{source}: row {number}", row
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(f"{source}: not a valid parquet file ({_first_line(error)})") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+READERS: dict[str, Callable[[Path, str], Iterator[Placed]]] = {
+    ".jsonl": _jsonl,
+    ".jsonl.gz": _jsonl,
+    ".json": _json,
+    ".csv": _csv,
+    ".parquet": _parquet,
+}

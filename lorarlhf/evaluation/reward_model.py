@@ -1,0 +1,55 @@
+"""How good a reward model is on held-out comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lorarlhf.backbone import SharedBackbone
+from lorarlhf.sequences import Sequences
+from lorarlhf.training.objectives import pair_calibration
+
+TOKEN_BUDGET = 16_384  # padded tokens a forward pass
+
+
+@torch.no_grad()
+def score_tokens(backbone: SharedBackbone, rows: Sequence[Sequence[int]], token_budget: int = TOKEN_BUDGET) -> Tensor:
+    """[N] the reward role's score of each token sequence, on the CPU."""
+    backbone.eval()
+    sequences = Sequences.from_lists(rows, [[] for _ in rows])
+    scores = torch.empty(len(rows))
+    for group in sequences.micro_batches(token_budget):
+        scores[group] = backbone.scores(sequences.select(group).to(backbone.device)).cpu()
+    return scores
+
+
+def preference_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, float]:
+    """Accuracy (equal scores count half), mean margin, loss and calibration error over [N] pairs of scores."""
+    margins = chosen - rejected
+    return {
+        "eval_accuracy": _share_won(margins),
+        "eval_margin": margins.mean().item(),
+        "eval_loss": -F.logsigmoid(margins).mean().item(),
+        "eval_calibration_error": pair_calibration(margins),
+    }
+
+
+def longer_wins(chosen: Sequence[Sequence[int]], rejected: Sequence[Sequence[int]]) -> float:
+    """Accuracy of preferring whichever is longer in tokens: what a reward model has to beat."""
+    return _share_won(torch.tensor([len(c) - len(r) for c, r in zip(chosen, rejected, strict=True)]))
+
+
+def regression_metrics(scores: Tensor, targets: Tensor) -> dict[str, float]:
+    """Error and correlation of [N] scores with the [N] ratings they should predict."""
+    pair = torch.stack([scores, targets])
+    return {
+        "eval_loss": F.mse_loss(scores, targets).item(),
+        "eval_correlation": torch.corrcoef(pair)[0, 1].item(),
+    }
+
+
+def _share_won(margins: Tensor) -> float:
+    return ((margins > 0).float() + 0.5 * (margins == 0).float()).mean().item()

@@ -1,0 +1,52 @@
+"""Upload an export to the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+)
+
+from lorarlhf.errors import UserError
+
+DENIED = (401, 403)
+
+
+def push_to_hub(folder: Path, repo_id: str, private: bool) -> str:
+    """Upload a folder into a model repository, made if it is not there; return its address.
+
+    The token is the one that `hf auth login` keeps or `HF_TOKEN` gives; nothing here reads or writes it.
+
+    Raises:
+        UserError: no or wrong login, no network, or a name that the Hub refuses. `folder` stays as it is.
+    """
+    api = HfApi()
+    try:
+        url = api.create_repo(repo_id, repo_type="model", private=private or None, exist_ok=True)
+        api.upload_folder(
+            repo_id=url.repo_id, repo_type="model", folder_path=folder, commit_message="Export from lorarlhf"
+        )
+    except (HTTPError, LocalTokenNotFoundError, HFValidationError, OfflineModeIsEnabled) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"--push-to-hub {repo_id}: {reason}; {_remedy(error)}; the export is in {folder}") from error
+    return str(url)
+
+
+def _remedy(error: Exception) -> str:
+    if isinstance(error, HFValidationError):
+        return "write it as NAME or OWNER/NAME"
+    if isinstance(error, OfflineModeIsEnabled):
+        return "unset HF_HUB_OFFLINE"
+    if isinstance(error, LocalTokenNotFoundError):
+        return "run `hf auth login`"
+    if isinstance(error, HfHubHTTPError):
+        if error.response.status_code in DENIED:
+            return "run `hf auth login` with a token that may write there"
+        return "the Hub refused"
+    return "check the network"

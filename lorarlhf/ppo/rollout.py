@@ -1,0 +1,154 @@
+"""Sample responses from the policy, recording the log-probability of each token as it is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from lorarlhf.backbone import SharedBackbone
+from lorarlhf.config import Role
+from lorarlhf.sequences import Sequences
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Prompts and sampled responses.
+
+    Attributes:
+        sequences: B prompts and responses, in the order of the prompts given.
+        logprobs: [B, R] log-probability of each token when it was drawn, 0 at padding.
+        finished: [B] True where the response ended itself; False where it was cut at the limit.
+    """
+
+    sequences: Sequences
+    logprobs: Tensor
+    finished: Tensor
+
+
+def response_lengths(tokens: Tensor, stop_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Where each response ends: with its first stop token, which counts, or at the limit.
+
+    Args:
+        tokens: [B, R] sampled ids; what follows the first stop token does not matter.
+
+    Returns:
+        lengths [B] and finished [B], False where there is no stop token.
+    """
+    is_stop = torch.isin(tokens, torch.tensor(list(stop_ids), device=tokens.device, dtype=tokens.dtype))
+    finished = is_stop.any(1)
+    first = is_stop.long().argmax(1) + 1
+    return torch.where(finished, first, tokens.shape[1]), finished
+
+
+def sample_responses(
+    backbone: SharedBackbone,
+    prompts: Sequence[Sequence[int]],
+    response_length: int,
+    temperature: float,
+    generator: torch.Generator,
+    role: Role = "policy",
+    token_budget: int | None = None,
+) -> Rollout:
+    """Sample one response a prompt from softmax(logits / temperature), nothing filtered.
+
+    Args:
+        prompts: B lists of token ids, none of them empty.
+        generator: the only source of randomness, on the backbone's device.
+        token_budget: most tokens (prompt and full response, padded) decoded at a time; None for all at once.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    responses: list[list[int]] = [[] for _ in prompts]
+    logprobs: list[Tensor] = [torch.empty(0) for _ in prompts]
+    finished = torch.zeros(len(prompts), dtype=torch.bool)
+    for rows in _decode_batches(order, prompts, response_length, token_budget):
+        tokens, token_logprobs = _decode(
+            backbone, role, [prompts[i] for i in rows], response_length, temperature, generator
+        )
+        lengths, ended = response_lengths(tokens, backbone.stop_ids)
+        for k, i in enumerate(rows):
+            responses[i] = tokens[k, : lengths[k]].tolist()
+            logprobs[i] = token_logprobs[k, : lengths[k]]
+            finished[i] = ended[k]
+    return Rollout(
+        sequences=Sequences.from_lists(prompts, responses).to(backbone.device),
+        logprobs=torch.nn.utils.rnn.pad_sequence(logprobs, batch_first=True).to(backbone.device),
+        finished=finished.to(backbone.device),
+    )
+
+
+def _decode_batches(
+    order: list[int], prompts: Sequence[Sequence[int]], response_length: int, token_budget: int | None
+) -> list[list[int]]:
+    """Rows of similar prompt length together, shortest first, each batch within the budget (or one row)."""
+    batches: list[list[int]] = []
+    for i in order:
+        width = len(prompts[i]) + response_length
+        if not batches or (token_budget is not None and (len(batches[-1]) + 1) * width > token_budget):
+            batches.append([])
+        batches[-1].append(i)
+    return batches
+
+
+@torch.no_grad()
+def _decode(
+    backbone: SharedBackbone,
+    role: Role,
+    prompts: list[Sequence[int]],
+    response_length: int,
+    temperature: float,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Token by token with a key-value cache; rows that have ended leave the batch.
+
+    Returns:
+        tokens [B, R] and their log-probabilities [B, R]; after a row's stop token, the stop token and 0.
+    """
+    device, n = backbone.device, len(prompts)
+    stop_ids = torch.tensor(backbone.stop_ids, device=device)
+    width = max(len(p) for p in prompts)
+    inputs = torch.zeros(n, width, dtype=torch.long, device=device)
+    attention = torch.zeros(n, width + response_length, dtype=torch.long, device=device)
+    for row, prompt in enumerate(prompts):  # left-padded, so that all rows go on from the same column
+        inputs[row, width - len(prompt) :] = torch.tensor(prompt, device=device)
+        attention[row, width - len(prompt) :] = 1
+    positions = (attention[:, :width].cumsum(1) - 1).clamp(min=0)
+
+    tokens = torch.full((n, response_length), int(stop_ids[0]), device=device)
+    logprobs = torch.zeros(n, response_length, device=device)
+    cache = DynamicCache(config=backbone.causal_lm.config)
+    active = torch.arange(n, device=device)
+    with backbone.role(role), backbone.autocast():
+        for step in range(response_length):
+            hidden = backbone.trunk(
+                input_ids=inputs,
+                attention_mask=attention[:, : width + step],
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state[:, -1]
+            distribution = torch.log_softmax(backbone.logits(hidden).float() / temperature, dim=-1)
+            drawn = torch.multinomial(distribution.exp(), 1, generator=generator)
+            tokens[active, step] = drawn.squeeze(1)
+            logprobs[active, step] = distribution.gather(1, drawn).squeeze(1)
+
+            going_on = ~torch.isin(drawn.squeeze(1), stop_ids)
+            if not going_on.all():
+                if not going_on.any():
+                    break
+                kept = torch.nonzero(going_on).squeeze(1)
+                cache.batch_select_indices(kept)
+                active, attention, positions, drawn = active[kept], attention[kept], positions[kept], drawn[kept]
+            inputs, positions = drawn, positions[:, -1:] + 1
+    return tokens, logprobs
+
+
+def response_texts(backbone: SharedBackbone, rollout: Rollout) -> list[str]:
+    """What a person reads of each response: special tokens left out."""
+    sequences = rollout.sequences
+    spans = zip(sequences.prompt_lengths.tolist(), sequences.lengths.tolist(), strict=True)
+    ids = [row[start:end] for row, (start, end) in zip(sequences.tokens.tolist(), spans, strict=True)]
+    return backbone.tokenizer.batch_decode(ids, skip_special_tokens=True)

@@ -1,0 +1,51 @@
+"""The folder of a run: `recipe.yaml`, and a folder a stage with its adapter, `summary.json` and `metrics.jsonl`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorarlhf.config import Recipe, Stage
+from lorarlhf.errors import UserError
+from lorarlhf.recipes import dump_recipe, load_recipe
+
+
+@dataclass(frozen=True)
+class Run:
+    """Paths of a run and what is written into them."""
+
+    path: Path
+
+    def stage(self, stage: Stage) -> Path:
+        return self.path / stage
+
+    def has_adapter(self, stage: Stage) -> bool:
+        """True once the stage has finished: its adapter is written last but for the summary."""
+        return (self.stage(stage) / "adapter_config.json").is_file()
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+
+    def read_recipe(self) -> Recipe:
+        path = self.path / "recipe.yaml"
+        if not path.is_file():
+            raise UserError(
+                f"{self.path}: not a run, there is no recipe.yaml; give the --output-dir of an earlier stage"
+            )
+        return load_recipe(str(path))
+
+    def write_summary(self, stage: Stage, summary: dict[str, Any]) -> None:
+        write_json(self.stage(stage) / "summary.json", summary)
+
+    def read_summary(self, stage: Stage) -> dict[str, Any]:
+        """What the stage reported, or nothing if it has not finished."""
+        path = self.stage(stage) / "summary.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,73 @@
+"""Prompts and responses as one right-padded batch. Lengths say what is real; token ids never do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """A batch of prompt + response token sequences.
+
+    Attributes:
+        tokens: [B, L] ids, each row its prompt, its response, then padding of any value.
+        prompt_lengths: [B], at least 1 each.
+        response_lengths: [B], 0 or more.
+    """
+
+    tokens: Tensor
+    prompt_lengths: Tensor
+    response_lengths: Tensor
+
+    @classmethod
+    def from_lists(cls, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Sequences:
+        """Pad with 0, which no computation looks at."""
+        rows = [torch.tensor([*p, *r], dtype=torch.long) for p, r in zip(prompts, responses, strict=True)]
+        return cls(
+            tokens=torch.nn.utils.rnn.pad_sequence(rows, batch_first=True),
+            prompt_lengths=torch.tensor([len(p) for p in prompts]),
+            response_lengths=torch.tensor([len(r) for r in responses]),
+        )
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    @property
+    def lengths(self) -> Tensor:
+        """[B] prompt and response together."""
+        return self.prompt_lengths + self.response_lengths
+
+    @property
+    def response_mask(self) -> Tensor:
+        """[B, R] True on response tokens, R the longest response."""
+        width = int(self.response_lengths.max()) if len(self) else 0
+        return torch.arange(width, device=self.tokens.device) < self.response_lengths.unsqueeze(1)
+
+    def select(self, rows: Tensor) -> Sequences:
+        """Some of the rows, cut to the longest of them."""
+        lengths = self.lengths[rows]
+        return Sequences(
+            tokens=self.tokens[rows, : int(lengths.max()) if len(lengths) else 0],
+            prompt_lengths=self.prompt_lengths[rows],
+            response_lengths=self.response_lengths[rows],
+        )
+
+    def to(self, device: torch.device) -> Sequences:
+        return Sequences(self.tokens.to(device), self.prompt_lengths.to(device), self.response_lengths.to(device))
+
+    def micro_batches(self, token_budget: int) -> Iterator[Tensor]:
+        """Rows in groups of similar length, each at most `token_budget` tokens once padded (or one row)."""
+        lengths = self.lengths.tolist()
+        group: list[int] = []
+        for row in sorted(range(len(self)), key=lambda row: lengths[row], reverse=True):
+            # Longest first, so the first row of a group is its width.
+            if group and (len(group) + 1) * lengths[group[0]] > token_budget:
+                yield torch.tensor(group, device=self.tokens.device)
+                group = []
+            group.append(row)
+        if group:
+            yield torch.tensor(group, device=self.tokens.device)

@@ -1,0 +1,55 @@
+"""A recipe's section as transformers' training arguments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorarlhf.config import Stage, SupervisedConfig, TrainingConfig
+from lorarlhf.errors import UserError
+
+
+def training_arguments(config: TrainingConfig, stage: Stage, folder: Path, seed: int) -> dict[str, Any]:
+    """Arguments that every stage passes to `transformers.TrainingArguments`.
+
+    Raises:
+        UserError: an optimiser that needs CUDA where there is none.
+    """
+    if not torch.cuda.is_available() and ("8bit" in config.optim or "paged" in config.optim):
+        raise UserError(f"{stage}.optim: {config.optim} needs a CUDA GPU; use --set {stage}.optim=adamw_torch")
+    return {
+        "output_dir": str(folder),
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": config.lr_scheduler_type,
+        "warmup_steps": config.warmup_steps,
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.max_grad_norm,
+        "optim": config.optim,
+        "save_total_limit": config.save_total_limit,
+        "report_to": config.report_to or "none",
+        "seed": seed,
+        "disable_tqdm": True,
+        "logging_nan_inf_filter": False,
+        "gradient_checkpointing": False,  # the backbone does it, so that recomputation keeps its role
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "remove_unused_columns": False,
+    }
+
+
+def supervised_arguments(
+    config: SupervisedConfig, stage: Stage, folder: Path, seed: int, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Arguments of the stages that go through a data set in epochs; `dtype` is what the backbone computes in."""
+    return {
+        **training_arguments(config, stage, folder, seed),
+        "per_device_train_batch_size": config.per_device_train_batch_size,
+        "per_device_eval_batch_size": config.per_device_eval_batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "num_train_epochs": config.num_train_epochs,
+        "max_steps": config.max_steps,
+        "logging_steps": config.logging_steps,
+        "save_steps": config.save_steps,
+        "bf16": dtype == torch.bfloat16,
+    }

@@ -1,0 +1,158 @@
+"""The reward model: TRL's RewardTrainer on the shared backbone's reward role."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PrinterCallback
+from trl import RewardConfig as TRLRewardConfig
+from trl import RewardTrainer
+
+from lorarlhf.backbone import SharedBackbone
+from lorarlhf.base_model import load_backbone
+from lorarlhf.config import Recipe, RewardConfig
+from lorarlhf.data.examples import Split, load_preferences, load_scored
+from lorarlhf.data.tokenize import Tokenized, tokenize_preferences, tokenize_scored
+from lorarlhf.errors import UserError
+from lorarlhf.evaluation.reward_model import longer_wins, preference_metrics, regression_metrics, score_tokens
+from lorarlhf.memory import peak_memory_bytes
+from lorarlhf.run import Run
+from lorarlhf.training.arguments import supervised_arguments
+from lorarlhf.training.checkpoint import RoleCheckpoints, resume_point
+from lorarlhf.training.objectives import bradley_terry_loss, regression_loss
+from lorarlhf.training.progress import StageProgress
+
+
+def train_reward(
+    recipe: Recipe, run: Run, resume: bool = False, backbone: SharedBackbone | None = None
+) -> dict[str, Any]:
+    """Train, evaluate on held-out data and save the reward adapter; return what `summary.json` holds.
+
+    Args:
+        backbone: one that is loaded already; it gains the reward role. None loads the recipe's model.
+    """
+    start = time.perf_counter()
+    config = recipe.reward
+    folder = run.stage("reward")
+    checkpoint = resume_point(folder, resume)
+    backbone = backbone or load_backbone(recipe.model, recipe.data.chat_template)
+    train, test = _examples(recipe, backbone, "train"), _examples(recipe, backbone, "test")
+    torch.manual_seed(recipe.seed)
+    backbone.attach("reward", recipe.lora.for_role("reward"))
+    backbone.reward_head.reset_parameters()
+    backbone.train_roles("reward")
+    trainer = RewardModelTrainer(backbone, config, train.dataset, folder, recipe.seed)
+    trainer.add_callback(StageProgress("reward", folder, resume))
+    run.write_recipe(recipe)
+    with backbone.role("reward"):
+        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    summary = {
+        "objective": config.objective,
+        **_evaluate(backbone, config, test.dataset),
+        "train_loss": result.training_loss,
+        "train_examples": len(train.dataset),
+        "eval_examples": len(test.dataset),
+        "dropped_too_long": train.dropped + test.dropped,
+        "steps": result.global_step,
+        "seconds": time.perf_counter() - start,
+        "peak_memory_gb": peak_memory_bytes() / 1e9,
+    }
+    backbone.train_roles()
+    backbone.save_role("reward", folder)
+    backbone.tokenizer.save_pretrained(folder)
+    run.write_summary("reward", summary)
+    return summary
+
+
+class RewardModelTrainer(RoleCheckpoints, RewardTrainer):
+    """TRL's RewardTrainer with label smoothing and regression, on a backbone's `sequence_classifier`."""
+
+    def __init__(self, backbone: SharedBackbone, config: RewardConfig, train: Dataset, folder: Path, seed: int) -> None:
+        self.backbone = backbone
+        self.config = config
+        if config.objective == "bradley_terry" and not config.use_margin and "margin" in train.column_names:
+            train = train.remove_columns("margin")
+        if config.use_margin and "margin" not in train.column_names:
+            raise UserError("reward.use_margin: not every row of data.preferences has a margin; set it to false")
+        super().__init__(
+            model=backbone.sequence_classifier(),
+            args=TRLRewardConfig(
+                **supervised_arguments(config, "reward", folder, seed, backbone.compute_dtype), max_length=None
+            ),
+            data_collator=None
+            if config.objective == "bradley_terry"
+            else ScoredCollator(backbone.tokenizer.pad_token_id),
+            train_dataset=train,
+            processing_class=backbone.tokenizer,
+        )
+        backbone.train_roles("reward")
+        self.remove_callback(PrinterCallback)
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        """The rows are tokenised already, as PPO will see them."""
+        return dataset
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+        scores = outputs.logits.squeeze(-1)
+        metrics: dict[str, list[float]] = self._metrics["train" if model.training else "eval"]
+        if self.config.objective == "regression":
+            loss = regression_loss(scores, inputs["score"])
+        else:
+            chosen, rejected = scores.chunk(2)
+            loss = bradley_terry_loss(
+                chosen,
+                rejected,
+                inputs.get("margin"),
+                self.config.label_smoothing,
+                self.config.center_rewards_coefficient,
+            )
+            metrics["accuracy"].append((chosen > rejected).float().mean().item())
+            metrics["margin"].append((chosen - rejected).mean().item())
+        metrics["mean_reward"].append(scores.mean().item())
+        return (loss, outputs) if return_outputs else loss
+
+
+class ScoredCollator:
+    """Right-pad rated sequences into a batch."""
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        batch: dict[str, list[Tensor]] = defaultdict(list)
+        for row in rows:
+            batch["input_ids"].append(torch.tensor(row["input_ids"]))
+            batch["attention_mask"].append(torch.ones(len(row["input_ids"]), dtype=torch.long))
+        pad = torch.nn.utils.rnn.pad_sequence
+        return {
+            "input_ids": pad(batch["input_ids"], batch_first=True, padding_value=self.pad_token_id),
+            "attention_mask": pad(batch["attention_mask"], batch_first=True),
+            "score": torch.tensor([row["score"] for row in rows], dtype=torch.float32),
+        }
+
+
+def _examples(recipe: Recipe, backbone: SharedBackbone, split: Split) -> Tokenized:
+    if recipe.reward.objective == "regression":
+        scored = load_scored(recipe.data, split)
+        return tokenize_scored(scored.rows, backbone.tokenizer, recipe.data.max_length)
+    pairs = load_preferences(recipe.data, split)
+    return tokenize_preferences(pairs.rows, backbone.tokenizer, recipe.data.max_length)
+
+
+def _evaluate(backbone: SharedBackbone, config: RewardConfig, test: Dataset) -> dict[str, float]:
+    if not len(test):
+        return {}
+    if config.objective == "regression":
+        return regression_metrics(score_tokens(backbone, test["input_ids"]), torch.tensor(test["score"]))
+    chosen, rejected = list(test["chosen_ids"]), list(test["rejected_ids"])
+    metrics = preference_metrics(score_tokens(backbone, chosen), score_tokens(backbone, rejected))
+    return {**metrics, "longer_wins_accuracy": longer_wins(chosen, rejected)}

@@ -1,0 +1,91 @@
+"""Supervised fine-tuning: TRL's SFTTrainer on the shared backbone's policy role."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PrinterCallback
+from trl import SFTConfig as TRLSFTConfig
+from trl import SFTTrainer
+
+from lorarlhf.backbone import SharedBackbone
+from lorarlhf.base_model import load_backbone
+from lorarlhf.config import Recipe, SFTConfig
+from lorarlhf.data.examples import Split, load_demonstrations
+from lorarlhf.data.tokenize import Tokenized, tokenize_demonstrations
+from lorarlhf.memory import peak_memory_bytes
+from lorarlhf.run import Run
+from lorarlhf.training.arguments import supervised_arguments
+from lorarlhf.training.checkpoint import RoleCheckpoints, resume_point
+from lorarlhf.training.progress import StageProgress
+
+
+def train_sft(recipe: Recipe, run: Run, resume: bool = False, backbone: SharedBackbone | None = None) -> dict[str, Any]:
+    """Train, evaluate and save the policy's adapter; the loss counts the response alone. Returns the summary."""
+    start = time.perf_counter()
+    folder = run.stage("sft")
+    checkpoint = resume_point(folder, resume)
+    backbone = backbone or load_backbone(recipe.model, recipe.data.chat_template)
+    train, test = (
+        tokenize_demonstrations(
+            load_demonstrations(recipe.data, split).rows, backbone.tokenizer, recipe.data.max_length
+        )
+        for split in ("train", "test")
+    )
+    torch.manual_seed(recipe.seed)
+    backbone.attach("policy", recipe.lora.for_role("policy"))
+    trainer = PolicySFTTrainer(backbone, recipe.sft, train.dataset, test.dataset, folder, recipe.seed)
+    trainer.add_callback(StageProgress("sft", folder, resume))
+    run.write_recipe(recipe)
+    with backbone.role("policy"):
+        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        metrics = trainer.evaluate()
+    summary = {
+        "train_loss": result.training_loss,
+        "eval_loss": metrics["eval_loss"],
+        "eval_perplexity": math.exp(metrics["eval_loss"]),
+        "train_examples": len(train.dataset),
+        "eval_examples": len(test.dataset),
+        "dropped_too_long": train.dropped + test.dropped,
+        "steps": result.global_step,
+        "seconds": time.perf_counter() - start,
+        "peak_memory_gb": peak_memory_bytes() / 1e9,
+    }
+    backbone.train_roles()
+    backbone.save_role("policy", folder)
+    backbone.tokenizer.save_pretrained(folder)
+    run.write_summary("sft", summary)
+    return summary
+
+
+def _examples(recipe: Recipe, backbone: SharedBackbone, split: Split) -> Tokenized:
+    rows = load_demonstrations(recipe.data, split).rows
+    return tokenize_demonstrations(rows, backbone.tokenizer, recipe.data.max_length)
+
+
+class PolicySFTTrainer(RoleCheckpoints, SFTTrainer):
+    """TRL's SFTTrainer on tokenised prompt-completion rows."""
+
+    def __init__(
+        self, backbone: SharedBackbone, config: SFTConfig, train: Dataset, test: Dataset, folder: Path, seed: int
+    ) -> None:
+        self.backbone = backbone
+        backbone.train_roles("policy")
+        super().__init__(
+            model=backbone.peft_model,  # type: ignore[arg-type]  # attached by the caller
+            args=TRLSFTConfig(
+                **supervised_arguments(config, "sft", folder, seed, backbone.compute_dtype),
+                max_length=None,
+                completion_only_loss=True,
+            ),
+            train_dataset=train,
+            eval_dataset=test,
+            processing_class=backbone.tokenizer,
+        )
+        backbone.train_roles("policy")  # TRL has cast the adapter to bfloat16: back to float32
+        self.remove_callback(PrinterCallback)

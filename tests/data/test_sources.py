@@ -1,0 +1,166 @@
+"""Rows from every kind of source, and what is said when one cannot be read."""
+
+import gzip
+import json
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from lorarlhf.data.rows import BadRow
+from lorarlhf.data.sources import is_path, iter_rows
+from lorarlhf.errors import UserError
+
+ROWS = [
+    {"prompt": "Why?", "chosen": 'Because, "so"\nit is.', "rejected": "No."},
+    {"prompt": "1", "chosen": "2", "rejected": "é"},
+]
+
+
+def read(source):
+    return list(iter_rows(str(source), "train"))
+
+
+def write(folder, name, content):
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def test_jsonl_counts_lines_and_skips_blank_ones(tmp_path):
+    path = write(tmp_path, "a.jsonl", json.dumps(ROWS[0]) + "\r\n\n  \n" + json.dumps(ROWS[1], ensure_ascii=False))
+    assert read(path) == [(f"{path}:1", ROWS[0]), (f"{path}:4", ROWS[1])]
+
+
+def test_jsonl_gz(tmp_path):
+    path = write(tmp_path, "a.jsonl.gz", gzip.compress(lines(ROWS).encode()))
+    assert read(path) == [(f"{path}:1", ROWS[0]), (f"{path}:2", ROWS[1])]
+
+
+@pytest.mark.parametrize("content", [ROWS, {"version": 1, "data": ROWS}])
+def test_json(tmp_path, content):
+    path = write(tmp_path, "a.json", json.dumps(content))
+    assert read(path) == [(f"{path}: row 1", ROWS[0]), (f"{path}: row 2", ROWS[1])]
+
+
+def test_csv_keeps_numbers_as_text_and_line_breaks_in_quotes(tmp_path):
+    long = "x" * 200_000
+    content = f'\ufeffprompt,chosen,rejected\r\nWhy?,"Because, ""so""\nit is.",No.\r\n1,2,é\r\n{long},a,b\r\n'
+    path = write(tmp_path, "a.csv", content)
+    assert read(path) == [
+        (f"{path}: row 1", ROWS[0]),
+        (f"{path}: row 2", ROWS[1]),
+        (f"{path}: row 3", {"prompt": long, "chosen": "a", "rejected": "b"}),
+    ]
+
+
+def test_parquet(tmp_path):
+    rows = [{"prompt": [{"role": "user", "content": str(i)}], "score": i / 2} for i in range(2500)]
+    path = tmp_path / "a.parquet"
+    pa.parquet.write_table(pa.Table.from_pylist(rows), path)
+    assert read(path) == [(f"{path}: row {i + 1}", row) for i, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "place", "reason"),
+    [
+        ("a.jsonl", b'{"a": 1}\n{"a": \n', ":2", "not valid JSON"),
+        ("a.jsonl", b'{"a": 1}\n[1, 2]\n', ":2", "not a JSON object"),
+        ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', ":2", "not UTF-8"),
+        ("a.json", b'[{"a": 1}, "text"]', ": row 2", "not a JSON object"),
+        ("a.csv", b"a,b\n1,2\n1,2,3\n", ": row 2", "more fields than the header"),
+    ],
+)
+def test_a_row_that_is_no_object_comes_as_a_bad_row_and_reading_goes_on(tmp_path, name, content, place, reason):
+    path = write(tmp_path, name, content)
+    (_, first), (location, bad) = read(path)
+    assert isinstance(first, dict)
+    assert location == f"{path}{place}"
+    assert isinstance(bad, BadRow)
+    assert reason in str(bad)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "a.json",
+            b'{"a": 1}\n{"a": 2}',
+            "a.json:2: not valid JSON (Extra data); a file with one object a line must end in .jsonl",
+        ),
+        ("a.json", b'[{"a": 1},\n{"a" 2}]', "a.json:2: not valid JSON"),
+        ("a.json", b'{"a": [1], "b": [2]}', "must hold a list of objects"),
+        ("a.json", b"\xff", "not UTF-8"),
+        ("a.jsonl.gz", b"plain", "cannot be read"),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 1000)[:-12], "cannot be read"),
+        ("a.parquet", b"plain", "not a valid parquet file"),
+        ("a.csv", b'a,b\n1,2\n1,"2\n', "a.csv:3: not valid CSV"),
+        ("a.tsv", b"a\tb\n", "unknown kind of file; use one of .jsonl, .jsonl.gz, .json, .csv, .parquet"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content, message):
+    path = write(tmp_path, name, content)
+    with pytest.raises(UserError) as raised:
+        read(path)
+    assert str(tmp_path) in str(raised.value)
+    assert message in str(raised.value)
+
+
+def test_a_missing_file_suggests_near_names(tmp_path):
+    write(tmp_path, "preferences.jsonl", "")
+    with pytest.raises(UserError, match=r"preference\.jsonl: no such file; did you mean preferences\.jsonl\?"):
+        read(tmp_path / "preference.jsonl")
+    with pytest.raises(UserError, match="no folder"):
+        read(tmp_path / "nowhere" / "preferences.jsonl")
+    with pytest.raises(UserError, match="is a folder"):
+        read(tmp_path)
+
+
+def test_what_is_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    assert all(map(is_path, ["missing.jsonl", "./x", "/x", "~/x", "../x", "a/b.parquet", "there"]))
+    assert not any(map(is_path, ["Anthropic/hh-rlhf", "imdb"]))
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub with one data set."""
+    splits = {"train": ROWS, "test": ROWS[:1]}
+
+    def load(name, split, streaming):
+        assert (name, streaming) == ("owner/pairs", True)
+        return iter(splits[split])
+
+    def names(name):
+        if name != "owner/pairs":
+            raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{name}' doesn't exist on the Hub")
+        return list(splits)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", names)
+
+
+@pytest.mark.usefixtures("hub")
+def test_hub():
+    assert list(iter_rows("owner/pairs", "test")) == [("owner/pairs (test): row 1", ROWS[0])]
+    with pytest.raises(UserError, match="no split 'validation', it has train, test"):
+        list(iter_rows("owner/pairs", "validation"))
+    with pytest.raises(UserError, match=r"owner/other: no such file, and no such data set on the Hub"):
+        list(iter_rows("owner/other", "train"))
+    with pytest.raises(UserError, match="neither a file nor the form of a Hub id"):
+        list(iter_rows("some file", "train"))
+
+
+def test_no_hub(monkeypatch):
+    def names(name):
+        raise ConnectionError("Couldn't reach it")
+
+    monkeypatch.setattr(datasets, "get_dataset_split_names", names)
+    with pytest.raises(UserError, match="the Hub cannot be reached"):
+        list(iter_rows("owner/pairs", "train"))
