@@ -62,6 +62,7 @@ def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     """
     x = torch.where(mask, x, 0.0)
     count, total = _sum_over_processes(torch.stack([mask.sum().to(x.dtype), x.sum()]))
+    count = count.clamp(min=1)
     mean = total / count
     centred = torch.where(mask, x - mean, 0.0)
     (squares,) = _sum_over_processes(centred.square().sum().unsqueeze(0))
