@@ -23,7 +23,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from lorarlhf.config import LoraShape, Role
 from lorarlhf.errors import UserError
-from lorarlhf.logprobs import chunked_logprobs
+from lorarlhf.logprobs import chunked_logprobs, rows_a_chunk
 from lorarlhf.sequences import Sequences
 
 SCORE_KEY = "base_model.model.score.weight"  # where PEFT keeps the head of a sequence classifier
@@ -63,7 +63,7 @@ class SharedBackbone(nn.Module):
         self.tokenizer = tokenizer
         self.compute_dtype = compute_dtype
         self.peft_model: PeftModel | None = None
-        hidden_size = causal_lm.config.get_text_config().hidden_size
+        hidden_size = causal_lm.get_output_embeddings().in_features  # not always the config's: OPT projects
         self.reward_head = ScalarHead(hidden_size, self.device)
         self.value_head = ScalarHead(hidden_size, self.device)
         self._role: Role = "reference"
@@ -95,31 +95,46 @@ class SharedBackbone(nn.Module):
         return set(self.peft_model.peft_config) if self.peft_model else set()
 
     def attach(self, role: Role, shape: LoraShape) -> None:
-        """Give a role a fresh adapter that changes nothing yet (B is 0), drawn from torch's random state."""
-        self._attach(
-            role,
-            PeftLoraConfig(
-                task_type=TaskType.CAUSAL_LM,
-                r=shape.r,
-                lora_alpha=shape.alpha,
-                target_modules=shape.target_modules,
-            ),
-        )
+        """Give a role a fresh adapter that changes nothing yet (B is 0), drawn from torch's random state.
 
-    def _attach(self, role: Role, config: PeftLoraConfig) -> None:
-        if self.peft_model is None:
-            self.peft_model = get_peft_model(self.causal_lm, config, adapter_name=role)
-        else:
-            self.peft_model.add_adapter(role, config)
+        Raises UserError where `target_modules` names no layer of the model, or its embedding or head.
+        """
+        config = PeftLoraConfig(
+            task_type=TaskType.CAUSAL_LM, r=shape.r, lora_alpha=shape.alpha, target_modules=shape.target_modules
+        )
+        self._attach(role, config, source="lora.target_modules")
+
+    def _attach(self, role: Role, config: PeftLoraConfig, source: object) -> None:
+        self._detach(role)
+        try:
+            if self.peft_model is None:
+                self.peft_model = get_peft_model(self.causal_lm, config, adapter_name=role)
+            else:
+                self.peft_model.add_adapter(role, config)
+        except ValueError as error:  # no such layers
+            raise UserError(f"{source}: {str(error).splitlines()[0]}") from error
+        ends = (self.causal_lm.get_input_embeddings(), self.causal_lm.get_output_embeddings())
+        if any(isinstance(module, LoraLayer) for module in ends):
+            raise UserError(f"{source}: the embedding and the language-model head take no adapter; leave them out")
         self._lora_layers = [module for module in self.causal_lm.modules() if isinstance(module, LoraLayer)]
         # PEFT activates and unfreezes what it adds (and may freeze the rest): state what trains anew.
         self._activate(self._role)
         self.train_roles(*self.trained_roles)
 
+    def _detach(self, role: Role) -> None:
+        if self.peft_model is None or role not in self.roles:
+            return
+        del self.peft_model.peft_config[role]
+        for layer in self._lora_layers:
+            for matrices in (layer.lora_A, layer.lora_B):
+                if role in matrices:
+                    del matrices[role]
+
     def copy_role(self, source: Role, target: Role) -> None:
         """Give `target` the same adapter, and head if both have one, as `source`, overwriting what it had."""
-        if target not in self.roles:
-            self._attach(target, self._peft_config(source))
+        config = self._peft_config(source)
+        if target not in self.roles or not _same_shape(config, self._peft_config(target)):
+            self._attach(target, config, source)
         for layer in self._lora_layers:
             for matrices in (layer.lora_A, layer.lora_B):
                 if source in matrices:
@@ -211,7 +226,8 @@ class SharedBackbone(nn.Module):
         """
         before, mask = self._states_before_tokens(role, sequences)
         targets = _response_tokens(sequences)[mask]
-        logprobs, entropy = chunked_logprobs(before[mask], targets, self.logits, temperature)
+        chunk = rows_a_chunk(self.causal_lm.get_output_embeddings().out_features)
+        logprobs, entropy = chunked_logprobs(before[mask], targets, self.logits, temperature, chunk)
         return _scatter(logprobs, mask), _scatter(entropy, mask)
 
     def values(self, sequences: Sequences) -> Tensor:
@@ -261,7 +277,8 @@ class SharedBackbone(nn.Module):
 
     def save_role(self, role: Role, folder: Path) -> None:
         """Write a role's adapter in plain PEFT format; reward and critic as sequence classification with their head."""
-        state = get_peft_model_state_dict(self.peft_model, adapter_name=role)
+        # False: PEFT would otherwise ask the Hub whether the embedding has been resized.
+        state = get_peft_model_state_dict(self.peft_model, adapter_name=role, save_embedding_layers=False)
         config = self._peft_config(role)
         config.inference_mode = True
         config.base_model_name_or_path = self.causal_lm.name_or_path
@@ -274,24 +291,23 @@ class SharedBackbone(nn.Module):
         config.save_pretrained(str(folder))
 
     def load_role(self, role: Role, folder: Path) -> None:
-        """Read what `save_role` (or plain PEFT) wrote. Raises UserError if it does not fit the base model."""
-        if role not in self.roles:
-            config = PeftLoraConfig.from_pretrained(str(folder))
-            config.task_type, config.modules_to_save, config.inference_mode = TaskType.CAUSAL_LM, None, False
-            self._attach(role, config)
-        state = load_file(folder / "adapter_model.safetensors")
+        """Read what `save_role` (or plain PEFT) wrote, in place of what the role had.
+
+        Raises UserError if it is no plain LoRA adapter or does not fit the base model.
+        """
+        config, state = _read_adapter(folder)
         score = state.pop(SCORE_KEY, None)
-        if role in HEAD_OF_ROLE:
-            if score is None:
-                raise UserError(
-                    f"{folder}: the adapter has no score head ({SCORE_KEY}); train one with lorarlhf reward"
-                )
-            self.head(role).weight.data.copy_(score)
+        if role in HEAD_OF_ROLE and score is None:
+            raise UserError(f"{folder}: the adapter has no score head ({SCORE_KEY}); train one with lorarlhf reward")
+        if role not in self.roles or not _same_shape(config, self._peft_config(role)):
+            self._attach(role, config, source=folder)
         try:
+            if role in HEAD_OF_ROLE:
+                self.head(role).load_state_dict({"weight": score})
             result: Any = set_peft_model_state_dict(self.peft_model, state, adapter_name=role)
             wrong = [*result.unexpected_keys, *(key for key in result.missing_keys if f".{role}." in key)]
         except RuntimeError as error:  # tensors of another shape
-            wrong = str(error).splitlines()
+            wrong = [str(error).splitlines()[-1].strip()]
         if wrong:
             base = self.causal_lm.name_or_path
             raise UserError(f"{folder}: the adapter was made for another model than {base}: {wrong[0]}")
@@ -308,6 +324,26 @@ class SharedBackbone(nn.Module):
                 f"model.name: {type(self.causal_lm).__name__} changes its logits after the language-model head in a "
                 "way lorarlhf does not know; choose another model"
             )
+
+
+def _read_adapter(folder: Path) -> tuple[PeftLoraConfig, dict[str, Tensor]]:
+    """Config, without dropout, and weights of a LoRA adapter that may come from elsewhere."""
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: no {name} there; give the folder of a PEFT adapter saved as safetensors")
+    config = PeftLoraConfig.from_pretrained(str(folder))
+    state = load_file(folder / "adapter_model.safetensors")
+    other = [key for key in state if key != SCORE_KEY and not key.endswith((".lora_A.weight", ".lora_B.weight"))]
+    if other:
+        raise UserError(f"{folder}: {other[0]} is more than the A and B of a plain LoRA adapter; merge it, or train anew")
+    config.task_type, config.modules_to_save, config.inference_mode = TaskType.CAUSAL_LM, None, False
+    config.lora_dropout = 0.0
+    return config, state
+
+
+def _same_shape(a: PeftLoraConfig, b: PeftLoraConfig) -> bool:
+    names = ("r", "lora_alpha", "target_modules", "use_rslora", "rank_pattern", "alpha_pattern")
+    return all(getattr(a, name) == getattr(b, name) for name in names)
 
 
 def _as_prompt(tokens: Tensor) -> Sequences:

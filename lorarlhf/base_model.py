@@ -45,11 +45,14 @@ def load_backbone(config: ModelConfig, chat_template: str | None = None) -> Shar
             revision=config.revision,
             dtype=dtype,
             quantization_config=_quantization(config, dtype),
-            attn_implementation=config.attn_implementation,
+            # Said out loud, sdpa is an error for families that have no such attention (Gemma 2).
+            attn_implementation=None if config.attn_implementation == "sdpa" else config.attn_implementation,
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
             device_map={"": device},
         )
+    if causal_lm.config._attn_implementation != config.attn_implementation:
+        logger.warning("this model has no sdpa attention: %s is used", causal_lm.config._attn_implementation)
     _keep_autograd_on_cpu(causal_lm)
     for choice in prepare_tokenizer(tokenizer, causal_lm.config.get_text_config().vocab_size, chat_template):
         logger.warning(choice)

@@ -207,6 +207,8 @@ class PPOConfig(TrainingConfig):
             raise ValueError(
                 f"batch_size {self.batch_size} must be a multiple of num_mini_batches {self.num_mini_batches}"
             )
+        if self.batch_size > self.kl_horizon:
+            raise ValueError(f"kl_horizon {self.kl_horizon} must be at least batch_size {self.batch_size}")
         return self
 
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+
+CHUNK_BYTES = 2**26
+
+
+def rows_a_chunk(vocabulary: int) -> int:
+    """Tokens whose float32 scores take 64 MiB; a chunk in training needs about ten times that."""
+    return max(1, CHUNK_BYTES // (4 * vocabulary))
 
 
 def chunked_logprobs(
@@ -31,13 +40,9 @@ def chunked_logprobs(
         entropy = -(logprobs.exp() * logprobs).sum(-1)
         return logprobs.gather(1, targets.unsqueeze(1)).squeeze(1), entropy
 
-    needs_grad = torch.is_grad_enabled() and hidden.requires_grad
-    pieces = [
-        checkpoint(one_chunk, h, t, use_reentrant=False) if needs_grad else one_chunk(h, t)
-        for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True)
-    ]
-    if not pieces or not len(targets):
-        empty = hidden.new_zeros(0, dtype=torch.float32)
-        return empty, empty
+    compute = one_chunk
+    if torch.is_grad_enabled():
+        compute = functools.partial(checkpoint, one_chunk, use_reentrant=False)
+    pieces = [compute(h, t) for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True)]
     logprobs, entropy = (torch.cat(column) for column in zip(*pieces, strict=True))
     return logprobs, entropy

@@ -24,16 +24,22 @@ def push_to_hub(folder: Path, repo_id: str, private: bool) -> str:
     The token is the one that `hf auth login` keeps or `HF_TOKEN` gives; nothing here reads or writes it.
 
     Raises:
-        UserError: no or wrong login, no network, or a name that the Hub refuses. `folder` stays as it is.
+        UserError: no or wrong login, no network, a name that the Hub refuses, or a repository that is public although
+            `private` is asked for. `folder` stays as it is.
     """
     api = HfApi()
     try:
         url = api.create_repo(repo_id, repo_type="model", private=private or None, exist_ok=True)
+        if private and not api.model_info(url.repo_id).private:
+            raise UserError(
+                f"--private: {url.repo_id} exists and is public, so nothing was uploaded; make it private in its "
+                f"settings, or give another name; the export is in {folder}"
+            )
         api.upload_folder(
             repo_id=url.repo_id, repo_type="model", folder_path=folder, commit_message="Export from lorarlhf"
         )
     except (HTTPError, LocalTokenNotFoundError, HFValidationError, OfflineModeIsEnabled) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"--push-to-hub {repo_id}: {reason}; {_remedy(error)}; the export is in {folder}") from error
     return str(url)
 
@@ -45,8 +51,8 @@ def _remedy(error: Exception) -> str:
         return "unset HF_HUB_OFFLINE"
     if isinstance(error, LocalTokenNotFoundError):
         return "run `hf auth login`"
+    if isinstance(error, HfHubHTTPError) and error.response.status_code in DENIED:
+        return "run `hf auth login` with a token that may write there"
     if isinstance(error, HfHubHTTPError):
-        if error.response.status_code in DENIED:
-            return "run `hf auth login` with a token that may write there"
-        return "the Hub refused"
+        return "the Hub refused it"
     return "check the network"

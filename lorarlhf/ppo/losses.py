@@ -38,7 +38,7 @@ def value_loss(
     Returns:
         losses [B, R], 0 at padding, and a mask [B, R] of the tokens whose value was clipped.
     """
-    clipped_values = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
+    clipped_values = values.clamp(old_values - cliprange_value, old_values + cliprange_value)
     unclipped = (values - returns).square()
     clipped = (clipped_values - returns).square()
     losses = torch.where(mask, 0.5 * torch.maximum(unclipped, clipped), 0.0)

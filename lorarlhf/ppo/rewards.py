@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import reprlib
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +19,8 @@ Scorer = Callable[[list[str], list[str]], Sequence[float]]
 
 def load_reward_functions(specs: Sequence[str | RewardFunction]) -> list[tuple[Scorer, float]]:
     """Import `package.module:function` entries of `ppo.reward_functions`, each with its weight."""
+    if specs and "" not in sys.path:
+        sys.path.insert(0, "")  # they may live in the current folder
     functions = []
     for spec in specs:
         entry = spec if isinstance(spec, RewardFunction) else RewardFunction(function=spec)
@@ -36,11 +40,16 @@ def function_scores(functions: Sequence[tuple[Scorer, float]], prompts: list[str
     """[B] weighted sum of the functions' scores. Raises UserError if one returns anything but B finite numbers."""
     total = torch.zeros(len(responses))
     for function, weight in functions:
-        scores = torch.as_tensor(function(prompts, responses), dtype=torch.float32)
-        if scores.shape != total.shape or not scores.isfinite().all():
+        returned = function(prompts, responses)
+        try:
+            scores = torch.as_tensor(returned, dtype=torch.float32, device=total.device)
+        except (TypeError, ValueError, RuntimeError):  # nothing that makes a tensor
+            scores = None
+        if scores is None or scores.shape != total.shape or not scores.isfinite().all():
+            name = getattr(function, "__qualname__", type(function).__qualname__)
             raise UserError(
-                f"ppo.reward_functions: {function.__module__}:{function.__name__} must return "
-                f"{len(responses)} finite numbers, one a response; it returned {scores.tolist()[:4]}..."
+                f"ppo.reward_functions: {function.__module__}:{name} must return {len(responses)} finite numbers, "
+                f"one a response; it returned {reprlib.repr(returned)}"
             )
         total += weight * scores
     return total

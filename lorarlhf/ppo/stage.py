@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -146,7 +145,6 @@ def _prompts(recipe: Recipe, backbone: SharedBackbone, split: Split) -> list[Pro
 
 def response_scorer(backbone: SharedBackbone, config: PPOConfig, functions: Sequence[Any]) -> Scorer:
     """Raw score [B] of each response: the reward model's, weighted, plus the functions'."""
-    sys.path.insert(0, "")  # reward functions may live in the current folder
 
     @torch.no_grad()
     def score(rollout: Rollout, batch: Sequence[PromptExample]) -> Tensor:

@@ -1,3 +1,6 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import ppo_reference as reference
 import pytest
 import torch
@@ -168,6 +171,36 @@ def test_whitening_ignores_padding(batch, garbage, shift_mean):
     assert_close(wide[:, : batch.width], clean)
     order = torch.tensor([3, 0, 6, 1, 5, 2, 4])
     assert_close(whiten(batch.advantages[order], batch.mask[order], shift_mean=shift_mean), clean[order])
+
+
+class TwoProcesses:
+    """Stands in for `torch.distributed` with two threads: real processes would take seconds to start."""
+
+    def __init__(self) -> None:
+        self.parts: list[Tensor] = []
+        self.total = torch.zeros(0)
+        self.all_here = threading.Barrier(2, action=self.add_up, timeout=20)
+
+    def add_up(self) -> None:
+        self.total = self.parts[0] + self.parts[1]
+        self.parts = []
+
+    def all_reduce(self, x: Tensor) -> None:
+        self.parts.append(x.clone())
+        self.all_here.wait()
+        x.copy_(self.total)
+
+
+@pytest.mark.parametrize("shift_mean", [True, False])
+def test_whitening_is_over_all_processes(batch, shift_mean, monkeypatch):
+    # Shares of unlike length and mean: whitening each by itself, or averaging their means, gives other numbers.
+    x, mask = batch.advantages + torch.arange(7.0)[:, None], batch.mask
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", TwoProcesses().all_reduce)
+    with ThreadPoolExecutor(2) as processes:
+        shares = processes.map(lambda rows: whiten(x[rows], mask[rows], shift_mean), [slice(0, 2), slice(2, 7)])
+    expected = reference.whiten(reference.ragged(x.tolist(), batch.lengths), shift_mean)
+    assert_close(torch.cat(list(shares)), tensor(expected, batch.width), atol=1e-5, rtol=1e-5)
 
 
 # Rewards of tokens

@@ -1,0 +1,96 @@
+"""The demo's recipe made small: a few rows of its files and a few short steps, a second or two a stage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lorarlhf.backbone import SharedBackbone
+from lorarlhf.base_model import load_backbone
+from lorarlhf.config import Recipe, Role
+from lorarlhf.recipes import load_recipe
+from lorarlhf.run import Run
+
+DEMO = Path(__file__).parents[1] / "data" / "demo"
+ROWS = {"sft": 40, "preferences": 40, "preferences_test": 12, "prompts": 20, "prompts_test": 8}
+SMALL = (
+    "ppo.iterations=2",
+    "ppo.batch_size=8",
+    "ppo.num_mini_batches=2",
+    "ppo.num_ppo_epochs=1",
+    "ppo.response_length=12",
+    "ppo.eval_prompts=4",
+    "data.test_size=0.2",
+    *(f"{stage}.max_steps=3" for stage in ("sft", "reward")),
+    *(f"{stage}.logging_steps=1" for stage in ("sft", "reward")),
+    *(f"{stage}.per_device_train_batch_size=4" for stage in ("sft", "reward")),
+)
+# What differs between two runs of the same thing.
+CLOCK = ("seconds", "tokens_per_second", "peak_memory_gb", "runtime", "per_second")
+
+
+def small_sets(folder: Path) -> list[str]:
+    """`--set` texts that turn the recipe `demo` into a small one, on files written into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sets = list(SMALL)
+    for key, rows in ROWS.items():
+        lines = (DEMO / f"{key}.jsonl").read_text(encoding="utf-8").splitlines()[:rows]
+        path = folder / f"{key}.jsonl"
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        sets.append(f"data.{key}={path}")
+    return sets
+
+
+def small_recipe(folder: Path, *sets: str) -> Recipe:
+    return load_recipe("demo", sets=[*small_sets(folder / "data"), *sets])
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def untimed(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of `metrics.jsonl`, or a summary, without what the clock and the machine have written into it."""
+    return {key: value for key, value in row.items() if not any(part in key for part in CLOCK)}
+
+
+def weights(backbone: SharedBackbone, role: Role) -> list[Tensor]:
+    """A copy of the role's adapter and head."""
+    return [parameter.detach().clone() for parameter in backbone.role_parameters(role)]
+
+
+def equal(left: list[Tensor], right: list[Tensor]) -> bool:
+    """Bit for bit."""
+    return len(left) == len(right) > 0 and all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+def save_random_adapter(recipe: Recipe, run: Run, stage: str) -> None:
+    """What a finished sft or reward stage leaves behind, with an adapter that does something."""
+    role: Role = "policy" if stage == "sft" else "reward"
+    backbone = load_backbone(recipe.model)
+    torch.manual_seed(17)
+    backbone.attach(role, recipe.lora.for_role(role))
+    with torch.no_grad():
+        for parameter in backbone.role_parameters(role):
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    backbone.save_role(role, run.path / stage)
+
+
+# Rewards from Python, as `demo_runs:short_is_good`.
+
+
+def short_is_good(prompts: list[str], responses: list[str]) -> list[float]:
+    return [-len(response) / 10 for response in responses]
+
+
+def letter_e(prompts: list[str], responses: list[str]) -> list[float]:
+    return [response.count("e") / 4 for response in responses]

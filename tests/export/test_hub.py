@@ -1,0 +1,110 @@
+"""Uploads, with the Hub's client replaced: what it is asked for, and what its errors become."""
+
+from types import SimpleNamespace
+
+import pytest
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+)
+
+from lorarlhf.errors import UserError
+from lorarlhf.export import hub
+
+
+class Url(str):
+    repo_id = "me/model"
+
+
+class FakeApi:
+    """Records its calls; raises `error` from the call named `failing`."""
+
+    def __init__(self, error=None, failing="create_repo", public=False):
+        self.error, self.failing, self.public = error, failing, public
+        self.calls = {}
+
+    def _called(self, name, **arguments):
+        self.calls[name] = arguments
+        if self.error is not None and name == self.failing:
+            raise self.error
+
+    def create_repo(self, repo_id, **arguments):
+        self._called("create_repo", repo_id=repo_id, **arguments)
+        return Url("https://huggingface.co/me/model")
+
+    def model_info(self, repo_id):
+        return SimpleNamespace(private=not self.public)
+
+    def upload_folder(self, **arguments):
+        self._called("upload_folder", **arguments)
+
+
+@pytest.fixture
+def api(monkeypatch):
+    def install(**options):
+        fake = FakeApi(**options)
+        monkeypatch.setattr(hub, "HfApi", lambda: fake)
+        return fake
+
+    return install
+
+
+def refused(status):
+    response = SimpleNamespace(status_code=status, headers={}, request=None)
+    return HfHubHTTPError(f"{status} Client Error", response=response)
+
+
+@pytest.mark.parametrize(("private", "sent"), [(True, True), (False, None)])
+def test_the_folder_goes_into_a_repository_made_for_it(api, tmp_path, private, sent):
+    fake = api(public=not private)
+    assert hub.push_to_hub(tmp_path, "model", private) == "https://huggingface.co/me/model"
+    assert fake.calls["create_repo"] == {
+        "repo_id": "model",
+        "repo_type": "model",
+        "private": sent,
+        "exist_ok": True,
+    }
+    upload = fake.calls["upload_folder"]
+    assert (upload["repo_id"], upload["folder_path"]) == ("me/model", tmp_path)
+    assert not any("token" in call for call in fake.calls.values())
+
+
+def test_nothing_private_goes_into_a_public_repository(api, tmp_path):
+    fake = api(public=True)
+    with pytest.raises(UserError, match="me/model exists and is public, so nothing was uploaded"):
+        hub.push_to_hub(tmp_path, "me/model", private=True)
+    assert "upload_folder" not in fake.calls
+
+
+@pytest.mark.parametrize("failing", ["create_repo", "upload_folder"])
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (refused(401), "run `hf auth login`"),
+        (refused(403), "run `hf auth login`"),
+        (refused(500), "the Hub refused"),
+        (LocalTokenNotFoundError("Token is required\nbut not found"), "run `hf auth login`"),
+        (OfflineModeIsEnabled("Cannot reach the Hub: offline mode"), "unset HF_HUB_OFFLINE"),
+        (HFValidationError("Repo id must be in the form ..."), "OWNER/NAME"),
+        (HTTPError("Connection refused"), "check the network"),
+        (HTTPError(""), "check the network"),
+    ],
+)
+def test_errors_are_one_line_with_a_remedy(api, tmp_path, error, remedy, failing):
+    api(error=error, failing=failing)
+    with pytest.raises(UserError) as caught:
+        hub.push_to_hub(tmp_path, "me/model", private=False)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith("--push-to-hub me/model: ")
+    assert remedy in message
+    assert str(tmp_path) in message
+
+
+def test_offline_it_fails_at_once_without_a_connection(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="unset HF_HUB_OFFLINE"):
+        hub.push_to_hub(tmp_path, "me/model", private=False)

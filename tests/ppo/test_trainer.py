@@ -1,0 +1,375 @@
+"""What PPO means here (DESIGN.md), held against the trainer as it runs."""
+
+import math
+from itertools import product
+
+import ppo_reference as reference
+import pytest
+import torch
+from demo_runs import equal, read_jsonl, small_recipe, weights
+
+from lorarlhf.base_model import load_backbone
+from lorarlhf.data.examples import load_prompts
+from lorarlhf.data.tokenize import tokenize_prompts
+from lorarlhf.ppo.trainer import PPOTrainer, is_due, prompt_rows
+from lorarlhf.training.progress import StageProgress
+
+
+def length_score(rollout, batch):
+    return -rollout.sequences.response_lengths.float() / 4
+
+
+@pytest.fixture
+def make_trainer(tmp_path):
+    """`make_trainer(*sets, score=..., scale=...)`: a trainer on a fresh backbone.
+
+    `scale` is how far the policy's adapter is from zero; the reference is a copy of it. The critic's never is at zero.
+    """
+
+    def make(*sets, score=length_score, scale=0.05):
+        recipe = small_recipe(tmp_path, "ppo.eval_every=0", "ppo.save_every=0", *sets)
+        backbone = load_backbone(recipe.model)
+        torch.manual_seed(1)
+        for role in ("policy", "critic", "reward"):
+            backbone.attach(role, recipe.lora.for_role(role))
+        randomise(backbone, scale, "policy")
+        randomise(backbone, 0.05, "critic", "reward")
+        backbone.copy_role("policy", "reference")
+        backbone.train_roles("policy", "critic")
+        train, test = (
+            tokenize_prompts(load_prompts(recipe.data, split).rows, backbone.tokenizer, recipe.data.max_prompt_length)[0]
+            for split in ("train", "test")
+        )
+        folder = tmp_path / "ppo"
+        progress = StageProgress("ppo", folder, resumed=False, total=recipe.ppo.iterations)
+        return PPOTrainer(backbone, recipe.ppo, train, test, score, folder, recipe.seed, callbacks=[progress])
+
+    return make
+
+
+@torch.no_grad()
+def randomise(backbone, scale, *roles):
+    for role in roles:
+        for parameter in backbone.role_parameters(role):
+            parameter.add_(scale * torch.randn_like(parameter))
+
+
+def rows_of(trainer):
+    return read_jsonl(trainer.folder / "metrics.jsonl")
+
+
+def gradients(trainer, experience):
+    """Loss and gradients of one training step, with no optimiser behind it."""
+    trainer.backbone.zero_grad()
+    loss = trainer.training_step(trainer.backbone, {"experience": experience, "last": False})
+    grads = {
+        role: [p.grad.clone() for p in trainer.backbone.role_parameters(role) if p.grad is not None]
+        for role in ("policy", "critic")
+    }
+    return loss.item(), grads
+
+
+# The first minibatch
+
+
+@pytest.mark.parametrize(("temperature", "recompute"), [(1.0, True), (0.6, True), (0.6, False), (1.7, False)])
+def test_kl_is_0_and_ratio_1_on_the_first_minibatch(make_trainer, temperature, recompute):
+    trainer = make_trainer(
+        "ppo.iterations=1",
+        "ppo.num_mini_batches=1",
+        f"ppo.temperature={temperature}",
+        f"ppo.recompute_logprobs={str(recompute).lower()}",
+    )
+    trainer.train()
+    (row,) = rows_of(trainer)
+    assert row["kl"] == pytest.approx(0, abs=0 if recompute else 1e-5)
+    assert row["approx_kl"] == pytest.approx(0, abs=1e-7)
+    assert row["clip_fraction"] == row["value_clip_fraction"] == 0
+    assert row["rollout_gap"] < 1e-5
+    assert row["policy_loss"] == pytest.approx(0, abs=1e-5)  # advantages are whitened, so their mean is 0
+
+
+def test_the_logged_numbers_are_those_of_the_rollout(make_trainer):
+    trainer = make_trainer("ppo.iterations=1")
+    trainer.train()
+    (row,) = rows_of(trainer)
+    rollout = trainer._sample([trainer.prompts[i] for i in prompt_rows(20, 8, 0, trainer.seed)], seed=0)
+    assert row["iteration"] == 1
+    assert row["step"] == 2
+    assert row["reward"] == pytest.approx(-row["response_length"] / 4)
+    assert 1 <= row["response_length"] <= 12
+    assert 0 <= row["finished"] <= 1
+    assert 0 < row["entropy"] < math.log(trainer.backbone.causal_lm.config.vocab_size)
+    assert len(rollout.sequences) == 8
+
+
+# Loss and gradients
+
+
+@pytest.fixture
+def off_policy(make_trainer):
+    """A trainer whose policy and critic have moved away from the experience they made: ratios are not 1."""
+
+    def make(*sets):
+        trainer = make_trainer("ppo.cliprange=0.1", "ppo.cliprange_value=0.05", *sets)
+        experience = trainer.make_experience()
+        torch.manual_seed(2)
+        randomise(trainer.backbone, 0.01, "policy", "critic")
+        return trainer, experience
+
+    return make
+
+
+def test_loss_against_the_slow_computation(off_policy):
+    trainer, experience = off_policy("ppo.vf_coef=0.7", "ppo.entropy_coef=0.3")
+    loss, _ = gradients(trainer, experience)
+    sequences, config = experience.sequences, trainer.config
+    with torch.no_grad():
+        now, entropy = trainer.backbone.logprobs("policy", sequences, config.temperature)
+        values = trainer.backbone.values(sequences)
+    tables = now, experience.logprobs, experience.advantages, values, experience.values, experience.returns, entropy
+    lengths = sequences.response_lengths.tolist()
+    policy, value, bonus = [], [], []
+    for rows in zip(*(reference.ragged(table.tolist(), lengths) for table in tables), strict=True):
+        for p, old_p, a, v, old_v, r, h in zip(*rows, strict=True):
+            policy.append(reference.policy_loss(p, old_p, a, config.cliprange))
+            value.append(reference.value_loss(v, old_v, r, config.cliprange_value))
+            bonus.append(h)
+    n = len(bonus)
+    expected = sum(x for x, _ in policy) / n + 0.7 * sum(x for x, _ in value) / n - 0.3 * sum(bonus) / n
+    assert loss == pytest.approx(expected, rel=1e-4)
+    clipped, value_clipped = sum(c for _, c in policy), sum(c for _, c in value)
+    assert clipped > 0
+    assert value_clipped > 0
+    assert trainer.update_stats["clip_fraction"] == pytest.approx([clipped / n])
+    assert trainer.update_stats["value_clip_fraction"] == pytest.approx([value_clipped / n])
+
+
+def test_micro_batches_of_any_size_give_the_same_gradients(off_policy):
+    trainer, experience = off_policy("ppo.entropy_coef=0.1", "ppo.micro_batch_tokens=100000")
+    loss, whole = gradients(trainer, experience)
+    lengths = experience.sequences.response_lengths
+    assert lengths.unique().numel() > 1, "responses of one length would prove nothing"
+    for budget in (1, 60, 100):
+        trainer.config = trainer.config.model_copy(update={"micro_batch_tokens": budget})
+        split_loss, split = gradients(trainer, experience)
+        assert split_loss == pytest.approx(loss, rel=1e-5)
+        for role in whole:
+            for a, b in zip(whole[role], split[role], strict=True):
+                torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-6 * a.abs().max().item())
+
+
+def test_only_policy_and_critic_get_gradients(off_policy):
+    trainer, experience = off_policy()
+    gradients(trainer, experience)
+    trained = {id(p) for role in ("policy", "critic") for p in trainer.backbone.role_parameters(role)}
+    for name, parameter in trainer.backbone.named_parameters():
+        assert (parameter.grad is not None) == (id(parameter) in trained) == parameter.requires_grad, name
+        assert parameter.grad is None or parameter.grad.abs().sum() > 0, name
+
+
+def test_entropy_bonus(off_policy):
+    """It lowers the loss by the mean entropy, pushes the policy only, and pushes it towards more entropy."""
+    trainer, experience = off_policy()
+    loss, without = gradients(trainer, experience)
+    trainer.config = trainer.config.model_copy(update={"entropy_coef": 0.5})
+    loss_with, with_bonus = gradients(trainer, experience)
+
+    def mean_entropy():
+        with torch.no_grad():
+            return trainer.backbone.logprobs("policy", experience.sequences)[1][experience.mask].mean().item()
+
+    assert loss - loss_with == pytest.approx(0.5 * mean_entropy(), rel=1e-4)
+    assert equal(without["critic"], with_bonus["critic"])
+    before = mean_entropy()
+    for p, a, b in zip(
+        trainer.backbone.role_parameters("policy"), with_bonus["policy"], without["policy"], strict=True
+    ):
+        p.data -= 0.5 * (a - b)
+    assert mean_entropy() > before
+
+
+# Whole runs
+
+
+def test_frozen_means_frozen(make_trainer):
+    trainer = make_trainer()
+    backbone = trainer.backbone
+    trained = {name for name, p in backbone.named_parameters() if p.requires_grad}
+    before = {name: x.clone() for name, x in backbone.state_dict().items() if isinstance(x, torch.Tensor)}
+    assert any("quant_state" in name for name in before), "the 4-bit weights' scales count too"
+    trainer.train()
+    changed = {name for name, x in before.items() if not torch.equal(x, backbone.state_dict()[name])}
+    assert changed == trained
+    assert {name.split(".")[-2] for name in trained if "lora" in name} == {"policy", "critic"}
+    assert {name for name in trained if "lora" not in name} == {"value_head.weight"}
+
+
+def test_critic_warmup_leaves_the_policy_untouched(make_trainer):
+    for warmup, policy_stays in [(2, True), (1, False)]:
+        trainer = make_trainer("ppo.iterations=2", f"ppo.critic_warmup_iterations={warmup}", "ppo.weight_decay=0.1")
+        before = {role: weights(trainer.backbone, role) for role in ("policy", "critic")}
+        trainer.train()
+        assert equal(before["policy"], weights(trainer.backbone, "policy")) == policy_stays
+        assert not equal(before["critic"], weights(trainer.backbone, "critic"))
+        assert ["policy_loss" in row for row in rows_of(trainer)] == [False, not policy_stays]
+
+
+def test_early_stop_ends_the_iteration_and_not_the_run(make_trainer):
+    sets = "ppo.iterations=3", "ppo.num_ppo_epochs=3", "ppo.learning_rate=0.01"
+    trainer = make_trainer(*sets, "ppo.early_stop_kl=1e-6")
+    trainer.train()
+    # The first minibatch of an iteration is on-policy, the second no longer is.
+    assert [(row["iteration"], row["step"]) for row in rows_of(trainer)] == [(1, 2), (2, 4), (3, 6)]
+    trainer = make_trainer(*sets, "ppo.early_stop_kl=1e6")
+    trainer.train()
+    assert [(row["iteration"], row["step"]) for row in rows_of(trainer)] == [(1, 6), (2, 12), (3, 18)]
+
+
+def test_adaptive_kl_follows_the_logged_kl(make_trainer):
+    sets = "ppo.iterations=4", "ppo.learning_rate=0.01", "ppo.kl_target=0.01", "ppo.kl_horizon=100"
+    trainer = make_trainer(*sets)
+    trainer.train()
+    rows = rows_of(trainer)
+    assert rows[0]["kl"] < 0.01 < rows[-1]["kl"], "below the target at first, above it later"
+    assert rows[1]["kl_coef"] < rows[0]["kl_coef"] == trainer.config.kl_coef
+    for i, row in enumerate(rows):
+        expected = reference.adaptive_kl(trainer.config.kl_coef, 0.01, 100, [(r["kl"], 8) for r in rows[:i]])
+        assert row["kl_coef"] == pytest.approx(expected)
+    assert rows[-1]["kl_coef"] > min(row["kl_coef"] for row in rows)
+
+
+def test_a_fixed_coefficient_stays(make_trainer):
+    trainer = make_trainer("ppo.learning_rate=0.01")
+    trainer.train()
+    assert {row["kl_coef"] for row in rows_of(trainer)} == {0.05}
+
+
+def test_normalized_clipped_and_penalised_rewards_are_what_ppo_sees(make_trainer, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "lorarlhf.ppo.trainer.build_experience",
+        lambda *args, real=PPOTrainer.make_experience.__globals__["build_experience"], **settings: (
+            seen.append(args[4]) or real(*args, **settings)
+        ),
+    )
+    trainer = make_trainer("ppo.normalize_reward=true", "ppo.reward_clip=1.2", "ppo.missing_eos_penalty=3.0")
+    rollouts = []
+
+    def score(rollout, batch):
+        rollouts.append(rollout)
+        return 100 + torch.arange(8.0)
+
+    trainer.score = score
+    trainer.make_experience()
+    x = torch.arange(8.0)
+    finished = rollouts[0].finished
+    assert 0 < finished.sum() < 8
+    expected = ((x - x.mean()) / x.std(correction=0)).clamp(-1.2, 1.2) - 3.0 * ~finished
+    torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-4)
+    assert trainer.stats["reward"] == 103.5  # what is logged is the raw score
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_policy_learns_what_is_rewarded(make_trainer, sign):
+    """Longer or shorter responses, as the reward says."""
+
+    def score(rollout, batch):
+        return sign * rollout.sequences.response_lengths.float() / 4
+
+    trainer = make_trainer(
+        "ppo.iterations=10",
+        "ppo.batch_size=32",
+        "ppo.num_ppo_epochs=4",
+        "ppo.response_length=20",
+        "ppo.learning_rate=3e-3",
+        "ppo.kl_coef=0.0",
+        score=score,
+        scale=0.0,
+    )
+    trainer.train()
+    lengths = [row["response_length"] for row in rows_of(trainer)]
+    assert sign * (sum(lengths[-3:]) - sum(lengths[:3])) / 3 > 1.0, lengths
+    assert rows_of(trainer)[-1]["reward"] == pytest.approx(sign * lengths[-1] / 4)
+
+
+def test_the_kl_penalty_holds_the_policy_back(make_trainer):
+    def final_kl(kl_coef):
+        trainer = make_trainer("ppo.iterations=5", "ppo.learning_rate=0.01", f"ppo.kl_coef={kl_coef}", scale=0.0)
+        trainer.train()
+        return rows_of(trainer)[-1]["kl"]
+
+    assert final_kl(5.0) < 0.5 * final_kl(0.0)
+
+
+# Evaluation
+
+
+def test_the_best_evaluation_is_kept(make_trainer):
+    scores = iter([1.0, 3.0, 2.0, 3.0])
+    trainer = make_trainer(score=lambda rollout, batch: torch.full((len(batch),), next(scores)))
+    kept = []
+    for iteration in range(4):
+        trainer.iteration = iteration
+        trainer.evaluate()
+        kept.append(weights(trainer.backbone, "policy"))
+        randomise(trainer.backbone, 0.01, "policy")
+    assert trainer.best["iteration"] == 1, "the first of equals"
+    trainer.backbone.load_role("policy", trainer.folder / "best")
+    assert equal(weights(trainer.backbone, "policy"), kept[1])
+    assert [row["eval_reward"] for row in trainer.evaluations] == [1.0, 3.0, 2.0, 3.0]
+
+
+def test_evaluation_is_on_held_out_prompts_with_samples(make_trainer):
+    trainer = make_trainer()
+    metrics = trainer.evaluate()
+    rows = read_jsonl(trainer.folder / "samples.jsonl")
+    assert [row["prompt"] for row in rows] == [example.prompt for example in trainer.eval_prompts]
+    assert len(rows) == trainer.config.eval_prompts == 4
+    trained_on = {str(example.prompt) for example in trainer.prompts}
+    assert not trained_on & {str(row["prompt"]) for row in rows}
+    assert metrics["eval_kl"] == pytest.approx(0, abs=1e-6)
+    assert metrics["eval_reward"] == pytest.approx(sum(row["reward"] for row in rows) / 4)
+    assert all(row["response"] for row in rows)
+
+
+def test_evaluation_repeats_itself_and_disturbs_nothing(make_trainer):
+    trainer = make_trainer()
+    state = torch.get_rng_state()
+    assert trainer.evaluate() == trainer.evaluate()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# Order of prompts and minibatches
+
+
+def test_each_epoch_of_an_iteration_sees_every_row_once_in_its_own_order(make_trainer, monkeypatch):
+    trainer = make_trainer("ppo.num_ppo_epochs=2", "ppo.num_mini_batches=4")
+
+    class Rows:
+        def select(self, rows):
+            return rows.tolist()
+
+    monkeypatch.setattr(trainer, "make_experience", Rows)
+    steps = []
+    for step in trainer.minibatches():
+        steps.append(step)
+        trainer.iteration += step["last"]
+    assert [step["last"] for step in steps] == 2 * ([False] * 7 + [True])
+    epochs = [sum((step["experience"] for step in steps[i : i + 4]), []) for i in range(0, 16, 4)]
+    assert all(sorted(epoch) == list(range(8)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+@pytest.mark.parametrize(("n_prompts", "batch_size"), [(10, 4), (3, 8), (5, 5)])
+def test_prompts_come_in_shuffled_epochs(n_prompts, batch_size):
+    stream = [row for i in range(n_prompts) for row in prompt_rows(n_prompts, batch_size, i, seed=7)]
+    epochs = [stream[i : i + n_prompts] for i in range(0, len(stream), n_prompts)]
+    assert all(sorted(epoch) == list(range(n_prompts)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+    assert stream != [row for i in range(n_prompts) for row in prompt_rows(n_prompts, batch_size, i, seed=8)]
+
+
+def test_due():
+    due = {(i, every) for i, every in product(range(1, 8), (0, 1, 3)) if is_due(i, every, is_last=i == 7)}
+    assert due == {(i, 1) for i in range(1, 8)} | {(3, 3), (6, 3), (7, 3)}

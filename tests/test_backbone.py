@@ -1,0 +1,552 @@
+"""One frozen base, four roles on it: what each computes, and what training may and may not touch."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import bitsandbytes as bnb
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from tiny_models import (
+    EOS,
+    PAD,
+    ROLES,
+    SHAPE,
+    VOCABULARY,
+    attach_all,
+    mixed_sequences,
+    randomise,
+    rows_of,
+    snapshot,
+)
+from torch import Tensor, nn
+from torch.testing import assert_close
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+)
+from transformers.pytorch_utils import Conv1D
+
+from lorarlhf.backbone import SharedBackbone
+from lorarlhf.config import LoraShape
+from lorarlhf.errors import UserError
+from lorarlhf.sequences import Sequences
+
+NF4 = BitsAndBytesConfig(
+    load_in_4bit=True,
+    bnb_4bit_quant_type="nf4",
+    bnb_4bit_use_double_quant=True,
+    bnb_4bit_compute_dtype=torch.float32,
+)
+
+
+def assert_identical(actual, expected) -> None:
+    assert_close(actual, expected, rtol=0, atol=0)
+
+
+def losses(backbone: SharedBackbone, sequences: Sequences) -> Tensor:
+    """A policy and a critic loss in which each token counts differently, so that a mix-up shows."""
+    logprobs, entropy = backbone("policy", sequences, 0.7)
+    values = backbone("critic", sequences)
+    weight = torch.linspace(-1.0, 2.0, logprobs.numel()).reshape(logprobs.shape)
+    return (weight * logprobs).sum() - 0.3 * entropy.sum() + (weight * values.square()).sum()
+
+
+def gradients(backbone: SharedBackbone) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in backbone.named_parameters() if p.grad is not None}
+
+
+def frozen_state(backbone: SharedBackbone) -> dict[str, Tensor]:
+    """Every tensor that is not the policy's or the critic's: weights, quantisation statistics, buffers, adapters."""
+    trained = (".policy.", ".critic.", "value_head")
+    return {key: t.clone() for key, t in backbone.state_dict().items() if not any(part in key for part in trained)}
+
+
+# The 4-bit base against its twin
+
+
+def dequantised_twin(backbone: SharedBackbone, twin: SharedBackbone) -> SharedBackbone:
+    """Write the weights that the 4-bit model stands for into an unquantised model; both without adapters."""
+    count = 0
+    for name, module in backbone.causal_lm.named_modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            weight = bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+            target = twin.causal_lm.get_submodule(name)
+            weight = weight.T if isinstance(target, Conv1D) else weight
+            with torch.no_grad():
+                assert (weight - target.weight).norm() < 0.15 * target.weight.norm()  # the same matrix, up to 4 bits
+                target.weight.copy_(weight)
+            count += 1
+    assert count
+    return twin
+
+
+def do_nothing(backbone: SharedBackbone, sequences: Sequences) -> None:
+    pass
+
+
+def evaluate(backbone: SharedBackbone, sequences: Sequences) -> None:
+    with torch.no_grad():
+        for role in ROLES:
+            backbone.logprobs(role, sequences)
+
+
+def generate(backbone: SharedBackbone, sequences: Sequences) -> None:
+    with backbone.role("policy"):
+        backbone.causal_lm.generate(sequences.tokens[:1, :3], max_new_tokens=3, do_sample=True)
+
+
+@pytest.mark.parametrize("before", [do_nothing, evaluate, generate])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])  # plain, with biases, with transposed weights
+def test_gradients_through_4_bit_equal_those_of_the_dequantised_twin(load_tiny, family, before):
+    backbone = load_tiny(family)
+    twin = dequantised_twin(backbone, load_tiny(family, quantization="none"))
+    sequences = mixed_sequences()
+    for model in (backbone, twin):
+        torch.manual_seed(1)
+        attach_all(model)
+        model.eval()
+        before(model, sequences)
+        model.train()
+        losses(model, sequences).backward()
+    assert_close(
+        backbone.hidden_states("policy", sequences), twin.hidden_states("policy", sequences), rtol=1e-4, atol=1e-4
+    )
+    expected = gradients(twin)
+    assert all(gradient.any() for gradient in expected.values())
+    assert_close(gradients(backbone), expected, rtol=1e-4, atol=1e-4)
+
+
+# What trains
+
+
+def expected_trained(backbone: SharedBackbone) -> set[str]:
+    """By PEFT's own names, not by what the backbone says belongs to a role."""
+    return {
+        name
+        for name, _ in backbone.named_parameters()
+        if ".policy." in name or ".critic." in name or name.startswith("value_head.")
+    }
+
+
+def requiring_grad(backbone: SharedBackbone) -> set[str]:
+    return {name for name, p in backbone.named_parameters() if p.requires_grad}
+
+
+def test_only_the_trained_roles_require_and_receive_gradients(load_tiny):
+    backbone = attach_all(load_tiny("llama"))
+    assert requiring_grad(backbone) == expected_trained(backbone)
+    losses(backbone.train(), mixed_sequences()).backward()
+    assert set(gradients(backbone)) == expected_trained(backbone)
+    assert all(gradient.any() for gradient in gradients(backbone).values())
+
+
+def test_nothing_frozen_changes_in_an_optimiser_step(load_tiny):
+    backbone = attach_all(load_tiny("llama"))
+    before = frozen_state(backbone)
+    trained = snapshot(p for p in backbone.parameters() if p.requires_grad)
+    optimiser = torch.optim.AdamW(backbone.parameters(), lr=1e-2, weight_decay=0.1)
+    for _ in range(2):
+        losses(backbone.train(), mixed_sequences()).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    assert any(".reward." in key for key in before)
+    assert any("absmax" in key for key in before)
+    assert_identical(frozen_state(backbone), before)
+    now = [p for p in backbone.parameters() if p.requires_grad]
+    assert all((new != old).any() for new, old in zip(now, trained, strict=True))
+
+
+def test_switching_roles_keeps_what_trains(load_tiny):
+    backbone = attach_all(load_tiny("llama"))
+    sequences = mixed_sequences()
+    for role in ROLES:
+        with backbone.role(role):
+            assert requiring_grad(backbone) == expected_trained(backbone)
+        backbone.hidden_states(role, sequences)
+        assert requiring_grad(backbone) == expected_trained(backbone)
+    backbone.scores(sequences)
+    backbone.values(sequences)
+    assert requiring_grad(backbone) == expected_trained(backbone)
+
+
+def test_roles_nest_and_end_with_their_block(load_tiny):
+    backbone = attach_all(load_tiny("llama"))
+    tokens = mixed_sequences().tokens
+
+    def out() -> Tensor:
+        return backbone.causal_lm(input_ids=tokens).logits
+
+    with backbone.role("policy"):
+        policy = out()
+        with backbone.role("critic"):
+            assert not torch.allclose(out(), policy, atol=1e-2)
+        assert_identical(out(), policy)
+        with pytest.raises(KeyError), backbone.role("reward"):
+            raise KeyError
+        assert_identical(out(), policy)
+
+
+def test_attaching_loading_and_copying_keep_what_trains(load_tiny, tmp_path):
+    backbone = load_tiny("llama")
+    backbone.attach("policy", SHAPE)
+    backbone.attach("critic", SHAPE)
+    backbone.save_role("critic", tmp_path)
+    backbone.train_roles("policy", "critic")
+    backbone.load_role("reward", tmp_path)
+    assert requiring_grad(backbone) == expected_trained(backbone)
+    backbone.copy_role("policy", "reference")
+    assert requiring_grad(backbone) == expected_trained(backbone)
+    backbone.attach("policy", LoraShape(r=2, alpha=2, target_modules="all-linear"))
+    assert requiring_grad(backbone) == expected_trained(backbone)
+    backbone.train_roles()
+    assert requiring_grad(backbone) == set()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+def test_checkpointing_changes_no_gradient_though_roles_switch_before_backward(load_tiny, family, compute_dtype):
+    sequences = mixed_sequences()
+    found = []
+    for checkpointing in (False, True):
+        backbone = attach_all(load_tiny(family, compute_dtype=compute_dtype))
+        if checkpointing:
+            backbone.enable_gradient_checkpointing()
+        layers = [m for m in backbone.causal_lm.modules() if type(m).__name__.endswith(("DecoderLayer", "Block"))]
+        calls = []
+        for layer in layers:
+            next(layer.children()).register_forward_hook(lambda *_: calls.append(1))
+        loss = losses(backbone.train(), sequences)  # policy's forward, critic's forward, then one backward
+        before_backward = len(calls)
+        with backbone.role("reward"):
+            loss.backward()
+        assert len(calls) == before_backward * (2 if checkpointing else 1)
+        found.append(gradients(backbone))
+    assert_identical(found[1], found[0])
+
+
+# What the roles compute
+
+
+def test_a_reference_without_adapter_is_the_bare_base(load_tiny):
+    backbone = load_tiny("llama")
+    sequences = mixed_sequences()
+    with torch.no_grad():
+        bare, _ = backbone.logprobs("reference", sequences)
+        backbone.attach("policy", SHAPE)
+        assert_identical(backbone.logprobs("policy", sequences)[0], bare)  # B is 0
+        randomise(backbone, "policy")
+        assert not torch.allclose(backbone.logprobs("policy", sequences)[0], bare, atol=1e-2)
+        assert_identical(backbone.logprobs("reference", sequences)[0], bare)
+
+
+def test_a_copy_starts_equal_and_stays_where_it_is(load_tiny):
+    backbone = load_tiny("llama")
+    backbone.attach("policy", SHAPE)
+    backbone.attach("reward", SHAPE)
+    randomise(backbone, "policy", "reward")
+    backbone.copy_role("policy", "reference")
+    backbone.copy_role("reward", "critic")
+    sequences = mixed_sequences()
+    with torch.no_grad():
+        start = backbone.logprobs("policy", sequences)
+        assert_identical(backbone.logprobs("reference", sequences), start)
+        values = backbone.values(sequences)
+        scores = backbone.scores(sequences)
+        assert_identical(backbone.value_head.weight, backbone.reward_head.weight)
+        randomise(backbone, "policy", "critic")
+        assert_identical(backbone.logprobs("reference", sequences), start)
+        assert_identical(backbone.scores(sequences), scores)
+        assert not torch.allclose(backbone.logprobs("policy", sequences)[0], start[0], atol=1e-2)
+        assert not torch.allclose(backbone.values(sequences), values, atol=1e-2)
+
+
+@pytest.mark.parametrize("shape", [LoraShape(r=2, alpha=8, target_modules="all-linear"), SHAPE])
+def test_copying_over_an_adapter_replaces_its_shape_too(load_tiny, shape):
+    backbone = load_tiny("llama")
+    backbone.attach("policy", LoraShape(r=SHAPE.r, alpha=32, target_modules=["q_proj", "v_proj"]))
+    backbone.attach("reference", shape)
+    randomise(backbone, "policy", "reference")
+    backbone.copy_role("policy", "reference")
+    sequences = mixed_sequences()
+    with torch.no_grad():
+        assert_identical(backbone.logprobs("reference", sequences), backbone.logprobs("policy", sequences))
+
+
+@pytest.fixture
+def saved(load_tiny, tmp_path) -> tuple[SharedBackbone, Path]:
+    """A backbone with four roles, and the folder that each is saved in under its name."""
+    backbone = attach_all(load_tiny("qwen2"))
+    for role in ROLES:
+        backbone.save_role(role, tmp_path / role)
+    return backbone.eval(), tmp_path
+
+
+def plain(folder: Path, auto=AutoModelForSequenceClassification, **options) -> PreTrainedModel:
+    """An adapter loaded the way anybody would, without this package."""
+    name = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    base = auto.from_pretrained(name, quantization_config=NF4, dtype=torch.float32, **options)
+    for module in base.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False  # some CPUs would compute in bfloat16, 1% off
+    return PeftModel.from_pretrained(base, str(folder)).eval()
+
+
+def plain_causal_lm(folder: Path) -> PreTrainedModel:
+    return plain(folder, AutoModelForCausalLM)
+
+
+def plain_classifier(folder: Path) -> PreTrainedModel:
+    return plain(folder, num_labels=1)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@torch.no_grad()
+def test_logprobs_and_entropy_equal_a_row_by_row_computation(saved, temperature):
+    backbone, folder = saved
+    sequences = mixed_sequences()
+    logprobs, entropy = backbone.logprobs("policy", sequences, temperature)
+    assert logprobs.dtype == entropy.dtype == torch.float32
+    model = plain_causal_lm(folder / "policy")
+    expected_logprobs, expected_entropy = torch.zeros(5, 6), torch.zeros(5, 6)
+    for row, (prompt, response) in enumerate(rows_of(sequences)):
+        logits = model(torch.tensor([prompt + response])).logits[0].tolist()
+        for position, token in enumerate(response):
+            scores = [score / temperature for score in logits[len(prompt) + position - 1]]
+            log_total = math.log(math.fsum(math.exp(score) for score in scores))
+            expected_logprobs[row, position] = scores[token] - log_total
+            expected_entropy[row, position] = math.fsum(math.exp(s - log_total) * (log_total - s) for s in scores)
+    assert_close(logprobs, expected_logprobs, rtol=1e-4, atol=1e-4)
+    assert_close(entropy, expected_entropy, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_values_equal_a_row_by_row_computation(saved):
+    backbone, folder = saved
+    sequences = mixed_sequences()
+    values = backbone.values(sequences)
+    assert values.dtype == torch.float32
+    model = plain_classifier(folder / "critic")
+    compared = 0
+    for row, (prompt, response) in enumerate(rows_of(sequences)):
+        assert not values[row, len(response) :].any()
+        for position in range(len(response)):  # the state before each token, as the last of a sequence
+            before = prompt + response[:position]
+            if before[-1] != PAD:  # plain transformers reads the score before trailing pads, real or not
+                expected = model(torch.tensor([before])).logits.item()
+                assert values[row, position].item() == pytest.approx(expected, rel=1e-4, abs=1e-4)
+                compared += 1
+    assert compared == 10
+
+
+@torch.no_grad()
+def test_scores_equal_a_row_by_row_computation(saved):
+    backbone, folder = saved
+    sequences = mixed_sequences()
+    scores = backbone.scores(sequences)
+    assert scores.dtype == torch.float32
+    model = plain_classifier(folder / "reward")
+    expected = torch.cat([model(torch.tensor([prompt + response])).logits[0] for prompt, response in rows_of(sequences)])
+    ends_with_pad = torch.tensor([(p + r)[-1] == PAD for p, r in rows_of(sequences)])
+    assert ends_with_pad.any()
+    assert_close(scores[~ends_with_pad], expected[~ends_with_pad], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(scores[ends_with_pad], expected[ends_with_pad], atol=1e-2)
+
+
+@torch.no_grad()
+def test_plain_peft_scores_a_padded_batch_as_training_saw_it(saved):
+    """Pad differs from eos, so sequence classification finds the eos that ends each response."""
+    backbone, folder = saved
+    rows = [[5, 6, 7, EOS], [9, EOS, 8, 8, 8, EOS], [4, EOS]]
+    batch = backbone.tokenizer.pad({"input_ids": rows}, return_tensors="pt", padding_side="right")
+    expected = backbone.scores(Sequences.from_lists([row[:1] for row in rows], [row[1:] for row in rows]))
+    assert_close(plain_classifier(folder / "reward")(**batch).logits.squeeze(-1), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_no_response_at_all(load_tiny):
+    backbone = attach_all(load_tiny("llama"))
+    sequences = Sequences.from_lists([[5, 6], [7]], [[], []])
+    logprobs, entropy = backbone.logprobs("policy", sequences)
+    values = backbone.values(sequences)
+    assert logprobs.shape == entropy.shape == values.shape == (2, 0)
+    (logprobs.sum() + values.sum()).backward()  # a minibatch of empty responses must not stop training
+
+
+def test_sequence_classifier_is_the_backbone_under_another_name(load_tiny):
+    backbone = attach_all(load_tiny("qwen2"))
+    classifier = backbone.sequence_classifier()
+    own = {tensor.data_ptr() for tensor in backbone.parameters()}
+    assert {tensor.data_ptr() for tensor in classifier.parameters()} <= own
+    assert classifier.score is backbone.reward_head
+    rows = [[5, 6, 7, EOS], [9, EOS, 8, 8, 8, EOS], [4, EOS]]
+    batch = backbone.tokenizer.pad({"input_ids": rows}, return_tensors="pt", padding_side="right")
+    expected = backbone.scores(Sequences.from_lists(rows, [[], [], []]))
+    with backbone.role("reward"):
+        assert_close(classifier(**batch).logits.squeeze(-1), expected, rtol=1e-5, atol=1e-5)
+    assert requiring_grad(backbone) == expected_trained(backbone)
+
+
+# Files
+
+
+@pytest.mark.parametrize("role", ROLES)
+@torch.no_grad()
+def test_a_saved_role_computes_the_same_when_loaded(saved, load_tiny, role):
+    backbone, folder = saved
+    fresh = load_tiny("qwen2")
+    fresh.load_role("policy", folder / "policy")  # beside another adapter
+    fresh.load_role(role, folder / role)
+    sequences = mixed_sequences()
+    assert_identical(fresh.hidden_states(role, sequences), backbone.hidden_states(role, sequences))
+    if role == "reward":
+        assert_identical(fresh.scores(sequences), backbone.scores(sequences))
+    if role == "critic":
+        assert_identical(fresh.values(sequences), backbone.values(sequences))
+
+
+@torch.no_grad()
+def test_loading_replaces_an_adapter_of_another_shape(saved, load_tiny):
+    backbone, folder = saved
+    fresh = load_tiny("qwen2")
+    fresh.attach("policy", LoraShape(r=SHAPE.r, alpha=1, target_modules=["q_proj"]))  # another scale: no shape differs
+    fresh.load_role("policy", folder / "policy")
+    sequences = mixed_sequences()
+    assert_identical(fresh.logprobs("policy", sequences), backbone.logprobs("policy", sequences))
+
+
+def test_saving_asks_the_hub_nothing(saved, monkeypatch):
+    backbone, folder = saved
+    backbone.peft_model.peft_config["policy"].base_model_name_or_path = "someone/model"
+    asked = []
+    monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", lambda *a: asked.append(a))
+    backbone.save_role("policy", folder / "again")
+    assert not asked
+
+
+def test_dropout_of_an_adapter_from_elsewhere_is_off(load_tiny, tiny_model, tmp_path):
+    base = AutoModelForCausalLM.from_pretrained(tiny_model("llama"))
+    config = LoraConfig(
+        r=4, lora_dropout=0.5, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False
+    )
+    get_peft_model(base, config).save_pretrained(tmp_path)
+    backbone = load_tiny("llama")
+    backbone.load_role("policy", tmp_path)
+    sequences = mixed_sequences()
+    with torch.no_grad():
+        expected, _ = backbone.eval().logprobs("policy", sequences)
+        assert_identical(backbone.train().logprobs("policy", sequences)[0], expected)
+        assert not torch.allclose(backbone.logprobs("reference", sequences)[0], expected, atol=1e-2)
+
+
+def rewrite(folder: Path, change) -> None:
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file(change(tensors), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+SCORE = "base_model.model.score.weight"
+DAMAGE = {
+    "no score head": lambda t: {k: v for k, v in t.items() if k != SCORE},
+    "made for another model": lambda t: {k: v for k, v in t.items() if ".layers.1." not in k},
+    "made for another": lambda t: t | {k.replace(".layers.1.", ".layers.2."): v.clone() for k, v in t.items()},
+    "size mismatch for": lambda t: {k: v[:, :-1].contiguous() if "q_proj.lora_A" in k else v for k, v in t.items()},
+    "size mismatch for weight": lambda t: t | {SCORE: torch.ones(1, 65)},
+    "more than the A and B": lambda t: t | {"base_model.model.lm_head.weight": torch.ones(2, 2)},
+}
+
+
+@pytest.mark.parametrize("message", DAMAGE)
+def test_an_adapter_that_does_not_fit_is_refused(saved, load_tiny, message):
+    _, folder = saved
+    rewrite(folder / "reward", DAMAGE[message])
+    with pytest.raises(UserError, match=message) as error:
+        load_tiny("qwen2").load_role("reward", folder / "reward")
+    assert str(folder / "reward") in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_adapter_of_another_family_is_refused(saved, load_tiny):
+    _, folder = saved
+    with pytest.raises(UserError, match=r"reward: .*not found in the base model"):
+        load_tiny("gpt2").load_role("reward", folder / "reward")
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_folder_that_holds_no_adapter_is_refused(saved, load_tiny, name):
+    _, folder = saved
+    (folder / "reward" / name).unlink()
+    with pytest.raises(UserError, match=f"no {name} there"):
+        load_tiny("qwen2").load_role("reward", folder / "reward")
+
+
+@pytest.mark.parametrize(
+    ("modules", "message"),
+    [(["query"], "not found in the base model"), (["q_proj", "lm_head"], "head"), (["embed_tokens"], "embedding")],
+)
+def test_target_modules_that_cannot_be_are_refused(load_tiny, modules, message):
+    with pytest.raises(UserError, match=rf"lora\.target_modules: .*{message}"):
+        load_tiny("llama").attach("policy", LoraShape(r=4, alpha=8, target_modules=modules))
+
+
+# Types
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8", "none"])
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+def test_every_quantisation_computes_close_to_the_full_model(load_tiny, quantization, compute_dtype):
+    backbone = load_tiny("qwen2", quantization=quantization, compute_dtype=compute_dtype)
+    full = load_tiny("qwen2", quantization="none", compute_dtype="float32")
+    sequences = mixed_sequences()
+    with torch.no_grad():
+        found, expected = (model.hidden_states("reference", sequences).float() for model in (backbone, full))
+    real = torch.arange(found.shape[1]) < sequences.lengths.unsqueeze(1)
+    limit = {"nf4": 0.4, "int8": 0.1, "none": 0.05}[quantization]
+    assert (found - expected)[real].norm() < limit * expected[real].norm()
+    attach_all(backbone)
+    losses(backbone.train(), sequences).backward()
+    assert {p.dtype for p in backbone.parameters() if p.requires_grad} == {torch.float32}
+    assert set(gradients(backbone)) == expected_trained(backbone)
+    assert all(gradient.isfinite().all() and gradient.any() for gradient in gradients(backbone).values())
+
+
+@torch.no_grad()
+def test_bfloat16_reduces_over_the_vocabulary_in_float32(load_tiny):
+    backbone = attach_all(load_tiny("llama", compute_dtype="bfloat16"))
+    sequences = mixed_sequences()
+    logprobs, _ = backbone.logprobs("policy", sequences)
+    hidden = backbone.hidden_states("policy", sequences)
+    assert hidden.dtype == torch.bfloat16
+    prompt, response = rows_of(sequences)[0]
+    logits = backbone.logits(hidden[0, len(prompt) - 1 :]).double()[: len(response)]
+    expected = logits.log_softmax(-1)[range(len(response)), response]
+    assert_close(logprobs[0], expected.float(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_family_that_scales_its_logits_is_refused(load_tiny):
+    with pytest.raises(UserError, match="Granite"):
+        load_tiny("granite")
+
+
+def test_stop_ids_are_those_of_tokenizer_and_generation_config(load_tiny):
+    backbone = load_tiny("llama")
+    assert backbone.stop_ids == [EOS]
+    backbone.causal_lm.generation_config.eos_token_id = [30, 7]
+    assert backbone.stop_ids == [EOS, 7, 30]
+    backbone.causal_lm.generation_config.eos_token_id = None
+    assert backbone.stop_ids == [EOS]
+
+
+def test_heads_start_as_the_paper_has_it(load_tiny):
+    """Stiennon et al. 2020: normal with variance 1 / (hidden size + 1)."""
+    backbone = load_tiny("llama")
+    for head in (backbone.reward_head, backbone.value_head):
+        assert isinstance(head, nn.Linear)
+        assert head.weight.shape == (1, 64)
+        assert head.weight.dtype == torch.float32
+        assert 0.6 < head.weight.std() * 65**0.5 < 1.4
+    assert VOCABULARY == backbone.causal_lm.config.vocab_size
