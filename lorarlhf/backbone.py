@@ -58,7 +58,6 @@ class SharedBackbone(nn.Module):
         self, causal_lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, compute_dtype: torch.dtype
     ) -> None:
         super().__init__()
-        causal_lm.requires_grad_(False)
         self.causal_lm = causal_lm
         self.tokenizer = tokenizer
         self.compute_dtype = compute_dtype
@@ -335,7 +334,9 @@ def _read_adapter(folder: Path) -> tuple[PeftLoraConfig, dict[str, Tensor]]:
     state = load_file(folder / "adapter_model.safetensors")
     other = [key for key in state if key != SCORE_KEY and not key.endswith((".lora_A.weight", ".lora_B.weight"))]
     if other:
-        raise UserError(f"{folder}: {other[0]} is more than the A and B of a plain LoRA adapter; merge it, or train anew")
+        raise UserError(
+            f"{folder}: {other[0]} is more than the A and B of a plain LoRA adapter; merge it, or train anew"
+        )
     config.task_type, config.modules_to_save, config.inference_mode = TaskType.CAUSAL_LM, None, False
     config.lora_dropout = 0.0
     return config, state

@@ -44,7 +44,7 @@ def load_backbone(config: ModelConfig, chat_template: str | None = None) -> Shar
             config=model_config,
             revision=config.revision,
             dtype=dtype,
-            quantization_config=_quantization(config, dtype),
+            quantization_config=quantization_config(config, dtype),
             # Said out loud, sdpa is an error for families that have no such attention (Gemma 2).
             attn_implementation=None if config.attn_implementation == "sdpa" else config.attn_implementation,
             trust_remote_code=config.trust_remote_code,
@@ -82,11 +82,15 @@ def compute_dtype(config: ModelConfig) -> torch.dtype:
     """bfloat16 where the hardware multiplies it faster than float32, unless the recipe says which."""
     if config.compute_dtype != "auto":
         return {"bfloat16": torch.bfloat16, "float32": torch.float32}[config.compute_dtype]
-    fast = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_amx_tile_supported()
+    if torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if fast else torch.float32
 
 
-def _quantization(config: ModelConfig, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+def quantization_config(config: ModelConfig, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """How bitsandbytes holds the weights (NF4: Dettmers et al. 2023), multiplied in `dtype`; None for 16 or 32 bits."""
     if config.quantization == "none":
         return None
     if config.quantization == "int8":

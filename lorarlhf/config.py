@@ -216,7 +216,7 @@ class ExportConfig(Section):
     """How a trained adapter leaves the run."""
 
     merge: bool = True
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     license: str | None = None
 
 

@@ -176,27 +176,36 @@ def test_switching_roles_keeps_what_trains(load_tiny):
     assert requiring_grad(backbone) == expected_trained(backbone)
 
 
+@torch.no_grad()
 def test_roles_nest_and_end_with_their_block(load_tiny):
-    backbone = attach_all(load_tiny("llama"))
+    backbone = load_tiny("llama")
     tokens = mixed_sequences().tokens
+    bare = backbone.causal_lm(input_ids=tokens).logits
+    for role in ("policy", "critic"):  # PEFT would make the first of them the active one
+        backbone.attach(role, SHAPE)
+        randomise(backbone, role)
 
     def out() -> Tensor:
         return backbone.causal_lm(input_ids=tokens).logits
 
+    assert_identical(out(), bare)
     with backbone.role("policy"):
         policy = out()
+        assert not torch.allclose(policy, bare, atol=1e-2)
         with backbone.role("critic"):
             assert not torch.allclose(out(), policy, atol=1e-2)
         assert_identical(out(), policy)
         with pytest.raises(KeyError), backbone.role("reward"):
             raise KeyError
         assert_identical(out(), policy)
+    assert_identical(out(), bare)
 
 
 def test_attaching_loading_and_copying_keep_what_trains(load_tiny, tmp_path):
     backbone = load_tiny("llama")
     backbone.attach("policy", SHAPE)
     backbone.attach("critic", SHAPE)
+    assert requiring_grad(backbone) == set()
     backbone.save_role("critic", tmp_path)
     backbone.train_roles("policy", "critic")
     backbone.load_role("reward", tmp_path)
@@ -209,6 +218,15 @@ def test_attaching_loading_and_copying_keep_what_trains(load_tiny, tmp_path):
     assert requiring_grad(backbone) == set()
 
 
+def layer_calls(backbone: SharedBackbone) -> list[nn.Module]:
+    """A list that grows by one whenever a decoder layer computes."""
+    calls: list[nn.Module] = []
+    for layer in backbone.causal_lm.modules():
+        if type(layer).__name__.endswith(("DecoderLayer", "Block")):
+            next(layer.children()).register_forward_hook(lambda module, *_: calls.append(module))
+    return calls
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
 @pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
 def test_checkpointing_changes_no_gradient_though_roles_switch_before_backward(load_tiny, family, compute_dtype):
@@ -218,15 +236,12 @@ def test_checkpointing_changes_no_gradient_though_roles_switch_before_backward(l
         backbone = attach_all(load_tiny(family, compute_dtype=compute_dtype))
         if checkpointing:
             backbone.enable_gradient_checkpointing()
-        layers = [m for m in backbone.causal_lm.modules() if type(m).__name__.endswith(("DecoderLayer", "Block"))]
-        calls = []
-        for layer in layers:
-            next(layer.children()).register_forward_hook(lambda *_: calls.append(1))
+        calls = layer_calls(backbone)
         loss = losses(backbone.train(), sequences)  # policy's forward, critic's forward, then one backward
         before_backward = len(calls)
         with backbone.role("reward"):
             loss.backward()
-        assert len(calls) == before_backward * (2 if checkpointing else 1)
+        assert len(calls) == before_backward * (2 if checkpointing else 1) > 0
         found.append(gradients(backbone))
     assert_identical(found[1], found[0])
 
@@ -352,7 +367,9 @@ def test_scores_equal_a_row_by_row_computation(saved):
     scores = backbone.scores(sequences)
     assert scores.dtype == torch.float32
     model = plain_classifier(folder / "reward")
-    expected = torch.cat([model(torch.tensor([prompt + response])).logits[0] for prompt, response in rows_of(sequences)])
+    expected = torch.cat(
+        [model(torch.tensor([prompt + response])).logits[0] for prompt, response in rows_of(sequences)]
+    )
     ends_with_pad = torch.tensor([(p + r)[-1] == PAD for p, r in rows_of(sequences)])
     assert ends_with_pad.any()
     assert_close(scores[~ends_with_pad], expected[~ends_with_pad], rtol=1e-4, atol=1e-4)
@@ -527,6 +544,25 @@ def test_bfloat16_reduces_over_the_vocabulary_in_float32(load_tiny):
     assert_close(logprobs[0], expected.float(), rtol=1e-5, atol=1e-5)
 
 
+def test_training_is_in_float32_whatever_a_trainer_has_cast_to(load_tiny):
+    """TRL casts adapters of quantised models to bfloat16."""
+    backbone = load_tiny("llama")
+    backbone.attach("policy", SHAPE)
+    for parameter in backbone.role_parameters("policy"):
+        parameter.data = parameter.data.bfloat16()
+    backbone.train_roles("policy")
+    assert {parameter.dtype for parameter in backbone.role_parameters("policy")} == {torch.float32}
+
+
+def test_heads_compute_in_float32_inside_a_trainers_autocast(load_tiny):
+    head = load_tiny("llama").reward_head
+    hidden = torch.randn(3, 64, dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        score = head(hidden)
+    assert score.dtype == torch.float32
+    assert_close(score.double(), hidden.double() @ head.weight.double().T, rtol=1e-5, atol=1e-5)
+
+
 def test_a_family_that_scales_its_logits_is_refused(load_tiny):
     with pytest.raises(UserError, match="Granite"):
         load_tiny("granite")
@@ -549,4 +585,4 @@ def test_heads_start_as_the_paper_has_it(load_tiny):
         assert head.weight.shape == (1, 64)
         assert head.weight.dtype == torch.float32
         assert 0.6 < head.weight.std() * 65**0.5 < 1.4
-    assert VOCABULARY == backbone.causal_lm.config.vocab_size
+    assert backbone.causal_lm.config.vocab_size == VOCABULARY

@@ -5,7 +5,7 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from lorarlhf.config import LoraConfig, LoraOverride, PPOConfig, Recipe, RewardConfig
+from lorarlhf.config import LoraConfig, LoraOverride, LoraShape, PPOConfig, Recipe, RewardConfig
 
 MODEL = {"model": {"name": "m"}}
 
@@ -76,8 +76,8 @@ def test_pairwise_options_need_pairs(option):
 
 def test_role_overrides_fall_back_to_lora():
     lora = LoraConfig(r=16, alpha=32, critic=LoraOverride(r=4))
-    assert lora.for_role("critic") == LoraOverride(r=4, alpha=32, target_modules="all-linear")
-    assert lora.for_role("policy") == LoraOverride(r=16, alpha=32, target_modules="all-linear")
+    assert lora.for_role("critic") == LoraShape(r=4, alpha=32, target_modules="all-linear")
+    assert lora.for_role("policy") == LoraShape(r=16, alpha=32, target_modules="all-linear")
 
 
 def test_sections_are_frozen():

@@ -16,6 +16,8 @@ from lorarlhf.cli.recipes import recipes_app
 from lorarlhf.cli.stages import ppo, reward, sft
 from lorarlhf.errors import UserError
 
+INTERRUPTED = 130  # what Typer makes of Ctrl-C
+
 app = typer.Typer(
     help="RLHF on one consumer GPU: reward model and PPO as LoRA adapters on one frozen 4-bit base model.",
     no_args_is_help=True,
@@ -52,7 +54,9 @@ def main() -> None:
         app()
     except UserError as error:
         _fail(str(error), 2, verbose)
-    except KeyboardInterrupt:
+    except SystemExit as ended:
+        if ended.code != INTERRUPTED:
+            raise
         _fail("stopped; run again with --resume to go on from the last checkpoint", 1, verbose)
     except Exception as error:  # the last stop: anything else becomes one line and exit 1
         _fail(_in_one_line(error), 1, verbose)

@@ -15,6 +15,7 @@ def quiet_libraries() -> None:
     warnings.simplefilter("ignore")
     logging.basicConfig(format="%(message)s", level=logging.ERROR)
     logging.getLogger("lorarlhf").setLevel(logging.INFO)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     if not sys.stderr.isatty():

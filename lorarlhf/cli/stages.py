@@ -45,10 +45,14 @@ def sft(
 
     quiet_libraries()
     summary = train_sft(resolved, Run(run_path), resume)
-    typer.echo(
-        f"sft: held-out loss {summary['eval_loss']:.3f}, perplexity {summary['eval_perplexity']:.2f} "
-        f"on {summary['eval_examples']} examples; adapter in {run_path / 'sft'}"
-    )
+    if summary["eval_examples"]:
+        result = (
+            f"held-out loss {summary['eval_loss']:.3f}, perplexity {summary['eval_perplexity']:.2f} "
+            f"on {summary['eval_examples']} examples"
+        )
+    else:
+        result = "no held-out examples"
+    typer.echo(f"sft: {result}; adapter in {run_path / 'sft'}")
 
 
 def reward(
@@ -71,14 +75,20 @@ def reward(
 
     quiet_libraries()
     summary = train_reward(resolved, Run(run_path), resume)
-    if resolved.reward.objective == "regression":
-        result = f"held-out error {summary['eval_loss']:.3f}, correlation {summary['eval_correlation']:.3f}"
+    if not summary["eval_examples"]:
+        result = "no held-out examples"
+    elif resolved.reward.objective == "regression":
+        result = (
+            f"held-out error {summary['eval_loss']:.3f}, correlation {summary['eval_correlation']:.3f} "
+            f"on {summary['eval_examples']} examples"
+        )
     else:
         result = (
             f"held-out accuracy {summary['eval_accuracy']:.1%} (preferring the longer: "
-            f"{summary['longer_wins_accuracy']:.1%}), margin {summary['eval_margin']:.2f}"
+            f"{summary['longer_wins_accuracy']:.1%}), margin {summary['eval_margin']:.2f} "
+            f"on {summary['eval_examples']} pairs"
         )
-    typer.echo(f"reward: {result} on {summary['eval_examples']} examples; adapter in {run_path / 'reward'}")
+    typer.echo(f"reward: {result}; adapter in {run_path / 'reward'}")
 
 
 def ppo(

@@ -21,8 +21,7 @@ from transformers import (
 )
 
 from lorarlhf import __version__
-from lorarlhf.base_model import _quantization as quantization_config
-from lorarlhf.base_model import compute_dtype, load_model_config
+from lorarlhf.base_model import compute_dtype, load_model_config, quantization_config
 from lorarlhf.config import ModelConfig, Recipe, Stage
 from lorarlhf.errors import UserError
 from lorarlhf.export.card import model_card, without_folders
@@ -96,7 +95,8 @@ def merged_model(
     A policy goes onto the full-precision base. A reward model goes onto the base it was trained on: quantised and
     dequantised again, because scores are compared with each other and with those of training. On the demo's reward
     model (NF4, computed in float32; scores spread by 1.2), the greatest change of a score is 2e-6 that way, 0.25 on the
-    full-precision base with 2% of all pairs swapped, and 0.02 if rounded to bfloat16.
+    full-precision base with 2% of all pairs swapped, and 0.02 if rounded to bfloat16. After int8, which rounds
+    activations as well, scores are close, not equal.
     """
     load_model_config(config)  # a wrong or missing model is one plain line
     if stage == "reward":

@@ -24,7 +24,8 @@ from lorarlhf.ppo.rewards import function_scores, load_reward_functions
 from lorarlhf.ppo.rollout import Rollout, response_texts
 from lorarlhf.ppo.trainer import PPOTrainer, Scorer
 from lorarlhf.run import Run
-from lorarlhf.training.checkpoint import resume_point
+from lorarlhf.training.arguments import check_optimizer
+from lorarlhf.training.checkpoint import last_checkpoint, move_aside
 from lorarlhf.training.progress import StageProgress
 
 
@@ -45,14 +46,23 @@ def train_ppo(
     """
     start = time.perf_counter()
     config = recipe.ppo
+    check_optimizer(config, "ppo")
     reward_folder = find_reward_adapter(config, run, reward)
     functions = load_reward_functions(config.reward_functions)
     folder = run.stage("ppo")
-    checkpoint = resume_point(folder, resume)
+    checkpoint = last_checkpoint(folder) if resume else None
     backbone = backbone or load_backbone(recipe.model, recipe.data.chat_template)
     prompts, eval_prompts = _prompts(recipe, backbone, "train"), _prompts(recipe, backbone, "test")
+    if config.eval_every and not eval_prompts:
+        raise UserError(
+            "ppo.eval_every: data.test_size 0 leaves no held-out prompts to evaluate on; raise it, set "
+            "data.prompts_test, or set ppo.eval_every to 0"
+        )
     torch.manual_seed(recipe.seed)
     attach_roles(backbone, recipe, run, reward_folder)
+    if not resume:
+        move_aside(folder)
+    progress = StageProgress("ppo", folder, resume, total=config.iterations)
     trainer = PPOTrainer(
         backbone,
         config,
@@ -61,12 +71,13 @@ def train_ppo(
         response_scorer(backbone, config, functions),
         folder,
         recipe.seed,
-        callbacks=[StageProgress("ppo", folder, resume, total=config.iterations)],
+        callbacks=[progress],
     )
     run.write_recipe(recipe)
-    if config.eval_every and checkpoint is None:
-        trainer.evaluate()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with progress:
+        if config.eval_every and checkpoint is None:
+            trainer.evaluate()
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.best:
         backbone.load_role("policy", folder / "best")
     backbone.train_roles()
@@ -135,6 +146,7 @@ def attach_roles(backbone: SharedBackbone, recipe: Recipe, run: Run, reward_fold
         backbone.copy_role("reward", "critic")
     else:
         backbone.attach("critic", recipe.lora.for_role("critic"))
+        backbone.value_head.reset_parameters()  # drawn anew, from the recipe's seed
     backbone.train_roles("policy", "critic")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -78,7 +79,7 @@ class PPOTrainer(RoleCheckpoints, Trainer):
         super().__init__(
             model=backbone,
             args=TrainingArguments(
-                **training_arguments(config, "ppo", folder, seed),
+                **training_arguments(config, folder, seed),
                 max_steps=config.iterations * config.num_ppo_epochs * config.num_mini_batches,
                 per_device_train_batch_size=config.batch_size // config.num_mini_batches,
                 save_strategy="no",  # _IterationBorders says when
@@ -295,16 +296,26 @@ class PPOTrainer(RoleCheckpoints, Trainer):
             "iteration": self.iteration,
             "kl_coef": self.kl_controller.value,
             "moments": asdict(self.moments),
+            "stats": self.stats,
             "evaluations": self.evaluations,
         }
-        (Path(output_dir or self.folder) / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+        folder = Path(output_dir or self.folder)
+        (folder / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+        if self.best:
+            shutil.copytree(self.folder / "best", folder / "best", dirs_exist_ok=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         state = json.loads((Path(resume_from_checkpoint) / STATE_FILE).read_text(encoding="utf-8"))
-        self.iteration, self.evaluations = state["iteration"], state["evaluations"]
+        self.iteration, self.stats, self.evaluations = state["iteration"], state["stats"], state["evaluations"]
         self.kl_controller.value = state["kl_coef"]
         self.moments = RunningMoments(**state["moments"])
+        if self.best:  # a later best is not to be kept, nor the samples that came with it
+            shutil.copytree(Path(resume_from_checkpoint) / "best", self.folder / "best", dirs_exist_ok=True)
+            path = self.folder / "samples.jsonl"
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if json.loads(line)["iteration"] <= self.iteration]
+            path.write_text("".join(kept), encoding="utf-8")
 
     @contextlib.contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

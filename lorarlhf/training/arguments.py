@@ -11,14 +11,14 @@ from lorarlhf.config import Stage, SupervisedConfig, TrainingConfig
 from lorarlhf.errors import UserError
 
 
-def training_arguments(config: TrainingConfig, stage: Stage, folder: Path, seed: int) -> dict[str, Any]:
-    """Arguments that every stage passes to `transformers.TrainingArguments`.
-
-    Raises:
-        UserError: an optimiser that needs CUDA where there is none.
-    """
+def check_optimizer(config: TrainingConfig, stage: Stage) -> None:
+    """Raise UserError if the optimiser needs CUDA and there is none."""
     if not torch.cuda.is_available() and ("8bit" in config.optim or "paged" in config.optim):
         raise UserError(f"{stage}.optim: {config.optim} needs a CUDA GPU; use --set {stage}.optim=adamw_torch")
+
+
+def training_arguments(config: TrainingConfig, folder: Path, seed: int) -> dict[str, Any]:
+    """Arguments that every stage passes to `transformers.TrainingArguments`."""
     return {
         "output_dir": str(folder),
         "learning_rate": config.learning_rate,
@@ -30,6 +30,7 @@ def training_arguments(config: TrainingConfig, stage: Stage, folder: Path, seed:
         "save_total_limit": config.save_total_limit,
         "report_to": config.report_to or "none",
         "seed": seed,
+        "use_cpu": not torch.cuda.is_available(),
         "disable_tqdm": True,
         "logging_nan_inf_filter": False,
         "gradient_checkpointing": False,  # the backbone does it, so that recomputation keeps its role
@@ -38,12 +39,10 @@ def training_arguments(config: TrainingConfig, stage: Stage, folder: Path, seed:
     }
 
 
-def supervised_arguments(
-    config: SupervisedConfig, stage: Stage, folder: Path, seed: int, dtype: torch.dtype
-) -> dict[str, Any]:
+def supervised_arguments(config: SupervisedConfig, folder: Path, seed: int, dtype: torch.dtype) -> dict[str, Any]:
     """Arguments of the stages that go through a data set in epochs; `dtype` is what the backbone computes in."""
     return {
-        **training_arguments(config, stage, folder, seed),
+        **training_arguments(config, folder, seed),
         "per_device_train_batch_size": config.per_device_train_batch_size,
         "per_device_eval_batch_size": config.per_device_eval_batch_size,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,

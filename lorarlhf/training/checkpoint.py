@@ -39,19 +39,21 @@ class RoleCheckpoints:
         """TRL's trainers write a card into every checkpoint; the export writes one that knows the run."""
 
 
-def resume_point(folder: Path, resume: bool) -> Path | None:
-    """The checkpoint to go on from. A fresh start moves what an earlier one left aside, to `folder.1` and so on.
+def last_checkpoint(folder: Path) -> Path:
+    """The checkpoint of a stage's folder to go on from.
 
     Raises:
-        UserError: there is nothing to resume.
+        UserError: there is none.
     """
     checkpoints = [p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
-    if resume and not checkpoints:
+    if not checkpoints:
         raise UserError(f"{folder}: no checkpoint to resume from; run again without --resume")
-    if resume:
-        return max(checkpoints, key=lambda p: int(p.name.split("-")[1]))
+    return max(checkpoints, key=lambda p: int(p.name.split("-")[1]))
+
+
+def move_aside(folder: Path) -> None:
+    """Make room for a fresh start: what an earlier one left is kept as `folder.1` and so on."""
     if folder.exists():
         numbered = (folder.with_name(f"{folder.name}.{n}") for n in itertools.count(1))
         aside = folder.rename(next(path for path in numbered if not path.exists()))
         logger.warning("%s held an earlier run; it is now %s", folder, aside)
-    return None

@@ -26,6 +26,8 @@ SHOWN: dict[Stage, dict[str, str]] = {
         "response_length": "length",
         "tokens_per_second": "tokens/s",
         "peak_memory_gb": "peak GB",
+        "eval_reward": "held-out reward",
+        "eval_kl": "held-out KL",
     },
 }
 ROWS_SHOWN = 8
@@ -71,13 +73,6 @@ class StageProgress(TrainerCallback):
         self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         done = max((row[self.unit] for row in kept), default=0)
         self.progress.reset(self.task, total=self.progress.tasks[0].total or state.max_steps, completed=done)
-        if self.console.is_terminal:
-            self.live.start()
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.stop()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.unit == "step":
@@ -94,14 +89,21 @@ class StageProgress(TrainerCallback):
         if not logs or "train_runtime" in logs:  # the trainer's closing statistics
             return
         row = {"step": state.global_step, **logs}
+        if self.unit == "iteration":  # ppo has no epochs; the trainer counts one all the same
+            row.pop("epoch", None)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if self.unit in row:
             self.progress.update(self.task, completed=row[self.unit])
         self._show(row)
 
-    def stop(self) -> None:
-        """Leave the last picture on the screen."""
+    def __enter__(self) -> StageProgress:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Leave the last picture on the screen, and give the cursor back whatever has happened."""
         if self.live.is_started:
             self.live.update(self._picture())
             self.live.stop()

@@ -23,8 +23,8 @@ from lorarlhf.errors import UserError
 from lorarlhf.evaluation.reward_model import longer_wins, preference_metrics, regression_metrics, score_tokens
 from lorarlhf.memory import peak_memory_bytes
 from lorarlhf.run import Run
-from lorarlhf.training.arguments import supervised_arguments
-from lorarlhf.training.checkpoint import RoleCheckpoints, resume_point
+from lorarlhf.training.arguments import check_optimizer, supervised_arguments
+from lorarlhf.training.checkpoint import RoleCheckpoints, last_checkpoint, move_aside
 from lorarlhf.training.objectives import bradley_terry_loss, regression_loss
 from lorarlhf.training.progress import StageProgress
 
@@ -39,18 +39,21 @@ def train_reward(
     """
     start = time.perf_counter()
     config = recipe.reward
+    check_optimizer(config, "reward")
     folder = run.stage("reward")
-    checkpoint = resume_point(folder, resume)
+    checkpoint = last_checkpoint(folder) if resume else None
     backbone = backbone or load_backbone(recipe.model, recipe.data.chat_template)
     train, test = _examples(recipe, backbone, "train"), _examples(recipe, backbone, "test")
     torch.manual_seed(recipe.seed)
     backbone.attach("reward", recipe.lora.for_role("reward"))
     backbone.reward_head.reset_parameters()
-    backbone.train_roles("reward")
+    if not resume:
+        move_aside(folder)
     trainer = RewardModelTrainer(backbone, config, train.dataset, folder, recipe.seed)
-    trainer.add_callback(StageProgress("reward", folder, resume))
+    progress = StageProgress("reward", folder, resume)
+    trainer.add_callback(progress)
     run.write_recipe(recipe)
-    with backbone.role("reward"):
+    with progress, backbone.role("reward"):
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     summary = {
         "objective": config.objective,
@@ -76,22 +79,21 @@ class RewardModelTrainer(RoleCheckpoints, RewardTrainer):
     def __init__(self, backbone: SharedBackbone, config: RewardConfig, train: Dataset, folder: Path, seed: int) -> None:
         self.backbone = backbone
         self.config = config
+        backbone.train_roles("reward")
+        if config.gradient_checkpointing:
+            backbone.enable_gradient_checkpointing()
         if config.objective == "bradley_terry" and not config.use_margin and "margin" in train.column_names:
             train = train.remove_columns("margin")
-        if config.use_margin and "margin" not in train.column_names:
-            raise UserError("reward.use_margin: not every row of data.preferences has a margin; set it to false")
         super().__init__(
             model=backbone.sequence_classifier(),
-            args=TRLRewardConfig(
-                **supervised_arguments(config, "reward", folder, seed, backbone.compute_dtype), max_length=None
-            ),
+            args=TRLRewardConfig(**supervised_arguments(config, folder, seed, backbone.compute_dtype), max_length=None),
             data_collator=None
             if config.objective == "bradley_terry"
             else ScoredCollator(backbone.tokenizer.pad_token_id),
             train_dataset=train,
             processing_class=backbone.tokenizer,
         )
-        backbone.train_roles("reward")
+        backbone.train_roles("reward")  # should TRL have cast the adapter: back to float32
         self.remove_callback(PrinterCallback)
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
@@ -145,6 +147,8 @@ def _examples(recipe: Recipe, backbone: SharedBackbone, split: Split) -> Tokeniz
         scored = load_scored(recipe.data, split)
         return tokenize_scored(scored.rows, backbone.tokenizer, recipe.data.max_length)
     pairs = load_preferences(recipe.data, split)
+    if recipe.reward.use_margin and split == "train" and any(pair.margin is None for pair in pairs.rows):
+        raise UserError("reward.use_margin: not every row of data.preferences has a margin; set it to false")
     return tokenize_preferences(pairs.rows, backbone.tokenizer, recipe.data.max_length)
 
 

@@ -20,35 +20,33 @@ from lorarlhf.data.examples import Split, load_demonstrations
 from lorarlhf.data.tokenize import Tokenized, tokenize_demonstrations
 from lorarlhf.memory import peak_memory_bytes
 from lorarlhf.run import Run
-from lorarlhf.training.arguments import supervised_arguments
-from lorarlhf.training.checkpoint import RoleCheckpoints, resume_point
+from lorarlhf.training.arguments import check_optimizer, supervised_arguments
+from lorarlhf.training.checkpoint import RoleCheckpoints, last_checkpoint, move_aside
 from lorarlhf.training.progress import StageProgress
 
 
 def train_sft(recipe: Recipe, run: Run, resume: bool = False, backbone: SharedBackbone | None = None) -> dict[str, Any]:
     """Train, evaluate and save the policy's adapter; the loss counts the response alone. Returns the summary."""
     start = time.perf_counter()
+    check_optimizer(recipe.sft, "sft")
     folder = run.stage("sft")
-    checkpoint = resume_point(folder, resume)
+    checkpoint = last_checkpoint(folder) if resume else None
     backbone = backbone or load_backbone(recipe.model, recipe.data.chat_template)
-    train, test = (
-        tokenize_demonstrations(
-            load_demonstrations(recipe.data, split).rows, backbone.tokenizer, recipe.data.max_length
-        )
-        for split in ("train", "test")
-    )
+    train, test = _examples(recipe, backbone, "train"), _examples(recipe, backbone, "test")
     torch.manual_seed(recipe.seed)
     backbone.attach("policy", recipe.lora.for_role("policy"))
+    if not resume:
+        move_aside(folder)
     trainer = PolicySFTTrainer(backbone, recipe.sft, train.dataset, test.dataset, folder, recipe.seed)
-    trainer.add_callback(StageProgress("sft", folder, resume))
+    progress = StageProgress("sft", folder, resume)
+    trainer.add_callback(progress)
     run.write_recipe(recipe)
-    with backbone.role("policy"):
+    with progress, backbone.role("policy"):
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        metrics = trainer.evaluate()
+        held_out = _held_out(trainer.evaluate()) if len(test.dataset) else {}
     summary = {
         "train_loss": result.training_loss,
-        "eval_loss": metrics["eval_loss"],
-        "eval_perplexity": math.exp(metrics["eval_loss"]),
+        **held_out,
         "train_examples": len(train.dataset),
         "eval_examples": len(test.dataset),
         "dropped_too_long": train.dropped + test.dropped,
@@ -68,6 +66,10 @@ def _examples(recipe: Recipe, backbone: SharedBackbone, split: Split) -> Tokeniz
     return tokenize_demonstrations(rows, backbone.tokenizer, recipe.data.max_length)
 
 
+def _held_out(metrics: dict[str, float]) -> dict[str, float]:
+    return {"eval_loss": metrics["eval_loss"], "eval_perplexity": math.exp(metrics["eval_loss"])}
+
+
 class PolicySFTTrainer(RoleCheckpoints, SFTTrainer):
     """TRL's SFTTrainer on tokenised prompt-completion rows."""
 
@@ -76,10 +78,12 @@ class PolicySFTTrainer(RoleCheckpoints, SFTTrainer):
     ) -> None:
         self.backbone = backbone
         backbone.train_roles("policy")
+        if config.gradient_checkpointing:
+            backbone.enable_gradient_checkpointing()
         super().__init__(
             model=backbone.peft_model,  # type: ignore[arg-type]  # attached by the caller
             args=TRLSFTConfig(
-                **supervised_arguments(config, "sft", folder, seed, backbone.compute_dtype),
+                **supervised_arguments(config, folder, seed, backbone.compute_dtype),
                 max_length=None,
                 completion_only_loss=True,
             ),

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def _make_run(path: Path, stages: Sequence[Stage], sets: Sequence[str] = ()) -> 
     torch.manual_seed(1)
     backbone = load_backbone(recipe.model)
     for stage in stages:
-        role = "reward" if stage == "reward" else "policy"
+        role: Literal["policy", "reward"] = "reward" if stage == "reward" else "policy"
         if role not in backbone.roles:
             backbone.attach(role, recipe.lora.for_role(role))
         for name, parameter in backbone.named_parameters():

@@ -1,6 +1,7 @@
 """Uploads, with the Hub's client replaced: what it is asked for, and what its errors become."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from huggingface_hub.errors import (
@@ -53,7 +54,7 @@ def api(monkeypatch):
 
 
 def refused(status):
-    response = SimpleNamespace(status_code=status, headers={}, request=None)
+    response: Any = SimpleNamespace(status_code=status, headers={}, request=None)
     return HfHubHTTPError(f"{status} Client Error", response=response)
 
 

@@ -46,9 +46,7 @@ def expected_experience(scored, settings):
         reference.advantages(r, v, settings["gamma"], settings["lam"])
         for r, v in zip(rewards, rows["values"], strict=True)
     ]
-    returns = [
-        [a + v for a, v in zip(*pair, strict=True)] for pair in zip(advantages, rows["values"], strict=True)
-    ]
+    returns = [[a + v for a, v in zip(*pair, strict=True)] for pair in zip(advantages, rows["values"], strict=True)]
     return advantages, returns, kl
 
 
