@@ -301,7 +301,7 @@ EVERYTHING = (
     "ppo.missing_eos_penalty=0.5",
     "ppo.eval_every=1",
 )
-BASE = ("ppo.iterations=4", "ppo.save_every=2", "ppo.eval_every=0", "ppo.num_ppo_epochs=2", FUNCTION)
+BASE = ("ppo.iterations=4", "ppo.save_every=2", "ppo.eval_every=0", FUNCTION)
 
 
 def outcome(run):
@@ -364,7 +364,7 @@ def test_one_seed_one_run(run, tmp_path):
     a, b, c = outcomes
     assert a == b
     assert a["tensors"] != c["tensors"]
-    assert a["rows"][0]["reward"] != c["rows"][0]["reward"]
+    assert a["rows"][0]["eval_reward"] != c["rows"][0]["eval_reward"]
 
 
 def test_resuming_a_finished_run_changes_nothing(run, tmp_path):
