@@ -217,8 +217,12 @@ class SharedBackbone(nn.Module):
         softcap = getattr(self.causal_lm.config.get_text_config(), "final_logit_softcapping", None)
         return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
-    def logprobs(self, role: Role, sequences: Sequences, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    def logprobs(
+        self, role: Role, sequences: Sequences, temperature: float = 1.0, entropy_grad: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """Log-probability of each response token, and entropy of the distribution it was drawn from.
+
+        With `entropy_grad` off, only the log-probabilities can be differentiated, for less.
 
         Returns:
             two [B, R] float32 tensors, 0 at padding.
@@ -226,7 +230,7 @@ class SharedBackbone(nn.Module):
         before, mask = self._states_before_tokens(role, sequences)
         targets = _response_tokens(sequences)[mask]
         chunk = rows_a_chunk(self.causal_lm.get_output_embeddings().out_features)
-        logprobs, entropy = chunked_logprobs(before[mask], targets, self.logits, temperature, chunk)
+        logprobs, entropy = chunked_logprobs(before[mask], targets, self.logits, temperature, chunk, entropy_grad)
         return _scatter(logprobs, mask), _scatter(entropy, mask)
 
     def values(self, sequences: Sequences) -> Tensor:
@@ -240,9 +244,13 @@ class SharedBackbone(nn.Module):
         rows = torch.arange(len(sequences), device=hidden.device)
         return self.reward_head(hidden[rows, sequences.lengths - 1]).squeeze(-1)
 
-    def forward(self, role: Role, sequences: Sequences, temperature: float = 1.0) -> Any:
+    def forward(
+        self, role: Role, sequences: Sequences, temperature: float = 1.0, entropy_grad: bool = True
+    ) -> Any:
         """What training needs of a role: `logprobs` of the policy, `values` of the critic."""
-        return self.values(sequences) if role == "critic" else self.logprobs(role, sequences, temperature)
+        if role == "critic":
+            return self.values(sequences)
+        return self.logprobs(role, sequences, temperature, entropy_grad)
 
     def _states_before_tokens(self, role: Role, sequences: Sequences) -> tuple[Tensor, Tensor]:
         """[B, R, H] the hidden state that predicts each response token, and the response mask."""

@@ -24,6 +24,7 @@ FunctionName = Annotated[str, AfterValidator(_names_a_function)]
 
 Role = Literal["policy", "reference", "reward", "critic"]
 Stage = Literal["sft", "reward", "ppo"]
+Column = Literal["prompt", "chosen", "rejected", "margin", "tie", "completion", "score", "messages"]
 
 
 class Section(BaseModel):
@@ -81,7 +82,8 @@ class LoraConfig(Section):
 
 
 class DataConfig(Section):
-    """Where examples come from. A source is a Hub id or a path to .jsonl, .jsonl.gz, .json, .csv or .parquet."""
+    """Where examples come from. A source is a Hub id, a path to .jsonl, .jsonl.gz, .json, .csv, .tsv or .parquet, or a
+    folder that `datasets` saved."""
 
     sft: str | None = None
     sft_test: str | None = None
@@ -96,6 +98,8 @@ class DataConfig(Section):
     max_prompt_length: PositiveInt = 512
     max_length: PositiveInt = 1024
     on_bad_row: Literal["error", "skip"] = "error"
+    ties: Literal["drop", "keep"] = "drop"
+    columns: dict[Column, str] = {}
 
 
 class TrainingConfig(Section):

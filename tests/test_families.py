@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import FAMILIES, SHAPE, randomise, snapshot
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lorarlhf.backbone import SharedBackbone
 from lorarlhf.base_model import load_backbone
@@ -28,7 +28,7 @@ def recipe(tmp_path) -> Recipe:
     data = tmp_path / "preferences.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return Recipe(
-        model=ModelConfig(name="set by the test", compute_dtype="float32"),
+        model=ModelConfig(name="the test sets it"),
         lora=LoraConfig(r=SHAPE.r, alpha=SHAPE.alpha),
         data=DataConfig(preferences=str(data), preferences_test=str(data)),
         reward=RewardConfig(
@@ -61,11 +61,14 @@ def assert_identical(actual, expected) -> None:
     assert_close(actual, expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_reward_ppo_and_export(family, recipe, tiny_model, tmp_path):
-    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": str(tiny_model(family))})})
+@pytest.mark.parametrize(
+    ("family", "compute_dtype"), [*((family, "float32") for family in FAMILIES), ("qwen2", "bfloat16")]
+)
+def test_reward_ppo_and_export(family, compute_dtype, recipe, tiny_model, tmp_path):
+    model = ModelConfig(name=str(tiny_model(family)), compute_dtype=compute_dtype)
+    recipe = recipe.model_copy(update={"model": model})
     run = Run(tmp_path / "run")
-    backbone = load_backbone(recipe.model)
+    backbone = load_backbone(model)
     base = base_tensors(backbone)
 
     train_reward(recipe, run, backbone=backbone)
@@ -93,15 +96,21 @@ def test_reward_ppo_and_export(family, recipe, tiny_model, tmp_path):
     assert abs(metrics["kl"]) < 1e-4
     assert metrics["approx_kl"] < 1e-6
     assert metrics["clip_fraction"] == 0
-    assert metrics["rollout_gap"] < 1e-3
+    assert metrics["rollout_gap"] < {"float32": 1e-3, "bfloat16": 0.1}[compute_dtype]
 
-    export_run(run, tmp_path / "export", "ppo", merge=True, dtype="float32")
-    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
-    full = load_backbone(recipe.model.model_copy(update={"quantization": "none"}))
+    # A policy is merged onto the unquantised base, a reward model onto the one it was trained on.
+    full = load_backbone(ModelConfig(name=model.name, quantization="none", compute_dtype="float32"))
     full.load_role("policy", run.stage("ppo"))
+    for stage in ("ppo", "reward"):
+        export_run(run, tmp_path / stage, stage, merge=True, dtype="float32")
     tokens = torch.randint(4, 30, (2, 11))
     sequences = Sequences(tokens, torch.tensor([5, 5]), torch.tensor([6, 6]))
     with torch.no_grad():
         expected = full.logits(full.hidden_states("policy", sequences))
-        assert_close(exported(input_ids=tokens).logits, expected, rtol=1e-4, atol=1e-4)
+        logits = AutoModelForCausalLM.from_pretrained(tmp_path / "ppo")(input_ids=tokens).logits
+        assert_close(logits, expected, rtol=1e-4, atol=1e-4)
         assert not torch.allclose(full.logits(full.hidden_states("reference", sequences)), expected, atol=0.1)
+        classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward")
+        scores = classifier(input_ids=tokens).logits.squeeze(-1)
+        limit = {"float32": 1e-4, "bfloat16": 2e-2}[compute_dtype]
+        assert_close(scores, backbone.scores(sequences), rtol=limit, atol=limit)

@@ -14,7 +14,8 @@ def demo(
 ) -> None:
     """Run the whole loop on a tiny model that ships here: reward model, PPO, evaluation, export. Takes minutes."""
     from lorarlhf.cli.quiet import quiet_libraries
-    from lorarlhf.demo.run import run_demo
 
     quiet_libraries()
+    from lorarlhf.demo.run import run_demo
+
     run_demo(output_dir, seed)

@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 
 from lorarlhf import __version__
+from lorarlhf.cli.collect import collect_app
+from lorarlhf.cli.data import data_app
 from lorarlhf.cli.demo import demo
 from lorarlhf.cli.export import export
 from lorarlhf.cli.recipes import recipes_app
@@ -26,6 +28,8 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.add_typer(recipes_app, name="recipes")
+app.add_typer(data_app, name="data")
+app.add_typer(collect_app, name="collect")
 for stage in (sft, reward, ppo):
     app.command()(stage)
 app.command()(export)

@@ -8,7 +8,7 @@ import warnings
 
 
 def quiet_libraries() -> None:
-    """Called by commands once they import torch and transformers."""
+    """Called by commands before they import anything that loads bitsandbytes, which warns as it is imported."""
     import datasets
     import transformers
 

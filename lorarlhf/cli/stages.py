@@ -40,10 +40,11 @@ def sft(
         _print_plan("sft", resolved, run_path, None)
         return
     from lorarlhf.cli.quiet import quiet_libraries
+
+    quiet_libraries()
     from lorarlhf.run import Run
     from lorarlhf.training.sft import train_sft
 
-    quiet_libraries()
     summary = train_sft(resolved, Run(run_path), resume)
     if summary["eval_examples"]:
         result = (
@@ -70,10 +71,11 @@ def reward(
         _print_plan("reward", resolved, run_path, None)
         return
     from lorarlhf.cli.quiet import quiet_libraries
+
+    quiet_libraries()
     from lorarlhf.run import Run
     from lorarlhf.training.reward import train_reward
 
-    quiet_libraries()
     summary = train_reward(resolved, Run(run_path), resume)
     if not summary["eval_examples"]:
         result = "no held-out examples"
@@ -109,10 +111,11 @@ def ppo(
         _print_plan("ppo", resolved, run_path, reward)
         return
     from lorarlhf.cli.quiet import quiet_libraries
+
+    quiet_libraries()
     from lorarlhf.ppo.stage import train_ppo
     from lorarlhf.run import Run
 
-    quiet_libraries()
     summary = train_ppo(resolved, Run(run_path), resume, reward)
     before, best = summary["before"], summary["best"]
     if best:

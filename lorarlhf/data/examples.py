@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Generic, Literal, TypeVar
 
 from lorarlhf.config import DataConfig
-from lorarlhf.data.formats import DEMONSTRATIONS, PREFERENCES, PROMPTS, SCORED, Format, UnknownColumns, recognise
-from lorarlhf.data.rows import BadRow, Demonstration, Preference, Prompt, Scored, prompt_text
-from lorarlhf.data.sources import Placed, hub_splits, is_path, iter_rows
+from lorarlhf.data.formats import DEMONSTRATIONS, PREFERENCES, PROMPTS, SCORED, Table
+from lorarlhf.data.reading import Reader
+from lorarlhf.data.rows import Demonstration, Preference, Prompt, Scored, prompt_text
+from lorarlhf.data.sources import iter_rows, splits_of
 from lorarlhf.errors import UserError
 
 T = TypeVar("T")
 Split = Literal["train", "test"]
 Key = Literal["sft", "preferences", "prompts"]
-
-_UNKNOWN_ROWS = 100  # so many rows without known columns, and the columns are at fault rather than the rows
 
 
 @dataclass(frozen=True)
@@ -32,10 +30,10 @@ class Loaded(Generic[T]):
 
 @dataclass(frozen=True)
 class Place:
-    """Where one split is found: a source, the split of it on the Hub, and the test of a prompt that keeps a row."""
+    """Where one split is found: a source, its split if it has several, and the test of a prompt that keeps a row."""
 
     source: str
-    hub_split: str
+    split: str
     keeps: Callable[[Prompt], bool]
 
 
@@ -45,6 +43,7 @@ def load_preferences(config: DataConfig, split: Split) -> Loaded[Preference]:
     Test rows come from `data.preferences_test` if it is set, else from `data.test_split` of a Hub data set that has it,
     else they are the `data.test_size` share of prompts picked by a hash: the same in every run, and no prompt in both
     parts. They are empty only where `data.test_size` is 0.
+    Ties are kept to train on if `data.ties` says so, never to test on: they have no right answer.
     """
     return _load(config, "preferences", split, PREFERENCES, lambda row: row.prompt)
 
@@ -78,26 +77,27 @@ def in_test_part(prompt: Prompt, test_size: float) -> bool:
     return int.from_bytes(digest, "big") < test_size * 2**64
 
 
-def _load(
-    config: DataConfig, key: Key, split: Split, formats: list[Format[T]], prompt_of: Callable[[T], Prompt]
-) -> Loaded[T]:
+def _load(config: DataConfig, key: Key, split: Split, table: Table[T], prompt_of: Callable[[T], Prompt]) -> Loaded[T]:
     place = _place(config, key, split)
-    skipped: Counter[str] = Counter()
+    reader = Reader(table, config.on_bad_row, config.columns)
     found = 0
     rows: list[T] = []
-    for row in _convert(iter_rows(place.source, place.hub_split), formats, config.on_bad_row, skipped):
+    for row in reader.read(iter_rows(place.source, place.split)):
+        if isinstance(row, Preference) and row.tie and (config.ties == "drop" or split == "test"):
+            reader.skipped["tie"] += 1
+            continue
         found += 1
         if place.keeps(prompt_of(row)):
             rows.append(row)
     if not found:
-        why = "; ".join(f"{reason} ({count})" for reason, count in skipped.most_common(3))
+        why = "; ".join(f"{reason} ({count})" for reason, count in reader.skipped.most_common(3))
         raise UserError(f"{place.source}: no usable row" + (f", all were skipped: {why}" if why else ", it is empty"))
     if not rows and (split == "train" or config.test_size > 0):
         raise UserError(
             f"{place.source}: none of {found} rows falls in the {split} part at data.test_size {config.test_size}; "
             f"change it, or set data.{key}_test"
         )
-    return Loaded(rows, place.source, dict(skipped))
+    return Loaded(rows, place.source, dict(reader.skipped))
 
 
 def _place(config: DataConfig, key: Key, split: Split) -> Place:
@@ -110,7 +110,7 @@ def _place(config: DataConfig, key: Key, split: Split) -> Place:
         raise UserError(f"data.{key} is not set{instead}; name a Hub id or a file there or with --dataset")
     if held_out:
         return Place(source, config.train_split, _keep_all)
-    if not is_path(source) and config.test_split in hub_splits(source):
+    if config.test_split in splits_of(source):
         return Place(source, config.train_split if split == "train" else config.test_split, _keep_all)
     wanted = split == "test"
     return Place(source, config.train_split, lambda prompt: in_test_part(prompt, config.test_size) == wanted)
@@ -118,30 +118,3 @@ def _place(config: DataConfig, key: Key, split: Split) -> Place:
 
 def _keep_all(prompt: Prompt) -> bool:
     return True
-
-
-def _convert(
-    rows: Iterable[Placed], formats: list[Format[T]], on_bad_row: Literal["error", "skip"], skipped: Counter[str]
-) -> Iterator[T]:
-    """Canonical rows. The first row that fits a format decides it for all; bad rows raise or are counted."""
-    form: Format[T] | None = None
-    unknown: list[str] = []
-    for location, row in rows:
-        try:
-            if isinstance(row, BadRow):
-                raise row
-            form = form or recognise(row, formats)
-            converted = form.convert(row)
-        except UnknownColumns as bad:
-            unknown.append(f"{location}: {bad}")
-            if on_bad_row == "error" or len(unknown) == _UNKNOWN_ROWS:
-                raise UserError(unknown[0]) from None
-            skipped["columns not recognised"] += 1
-        except BadRow as bad:
-            if on_bad_row == "error":
-                raise UserError(f"{location}: {bad}; fix the row or set data.on_bad_row: skip") from None
-            skipped[str(bad)] += 1
-        else:
-            yield converted
-    if form is None and unknown:
-        raise UserError(unknown[0])

@@ -18,12 +18,17 @@ class BadRow(Exception):  # noqa: N818 - what it is, as `StopIteration`
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """Two completions of one prompt, the first preferred, by `margin` if the data says how much."""
+    """Two completions of one prompt, the first preferred, by `margin` if the data says how much.
+
+    Of a tie neither is preferred, whatever the names say. `annotators` are who gave this answer, if named.
+    """
 
     prompt: Prompt
     chosen: Completion
     rejected: Completion
     margin: float | None = None
+    tie: bool = False
+    annotators: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,14 @@ def prompt_text(prompt: Prompt) -> str:
     if isinstance(prompt, str):
         return prompt
     return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
+def completion_text(completion: Completion) -> str:
+    """The whole completion for people to read; of several turns, each but the first names who speaks."""
+    if isinstance(completion, str):
+        return completion
+    first, *others = completion
+    return "\n".join([first["content"], *(f"{message['role']}: {message['content']}" for message in others)])
 
 
 def request_text(prompt: Prompt) -> str:

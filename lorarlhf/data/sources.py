@@ -1,4 +1,4 @@
-"""Rows, one by one, from a local file or a Hub data set, each with the place to name when it is at fault."""
+"""Rows, one by one, from a local file or folder or a Hub data set, each with the place to name when it is at fault."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,15 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 def iter_rows(source: str, split: str) -> Iterator[Placed]:
     """Yield `(location, row)` from a path or, where it is none, from `split` of the Hub data set of that name.
 
-    Files stream line by line, save .json, which is read whole. `location` is `prefs.jsonl:17`, or `prefs.csv: row 17`
-    in a form without lines of its own; both count from 1. Raises UserError if the source cannot be read.
+    Files stream line by line, save .json, which is read whole. A folder is one that `datasets` saved; `split` counts
+    there if it holds several. `location` is `prefs.jsonl:17`, or `prefs.csv: row 17` in a form without lines of its
+    own; both count from 1. Raises UserError if the source cannot be read.
     """
     if not is_path(source):
         yield from _hub(source, split)
+        return
+    if saved_folder(source):
+        yield from _saved(source, split)
         return
     path = existing_file(source)
     reader = next((read for ending, read in READERS.items() if path.name.endswith(ending)), None)
@@ -54,11 +59,27 @@ def existing_file(source: str) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
-        raise UserError(f"{source}: is a folder; name one file in it")
+        raise UserError(f"{source}: is a folder, and not one that `datasets` saved; name one file in it")
     if not path.parent.is_dir():
         raise UserError(f"{source}: no such file, and no folder {path.parent}; check the path")
     near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()])
     raise UserError(f"{source}: no such file; " + (f"did you mean {' or '.join(near)}?" if near else "check the path"))
+
+
+def saved_folder(source: str) -> Path | None:
+    """The folder a source names, if `save_to_disk` of `datasets` wrote it."""
+    path = Path(resolve_path(source))
+    marks = ("dataset_dict.json", "state.json")
+    return path if any((path / mark).is_file() for mark in marks) else None
+
+
+def splits_of(source: str) -> list[str]:
+    """Names of the splits of a Hub data set or saved folder; none where a source is a single file or table."""
+    folder = saved_folder(source)
+    if folder is None:
+        return [] if is_path(source) else hub_splits(source)
+    mark = folder / "dataset_dict.json"
+    return list(json.loads(mark.read_text(encoding="utf-8"))["splits"]) if mark.is_file() else []
 
 
 def hub_splits(source: str) -> list[str]:
@@ -80,7 +101,7 @@ def hub_splits(source: str) -> list[str]:
     except ConnectionError as error:
         raise UserError(
             f"{source}: no such file, and the Hub cannot be reached ({_first_line(error)}); "
-            "go online, or give a local .jsonl, .json, .csv or .parquet file"
+            "go online, or give a local file"
         ) from error
     except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: a data set that is a script
         raise UserError(f"{source}: `datasets` cannot read this Hub data set ({_first_line(error)})") from error
@@ -89,16 +110,33 @@ def hub_splits(source: str) -> list[str]:
 def _hub(source: str, split: str) -> Iterator[Placed]:
     import datasets
 
-    splits = hub_splits(source)
-    if split not in splits:
-        raise UserError(
-            f"{source}: no split {split!r}, it has {', '.join(splits)}; set data.train_split and data.test_split"
-        )
+    _check_split(source, split, hub_splits(source))
     try:
         for number, row in enumerate(datasets.load_dataset(source, split=split, streaming=True), 1):
             yield f"{source} ({split}): row {number}", dict(row)
     except OSError as error:
         raise UserError(f"{source}: reading split {split!r} broke off ({_first_line(error)}); try again") from error
+
+
+def _saved(source: str, split: str) -> Iterator[Placed]:
+    import datasets
+
+    folder, splits = Path(resolve_path(source)), splits_of(source)
+    if splits:
+        _check_split(source, split, splits)
+    try:
+        rows = datasets.load_from_disk(str(folder / split if splits else folder))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source}: `datasets` cannot read this folder ({_first_line(error)})") from error
+    for number, row in enumerate(rows, 1):
+        yield f"{source}: row {number}", dict(row)
+
+
+def _check_split(source: str, split: str, splits: list[str]) -> None:
+    if split not in splits:
+        raise UserError(
+            f"{source}: no split {split!r}, it has {', '.join(splits)}; set data.train_split and data.test_split"
+        )
 
 
 def _jsonl(path: Path, source: str) -> Iterator[Placed]:
@@ -139,10 +177,10 @@ def _object(value: object) -> Row | BadRow:
     return value if isinstance(value, dict) else BadRow("not a JSON object with named columns")
 
 
-def _csv(path: Path, source: str) -> Iterator[Placed]:
+def _csv(path: Path, source: str, delimiter: str = ",") -> Iterator[Placed]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default refuses responses over 128 KiB
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
+        reader = csv.DictReader(file, strict=True, delimiter=delimiter)
         try:
             for number, row in enumerate(reader, 1):
                 yield f"{source}: row {number}", BadRow("more fields than the header") if None in row else row
@@ -175,5 +213,6 @@ READERS: dict[str, Callable[[Path, str], Iterator[Placed]]] = {
     ".jsonl.gz": _jsonl,
     ".json": _json,
     ".csv": _csv,
+    ".tsv": partial(_csv, delimiter="\t"),
     ".parquet": _parquet,
 }

@@ -78,20 +78,23 @@ def encode_completion(
 def tokenize_preferences(rows: list[Preference], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokenized:
     """Columns `chosen_ids`, `rejected_ids` and, if every row has one, `margin`: what TRL's RewardTrainer takes.
 
-    Pairs with a side over `max_length` tokens are dropped whole.
+    And `tie` where some row is one; a tie needs no margin, and gets 0. Pairs with a side over `max_length` tokens are
+    dropped whole.
     """
     fields = [("chosen_ids", _IDS), ("rejected_ids", _IDS)]
-    with_margin = all(row.margin is not None for row in rows)
+    with_tie = any(row.tie for row in rows)
+    with_margin = all(row.tie or row.margin is not None for row in rows) and not all(row.tie for row in rows)
+    fields += [("margin", pa.float32())] * with_margin + [("tie", pa.bool_())] * with_tie
 
     def encoded() -> Iterator[tuple[int, dict[str, Any]]]:
         for row in rows:
             chosen_prompt, chosen = encode_completion(tokenizer, row.prompt, row.chosen)
             rejected_prompt, rejected = encode_completion(tokenizer, row.prompt, row.rejected)
             pair = {"chosen_ids": chosen_prompt + chosen, "rejected_ids": rejected_prompt + rejected}
-            length = max(map(len, pair.values()))
-            yield length, pair | ({"margin": row.margin} if with_margin else {})
+            margin = 0.0 if row.tie else row.margin
+            yield max(map(len, pair.values())), pair | {"margin": margin, "tie": row.tie}
 
-    return _table(encoded(), fields + ([("margin", pa.float32())] if with_margin else []), max_length)
+    return _table(encoded(), fields, max_length)
 
 
 def tokenize_demonstrations(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -19,6 +20,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.pytorch_utils import Conv1D
 
 from lorarlhf import __version__
 from lorarlhf.base_model import compute_dtype, load_model_config, quantization_config
@@ -124,8 +126,23 @@ def _load_classifier(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) ->
     )
     if quantization is not None:
         base = base.dequantize(dtype=trained_in)
+        _restore_conv1d(base)
     base.score.float()  # PEFT gives the adapter's head the type of this one
     return base
+
+
+def _restore_conv1d(model: PreTrainedModel) -> None:
+    """Quantising made GPT-2's transposed Conv1D layers Linear ones; as files they must be what the family has."""
+    with torch.device("meta"):
+        family = type(model)(model.config)
+    for name, module in family.named_modules():
+        if isinstance(module, Conv1D):
+            linear = model.get_submodule(name)
+            assert isinstance(linear, nn.Linear)
+            layer = Conv1D(module.nf, module.nx)
+            layer.weight = nn.Parameter(linear.weight.data.T.contiguous())
+            layer.bias = linear.bias
+            model.set_submodule(name, layer)
 
 
 def _from_pretrained(config: ModelConfig) -> dict[str, Any]:

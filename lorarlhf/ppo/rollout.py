@@ -117,7 +117,8 @@ def _decode(
         attention[row, width - len(prompt) :] = 1
     positions = (attention[:, :width].cumsum(1) - 1).clamp(min=0)
 
-    tokens = torch.full((n, response_length), int(stop_ids[0]), device=device)
+    after_end = int(stop_ids[0]) if len(stop_ids) else 0
+    tokens = torch.full((n, response_length), after_end, device=device)
     logprobs = torch.zeros(n, response_length, device=device)
     cache = DynamicCache(config=backbone.causal_lm.config)
     active = torch.arange(n, device=device)
@@ -131,7 +132,7 @@ def _decode(
                 use_cache=True,
             ).last_hidden_state[:, -1]
             distribution = torch.log_softmax(backbone.logits(hidden).float() / temperature, dim=-1)
-            drawn = torch.multinomial(distribution.exp(), 1, generator=generator)
+            drawn = _draw(distribution.exp(), generator)
             tokens[active, step] = drawn.squeeze(1)
             logprobs[active, step] = distribution.gather(1, drawn).squeeze(1)
 
@@ -144,6 +145,17 @@ def _decode(
                 active, attention, positions, drawn = active[kept], attention[kept], positions[kept], drawn[kept]
             inputs, positions = drawn, positions[:, -1:] + 1
     return tokens, logprobs
+
+
+def _draw(probabilities: Tensor, generator: torch.Generator) -> Tensor:
+    """[n, 1] one token a row of [n, V], by inverting the cumulative distribution.
+
+    One random number a row; `torch.multinomial` draws one a token of the vocabulary, a quarter of a decoding step.
+    """
+    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
+    at = torch.rand(len(probabilities), 1, generator=generator, device=probabilities.device, dtype=torch.float64)
+    # right=True: the first token whose share ends beyond the number, so never one of probability 0.
+    return torch.searchsorted(cumulative, at * cumulative[:, -1:], right=True).clamp(max=probabilities.shape[1] - 1)
 
 
 def response_texts(backbone: SharedBackbone, rollout: Rollout) -> list[str]:

@@ -226,7 +226,7 @@ class PPOTrainer(RoleCheckpoints, Trainer):
     def policy_loss(self, model: nn.Module, micro: Experience, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Clipped surrogate loss less the entropy bonus, over the tokens of the whole minibatch."""
         config = self.config
-        logprobs, entropy = model("policy", micro.sequences, config.temperature)
+        logprobs, entropy = model("policy", micro.sequences, config.temperature, config.entropy_coef > 0)
         losses, clipped = policy_loss(logprobs, micro.logprobs, micro.advantages, micro.mask, config.cliprange)
         loss = (losses.sum() - config.entropy_coef * entropy.sum()) / tokens
         with torch.no_grad():  # k3 of the policy that sampled to the one now, which is never negative
@@ -258,15 +258,21 @@ class PPOTrainer(RoleCheckpoints, Trainer):
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Sample the policy on the held-out prompts; keep its adapter in `best/` if its reward is the highest yet."""
+        """Sample the policy on the held-out prompts; keep its adapter in `best/` if it is the best yet.
+
+        Best is by what PPO maximises, reward less `kl_coef` x KL: reward alone would keep a policy that has found
+        what fools the reward model.
+        """
         batch = self.eval_prompts
         rollout = self._sample(batch, seed=self.seed)
         scores = self.score(rollout, batch)
         logprobs, _ = self._logprobs("policy", rollout.sequences)
         ref_logprobs, _ = self._logprobs("reference", rollout.sequences)
+        reward, kl = scores.mean().item(), (logprobs - ref_logprobs).sum().item() / len(batch)
         metrics = {
-            "eval_reward": scores.mean().item(),
-            "eval_kl": (logprobs - ref_logprobs).sum().item() / len(batch),
+            "eval_reward": reward,
+            "eval_kl": kl,
+            "eval_objective": reward - self.config.kl_coef * kl,
             "eval_response_length": rollout.sequences.response_lengths.float().mean().item(),
             "eval_finished": rollout.finished.float().mean().item(),
         }
@@ -280,8 +286,8 @@ class PPOTrainer(RoleCheckpoints, Trainer):
 
     @property
     def best(self) -> dict[str, float] | None:
-        """The evaluation with the highest held-out reward, the first of equals."""
-        return max(self.evaluations, key=lambda row: row["eval_reward"], default=None)
+        """The evaluation with the highest held-out objective, the first of equals."""
+        return max(self.evaluations, key=lambda row: row["eval_objective"], default=None)
 
     def _write_samples(self, rollout: Rollout, scores: Tensor) -> None:
         texts = response_texts(self.backbone, rollout)

@@ -13,6 +13,7 @@ def bradley_terry_loss(
     margin: Tensor | None = None,
     label_smoothing: float = 0.0,
     center_rewards_coefficient: float = 0.0,
+    ties: Tensor | None = None,
 ) -> Tensor:
     """Negative log-likelihood that the chosen response wins (Bradley & Terry 1952; Ouyang et al. 2022, eq. 1).
 
@@ -22,14 +23,18 @@ def bradley_terry_loss(
         label_smoothing: the share of labels taken to be flipped (Wang et al. 2024, "Secrets of RLHF II").
         center_rewards_coefficient: weight of (chosen + rejected)^2, which pulls the mean score to 0
             (Eisenstein et al. 2023, eq. 2).
+        ties: [B] bool, pairs of which neither won: each side wins with a target of 0.5, without margin.
 
     Returns:
         Scalar mean over the pairs.
     """
     difference = chosen - rejected
     if margin is not None:
-        difference = difference - margin
-    loss = -(1 - label_smoothing) * F.logsigmoid(difference) - label_smoothing * F.logsigmoid(-difference)
+        difference = difference - (margin if ties is None else margin.masked_fill(ties, 0.0))
+    lost = torch.full_like(difference, label_smoothing)  # the probability that the rejected response should have won
+    if ties is not None:
+        lost = lost.masked_fill(ties, 0.5)
+    loss = -(1 - lost) * F.logsigmoid(difference) - lost * F.logsigmoid(-difference)
     return loss.mean() + center_rewards_coefficient * (chosen + rejected).square().mean()
 
 

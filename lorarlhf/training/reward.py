@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PrinterCallback
 from trl import RewardConfig as TRLRewardConfig
 from trl import RewardTrainer
+from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from lorarlhf.backbone import SharedBackbone
 from lorarlhf.base_model import load_backbone
@@ -58,7 +59,6 @@ def train_reward(
     summary = {
         "objective": config.objective,
         **_evaluate(backbone, config, test.dataset),
-        "train_loss": result.training_loss,
         "train_examples": len(train.dataset),
         "eval_examples": len(test.dataset),
         "dropped_too_long": train.dropped + test.dropped,
@@ -87,9 +87,9 @@ class RewardModelTrainer(RoleCheckpoints, RewardTrainer):
         super().__init__(
             model=backbone.sequence_classifier(),
             args=TRLRewardConfig(**supervised_arguments(config, folder, seed, backbone.compute_dtype), max_length=None),
-            data_collator=None
-            if config.objective == "bradley_terry"
-            else ScoredCollator(backbone.tokenizer.pad_token_id),
+            data_collator=(PairCollator if config.objective == "bradley_terry" else ScoredCollator)(
+                backbone.tokenizer.pad_token_id
+            ),
             train_dataset=train,
             processing_class=backbone.tokenizer,
         )
@@ -110,17 +110,31 @@ class RewardModelTrainer(RoleCheckpoints, RewardTrainer):
             loss = regression_loss(scores, inputs["score"])
         else:
             chosen, rejected = scores.chunk(2)
+            ties = inputs.get("tie")
             loss = bradley_terry_loss(
                 chosen,
                 rejected,
                 inputs.get("margin"),
                 self.config.label_smoothing,
                 self.config.center_rewards_coefficient,
+                ties,
             )
-            metrics["accuracy"].append((chosen > rejected).float().mean().item())
-            metrics["margin"].append((chosen - rejected).mean().item())
+            margins = chosen - rejected if ties is None else (chosen - rejected)[~ties]
+            if len(margins):
+                metrics["accuracy"].append((margins > 0).float().mean().item())
+                metrics["margin"].append(margins.mean().item())
         metrics["mean_reward"].append(scores.mean().item())
         return (loss, outputs) if return_outputs else loss
+
+
+class PairCollator(DataCollatorForPreference):
+    """TRL's, which drops the column it does not know: `tie`, a bool a pair."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = super().torch_call(examples)
+        if "tie" in examples[0]:
+            batch["tie"] = torch.tensor([example["tie"] for example in examples])
+        return batch
 
 
 class ScoredCollator:
@@ -147,7 +161,11 @@ def _examples(recipe: Recipe, backbone: SharedBackbone, split: Split) -> Tokeniz
         scored = load_scored(recipe.data, split)
         return tokenize_scored(scored.rows, backbone.tokenizer, recipe.data.max_length)
     pairs = load_preferences(recipe.data, split)
-    if recipe.reward.use_margin and split == "train" and any(pair.margin is None for pair in pairs.rows):
+    if (
+        recipe.reward.use_margin
+        and split == "train"
+        and any(pair.margin is None and not pair.tie for pair in pairs.rows)
+    ):
         raise UserError("reward.use_margin: not every row of data.preferences has a margin; set it to false")
     return tokenize_preferences(pairs.rows, backbone.tokenizer, recipe.data.max_length)
 

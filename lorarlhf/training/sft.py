@@ -45,7 +45,6 @@ def train_sft(recipe: Recipe, run: Run, resume: bool = False, backbone: SharedBa
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         held_out = _held_out(trainer.evaluate()) if len(test.dataset) else {}
     summary = {
-        "train_loss": result.training_loss,
         **held_out,
         "train_examples": len(train.dataset),
         "eval_examples": len(test.dataset),

@@ -136,7 +136,7 @@ def test_unknown_columns_are_an_error_whatever_happens_to_bad_rows(write, on_bad
     rows = [{"question": "a", "answer": "b"}] * count + (PAIRS if count > 100 else [])  # too many to be bad rows
     config = DataConfig(preferences=write(rows), on_bad_row=on_bad_row)
     with pytest.raises(
-        UserError, match=r"pairs\.jsonl:1: columns not recognised: found question, answer; accepted are"
+        UserError, match=r"pairs\.jsonl:1: columns not recognised as comparisons: found question, answer; say"
     ):
         load_preferences(config, "train")
 

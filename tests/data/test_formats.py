@@ -18,8 +18,10 @@ def system(content):
     return {"role": "system", "content": content}
 
 
-def convert(row, formats):
-    return recognise(row, formats).convert(row)
+def convert(row, table):
+    """The one thing that a row holds."""
+    [found] = recognise(row, table).convert(row)
+    return found
 
 
 HH = "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: A joke?\n\nAssistant:"
@@ -201,7 +203,7 @@ TRANSCRIPT = {"chosen": HH + " a", "rejected": HH + " b"}
 def test_bad_preferences(good, bad, reason):
     form = recognise(good, PREFERENCES)
     with pytest.raises(BadRow) as raised:
-        form.convert(good | bad)
+        list(form.convert(good | bad))
     assert str(raised.value) == reason
 
 
@@ -225,16 +227,26 @@ def test_bad_preferences(good, bad, reason):
 def test_other_bad_rows(formats, good, bad, reason):
     form = recognise(good, formats)
     with pytest.raises(BadRow) as raised:
-        form.convert(good | bad)
+        list(form.convert(good | bad))
     assert str(raised.value) == reason
 
 
-def test_unknown_columns_are_shown_with_the_forms_that_are_accepted():
+@pytest.mark.parametrize(
+    ("table", "kind", "mapping"),
+    [
+        (PREFERENCES, "comparisons", "{prompt: ..., chosen: ..., rejected: ...}"),
+        (SCORED, "scored completions", "{prompt: ..., completion: ..., score: ...}"),
+        (DEMONSTRATIONS, "demonstrations", "{prompt: ..., completion: ...}"),
+        (PROMPTS, "prompts", "{prompt: ...}"),
+    ],
+)
+def test_unknown_columns_are_shown_with_a_mapping_to_fill_in(table, kind, mapping):
     with pytest.raises(UnknownColumns) as raised:
-        recognise({"question": "a", "answer": "b"}, PREFERENCES)
-    message = str(raised.value)
-    assert "found question, answer" in message
-    assert all(f"({form.name})" in message for form in PREFERENCES)
+        recognise({"query": "a", "answer": "b"}, table)
+    assert str(raised.value) == (
+        f"columns not recognised as {kind}: found query, answer; say which are which with data.columns: {mapping} "
+        "(for `lorarlhf data`: --column prompt=...)"
+    )
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_a_row_that_is_no_object_comes_as_a_bad_row_and_reading_goes_on(tmp_path
         ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 1000)[:-12], "cannot be read"),
         ("a.parquet", b"plain", "not a valid parquet file"),
         ("a.csv", b'a,b\n1,2\n1,"2\n', "a.csv:3: not valid CSV"),
-        ("a.tsv", b"a\tb\n", "unknown kind of file; use one of .jsonl, .jsonl.gz, .json, .csv, .parquet"),
+        ("a.txt", b"a\tb\n", "unknown kind of file; use one of .jsonl, .jsonl.gz, .json, .csv, .tsv, .parquet"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content, message):

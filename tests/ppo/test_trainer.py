@@ -112,7 +112,7 @@ def off_policy(make_trainer):
     """A trainer whose policy and critic have moved away from the experience they made: ratios are not 1."""
 
     def make(*sets):
-        trainer = make_trainer("ppo.cliprange=0.1", "ppo.cliprange_value=0.05", *sets)
+        trainer = make_trainer("ppo.cliprange=0.1", "ppo.cliprange_value=0.05", "ppo.response_length=24", *sets)
         experience = trainer.make_experience()
         torch.manual_seed(2)
         randomise(trainer.backbone, 0.02, "policy", "critic")
@@ -178,7 +178,13 @@ def test_entropy_bonus(off_policy):
 
     def mean_entropy():
         with torch.no_grad():
-            return trainer.backbone.logprobs("policy", experience.sequences)[1][experience.mask].mean().item()
+            return (
+                trainer.backbone.logprobs("policy", experience.sequences, trainer.config.temperature)[1][
+                    experience.mask
+                ]
+                .mean()
+                .item()
+            )
 
     assert loss - loss_with == pytest.approx(0.5 * mean_entropy(), rel=1e-4)
     assert equal(without["critic"], with_bonus["critic"])
@@ -260,7 +266,9 @@ def test_normalized_clipped_and_penalised_rewards_are_what_ppo_sees(make_trainer
             seen.append(args[4]) or real(*args, **settings)
         ),
     )
-    trainer = make_trainer("ppo.normalize_reward=true", "ppo.reward_clip=1.2", "ppo.missing_eos_penalty=3.0")
+    trainer = make_trainer(
+        "ppo.normalize_reward=true", "ppo.reward_clip=1.2", "ppo.missing_eos_penalty=3.0", "ppo.response_length=24"
+    )
     rollouts = []
 
     def score(rollout, batch):
@@ -333,8 +341,10 @@ def test_the_best_evaluation_is_kept(make_trainer):
 
 
 def test_evaluation_is_on_held_out_prompts_with_samples(make_trainer):
-    trainer = make_trainer()
+    trainer = make_trainer(score=lambda rollout, batch: seen.append(batch) or length_score(rollout, batch))
+    seen = []
     metrics = trainer.evaluate()
+    assert seen == [trainer.eval_prompts]
     rows = read_jsonl(trainer.folder / "samples.jsonl")
     assert [row["prompt"] for row in rows] == [example.prompt for example in trainer.eval_prompts]
     assert len(rows) == trainer.config.eval_prompts == 4

@@ -1,0 +1,232 @@
+"""Time and memory of PPO on a model with random weights: one JSON object on stdout.
+
+    python benchmarks/ppo.py --engine lorarlhf --model cpu --batch 32 --prompt 64 --response 64
+
+Prompts and responses have a fixed length (nothing ends a response early), LoRA r=16 on all linear layers, policy and
+critic trained. `--engine trl` is TRL 1.12's PPOTrainer as its documentation sets it up: policy with its reference by
+disabled adapter, and a reward and a value model of their own, each quantised and with LoRA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import platform
+import random
+import sys
+import tempfile
+import time
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from random_models import ARCHITECTURES, architecture, placeholder_tokenizer, random_model
+from transformers import TrainerCallback
+
+from lorarlhf.memory import peak_memory_bytes
+
+LORA_R, LORA_ALPHA = 16, 32
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", choices=["lorarlhf", "trl"], default="lorarlhf")
+    parser.add_argument("--model", choices=sorted(ARCHITECTURES), default="cpu")
+    parser.add_argument("--quantization", choices=["nf4", "none"], default="nf4")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--prompt", type=int, default=64)
+    parser.add_argument("--response", type=int, default=64)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--minibatches", type=int, default=4)
+    parser.add_argument("--iterations", type=int, default=2, help="measured ones, after one to warm up")
+    parser.add_argument("--micro-batch-tokens", type=int, default=4096)
+    parser.add_argument("--gradient-checkpointing", action=argparse.BooleanOptionalAction, default=False)
+    parser.add_argument("--memory-cap", type=float, help="GiB of the GPU that may be used, to stand for a smaller card")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    torch.manual_seed(args.seed)
+    rng = random.Random(args.seed)
+    vocabulary = architecture(args.model).vocab_size
+    prompts = [[rng.randrange(3, vocabulary) for _ in range(args.prompt)] for _ in range(args.batch)]
+    run = run_trl if args.engine == "trl" else run_lorarlhf
+    with tempfile.TemporaryDirectory() as folder:
+        iterations = run(args, prompts, Path(folder))[1:]
+    seconds = {phase: sum(i[phase] for i in iterations) / len(iterations) for phase in iterations[0]}
+    total = sum(seconds.values())
+    print(
+        json.dumps(
+            {
+                **vars(args),
+                "seconds": {phase: round(value, 4) for phase, value in seconds.items()},
+                "seconds_an_iteration": round(total, 4),
+                "tokens_per_second": round(args.batch * args.response / total, 2),
+                "peak_memory_gb": round(peak_memory_bytes() / 1e9, 4),
+                "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
+                "threads": torch.get_num_threads(),
+                "versions": {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes", "trl")},
+            }
+        )
+    )
+
+
+def cap_memory(args: argparse.Namespace) -> None:
+    """Called once the models are made: making them takes more than training them."""
+    if args.memory_cap:
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(args.memory_cap * 2**30 / total)
+
+
+def run_lorarlhf(args: argparse.Namespace, prompts: list[list[int]], folder: Path) -> list[dict[str, float]]:
+    from lorarlhf.backbone import SharedBackbone
+    from lorarlhf.config import LoraShape, PPOConfig
+    from lorarlhf.data.tokenize import PromptExample
+    from lorarlhf.ppo.stage import response_scorer
+    from lorarlhf.ppo.trainer import PPOTrainer
+
+    dtype = getattr(torch, args.dtype)
+    model = random_model(architecture(args.model), args.quantization, dtype, classifier=False)
+    model.generation_config.eos_token_id = None
+    backbone = SharedBackbone(model, placeholder_tokenizer(), dtype)
+    backbone.tokenizer.eos_token = None  # nothing ends a response
+    shape = LoraShape(r=LORA_R, alpha=LORA_ALPHA, target_modules="all-linear")
+    backbone.attach("policy", shape)
+    backbone.attach("reward", shape)
+    backbone.copy_role("reward", "critic")
+    backbone.train_roles("policy", "critic")
+    cap_memory(args)
+    config = PPOConfig(
+        iterations=args.iterations + 1,
+        batch_size=args.batch,
+        response_length=args.response,
+        num_ppo_epochs=args.epochs,
+        num_mini_batches=args.minibatches,
+        micro_batch_tokens=args.micro_batch_tokens,
+        gradient_checkpointing=args.gradient_checkpointing,
+        eval_every=0,
+        save_every=0,
+    )
+    examples = [PromptExample("", ids) for ids in prompts]
+    seconds: list[dict[str, float]] = []
+
+    class Phases(TrainerCallback):
+        def on_log(self, *_: Any, logs: dict[str, Any], **__: Any) -> None:
+            if "iteration" in logs:
+                seconds.append({k.removeprefix("seconds_"): v for k, v in logs.items() if k.startswith("seconds_")})
+
+    scorer = response_scorer(backbone, config, [])
+    PPOTrainer(backbone, config, examples, [], scorer, folder, args.seed, [Phases()]).train()
+    return seconds
+
+
+def run_trl(args: argparse.Namespace, prompts: list[list[int]], folder: Path) -> list[dict[str, float]]:
+    from datasets import Dataset
+    from transformers import PrinterCallback
+    from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
+
+    dtype = getattr(torch, args.dtype)
+
+    def with_lora(classifier: bool) -> Any:
+        model = random_model(architecture(args.model), args.quantization, dtype, classifier)
+        task = TaskType.SEQ_CLS if classifier else TaskType.CAUSAL_LM
+        lora = LoraConfig(task_type=task, r=LORA_R, lora_alpha=LORA_ALPHA, target_modules="all-linear")
+        return get_peft_model(model, lora)
+
+    policy, reward, value = with_lora(False), with_lora(True), with_lora(True)
+    reward.requires_grad_(False)
+    cap_memory(args)
+    # TRL reads `base_model_prefix` and `score` of reward and value model, which a PeftModel hides one level down.
+    reward, value = reward.base_model.model, value.base_model.model
+    marks: dict[str, float] = {}
+    seconds: list[dict[str, float]] = []
+
+    def marking(function: Any, name: str) -> Any:
+        def marked(*args: Any, **kwargs: Any) -> Any:
+            marks.setdefault(name, now())
+            return function(*args, **kwargs)
+
+        return marked
+
+    class Phases(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            marks["start"] = now()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            end = now()
+            seconds.append(
+                {
+                    "rollout": marks["score"] - marks["start"],
+                    "score": marks["update"] - marks["score"],
+                    "update": end - marks["update"],
+                }
+            )
+            marks.clear()
+            marks["start"] = end
+
+    ppo_trainer.get_reward = marking(ppo_trainer.get_reward, "score")
+    wrapper = ppo_trainer.PolicyAndValueWrapper
+    wrapper.forward = marking(wrapper.forward, "update")
+    config = PPOConfig(
+        output_dir=str(folder),
+        per_device_train_batch_size=args.batch // args.minibatches,
+        gradient_accumulation_steps=args.minibatches,
+        num_mini_batches=args.minibatches,
+        num_ppo_epochs=args.epochs,
+        total_episodes=(args.iterations + 1) * args.batch,
+        local_rollout_forward_batch_size=args.batch,
+        response_length=args.response,
+        stop_token=None,
+        num_sample_generations=0,
+        temperature=1.0,
+        gradient_checkpointing=args.gradient_checkpointing,
+        bf16=args.dtype == "bfloat16",
+        use_cpu=not torch.cuda.is_available(),
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        seed=args.seed,
+    )
+    trainer = PPOTrainer(
+        args=config,
+        processing_class=placeholder_tokenizer(),
+        model=policy,
+        ref_model=None,
+        reward_model=reward,
+        value_model=value,
+        train_dataset=Dataset.from_dict({"input_ids": prompts}),
+        eval_dataset=Dataset.from_dict({"input_ids": prompts[:8]}),
+        callbacks=[Phases()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return seconds
+
+
+def now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def cpu_name() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
+
+
+if __name__ == "__main__":
+    main()

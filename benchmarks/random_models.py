@@ -1,0 +1,98 @@
+"""Models of named architectures with random weights, made in place: speed and memory do not depend on the values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from bitsandbytes.nn import Linear4bit, Params4bit
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+
+def _qwen2(hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int, **others: Any) -> Qwen2Config:
+    return Qwen2Config(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        intermediate_size=intermediate,
+        max_position_embeddings=32768,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        **others,
+    )
+
+
+ARCHITECTURES = {
+    "cpu": lambda: LlamaConfig(
+        hidden_size=384,
+        num_hidden_layers=6,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        intermediate_size=1024,
+        vocab_size=32_000,
+        tie_word_embeddings=False,
+    ),
+    "qwen2.5-0.5b": lambda: _qwen2(896, 24, 14, 2, 4864, vocab_size=151_936, tie_word_embeddings=True),
+    "qwen2.5-1.5b": lambda: _qwen2(1536, 28, 12, 2, 8960, vocab_size=151_936, tie_word_embeddings=True),
+    "qwen2.5-3b": lambda: _qwen2(2048, 36, 16, 2, 11008, vocab_size=151_936, tie_word_embeddings=True),
+    "qwen2.5-7b": lambda: _qwen2(3584, 28, 28, 4, 18944, vocab_size=152_064, tie_word_embeddings=False),
+    "qwen2.5-14b": lambda: _qwen2(5120, 48, 40, 8, 13824, vocab_size=152_064, tie_word_embeddings=False),
+    "qwen2.5-32b": lambda: _qwen2(5120, 64, 40, 8, 27648, vocab_size=152_064, tie_word_embeddings=False),
+}
+
+
+def architecture(name: str) -> PreTrainedConfig:
+    """The configuration of a name in ARCHITECTURES, without special tokens."""
+    config = ARCHITECTURES[name]()
+    config.bos_token_id = config.eos_token_id = None
+    config.pad_token_id = 0
+    return config
+
+
+def random_model(config: PreTrainedConfig, quantization: str, dtype: torch.dtype, classifier: bool) -> PreTrainedModel:
+    """A model with random weights on the GPU if there is one; linear layers in NF4 but for the head."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
+    config.num_labels = 1
+    with device:
+        model = kind.from_config(config, dtype=dtype)
+    if quantization == "nf4":
+        _quantize(model.base_model, dtype)
+        model.is_loaded_in_4bit = model.is_quantized = True
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    return model.requires_grad_(False)
+
+
+def _quantize(module: nn.Module, dtype: torch.dtype) -> None:
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.Linear):
+            layer = Linear4bit(
+                child.in_features, child.out_features, child.bias is not None, compute_dtype=dtype, quant_type="nf4"
+            )
+            device = child.weight.device
+            layer.weight = Params4bit(child.weight.data.cpu(), requires_grad=False, quant_type="nf4").to(device)
+            if child.bias is not None:
+                layer.bias = nn.Parameter(child.bias.data, requires_grad=False)
+            layer.support_avx512bf16_for_cpu = False
+            setattr(module, name, layer)
+        else:
+            _quantize(child, dtype)
+
+
+def placeholder_tokenizer() -> PreTrainedTokenizerFast:
+    """The trainers ask a tokenizer for its special tokens; no text is ever tokenised."""
+    words = Tokenizer(WordLevel({"<pad>": 0, "<eos>": 1, "<unk>": 2}, unk_token="<unk>"))
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")

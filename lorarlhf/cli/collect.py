@@ -1,0 +1,103 @@
+"""`lorarlhf collect`: compare responses on a page of one's own, and `collect export` the labels as preferences."""
+
+from __future__ import annotations
+
+import getpass
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorarlhf.errors import UserError
+
+collect_app = typer.Typer(no_args_is_help=True)
+
+
+@collect_app.callback(invoke_without_command=True)
+def collect(
+    context: typer.Context,
+    pairs: Annotated[Path | None, typer.Option(help="Pairs to compare.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option(help="File of labels: new, or to go on with.", show_default=False)] = None,
+    annotator: Annotated[str | None, typer.Option(help="Whose labels.", show_default="the page asks")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1.", show_default="any free one")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sides, and of which pairs come back.")] = 0,
+    browser: Annotated[bool, typer.Option("--open/--no-open", help="Whether to open the page.")] = True,
+) -> None:
+    """Compare responses on a local page; labels go to a file, one line each. `collect export` makes rows of it."""
+    if context.invoked_subcommand is not None:
+        return
+    if pairs is None or out is None:
+        missing = "--pairs" if pairs is None else "--out"
+        raise UserError(f"{missing}: missing; run `lorarlhf collect --pairs pairs.jsonl --out labels.jsonl`")
+    try:
+        from lorarlhf.collect.server import open_browser, serve
+    except ModuleNotFoundError as error:
+        raise UserError(f"the page needs {error.name}; install it with: pip install 'lorarlhf[collect]'") from None
+    from lorarlhf.collect.labelling import Labelling, annotator_name
+    from lorarlhf.collect.labels import LabelFile
+    from lorarlhf.collect.pairs import read_pairs
+
+    try:
+        annotator = None if annotator is None else annotator_name(annotator)
+    except ValueError as error:
+        raise UserError(f"--annotator: {error}") from None
+    to_compare = read_pairs(pairs)
+    file = LabelFile(out)
+    labelling = Labelling(to_compare, file, seed)
+
+    def started(link: str) -> None:
+        typer.echo(f"collect: {_count(len(to_compare), 'pair')}; {_count(len(file.labels), 'label')} in {out} so far")
+        if unknown := labelling.unknown_labels():
+            typer.echo(f"collect: {_count(unknown, 'label')} of them for pairs that are not in {pairs}")
+        typer.echo(f"collect: {link}\ncollect: Ctrl-C ends")
+        if browser:
+            open_browser(link)
+
+    serve(labelling, port, annotator, _login_name(), started)
+    typer.echo(f"collect: {_count(len(file.labels), 'label')} in {out}")
+
+
+@collect_app.command()
+def export(
+    labels: Annotated[Path, typer.Argument(help="File that `lorarlhf collect` wrote.", show_default=False)],
+    pairs: Annotated[Path, typer.Option(help="The pairs that were labelled.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="New file, ending in .jsonl.", show_default=False)],
+    majority: Annotated[bool, typer.Option("--majority", help="One row a pair, as most annotators chose.")] = False,
+    min_agreement: Annotated[
+        float, typer.Option(min=0, max=1, help="Leave out pairs where a smaller share gave the most frequent answer.")
+    ] = 0.0,
+) -> None:
+    """Write labels as preference rows for `lorarlhf reward`. Ties, skips and both bad are left out and counted."""
+    from lorarlhf.collect.export import preference_rows
+    from lorarlhf.collect.labels import read_labels
+    from lorarlhf.collect.pairs import read_pairs
+
+    if out.suffix != ".jsonl":
+        raise UserError(f"{out}: must end in .jsonl; write for example {out}.jsonl")
+    standing = read_labels(labels)
+    exported = preference_rows(read_pairs(pairs), standing, majority, min_agreement)
+    reasons = ", ".join(f"{reason} ({count})" for reason, count in exported.left_out.items())
+    left_out = f"; left out: {reasons}" if reasons else ""
+    if not exported.rows:
+        raise UserError(f"{labels}: none of {_count(len(standing), 'label')} makes a row{left_out}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("x", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in exported.rows)
+    except FileExistsError as error:
+        raise UserError(f"{error.filename}: exists already and is not overwritten; choose another name") from error
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror}; choose another place") from error
+    typer.echo(f"export: {_count(len(exported.rows), 'row')} in {out}{left_out}")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
+def _login_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, ImportError, OSError):  # a container may have none
+        return ""

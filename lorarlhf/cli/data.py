@@ -1,0 +1,275 @@
+"""`lorarlhf data`: look at preference data, convert and split it, and see how far its annotators agree."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from lorarlhf.config import Column, DataConfig, ModelConfig
+from lorarlhf.errors import UserError
+
+if TYPE_CHECKING:
+    from lorarlhf.data.agreement import Agreement, Annotator, Estimate, Share
+    from lorarlhf.data.inspect import Example, Measure, Report
+
+data_app = typer.Typer(help="Look at preference data, convert, split and judge it.", no_args_is_help=True)
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="Hub id, a .jsonl, .jsonl.gz, .json, .csv, .tsv or .parquet file, or a folder that `datasets` saved.",
+        show_default=False,
+    ),
+]
+SplitName = Annotated[str, typer.Option(help="Which split to read, of a source that has several.")]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option("--column", metavar="NAME=COLUMN", help="What a column means, as chosen=better; may be repeated."),
+]
+Ties = Annotated[Literal["drop", "keep"], typer.Option(help="Whether pairs that neither response won are written.")]
+OnBadRow = Annotated[Literal["error", "skip"], typer.Option(help="What to do about a row that cannot be used.")]
+
+DEFAULTS = DataConfig()
+SHOWN = 160  # characters of a prompt or response
+
+
+@data_app.command()
+def inspect(
+    source: Source,
+    split: SplitName = DEFAULTS.train_split,
+    test: Annotated[
+        str | None,
+        typer.Option(help="Test data, to look for shared prompts.", show_default="split test, if the source has it"),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Base model whose tokens to count.", show_default="characters are counted")
+    ] = None,
+    max_length: Annotated[int, typer.Option(min=1, help="The recipe's data.max_length.")] = DEFAULTS.max_length,
+    column: Columns = None,
+) -> None:
+    """Say which format the data has and show what is in it, and what is wrong with it."""
+    from lorarlhf.cli.quiet import quiet_libraries
+
+    quiet_libraries()
+    from lorarlhf.data.inspect import characters, held_out
+    from lorarlhf.data.inspect import inspect as look_through
+
+    measure = _tokens(model) if model else characters
+    report = look_through(source, split, _columns(column), measure, max_length, held_out(source, split, test))
+    _print_report(source, report, "tokens" if model else "characters", max_length)
+
+
+@data_app.command()
+def convert(
+    source: Source,
+    dest: Annotated[Path, typer.Argument(help="A new .jsonl or .jsonl.gz file.", show_default=False)],
+    split: SplitName = DEFAULTS.train_split,
+    ties: Ties = "drop",
+    on_bad_row: OnBadRow = "error",
+    column: Columns = None,
+) -> None:
+    """Write comparisons in TRL's conversational preference format."""
+    from lorarlhf.cli.quiet import quiet_libraries
+
+    quiet_libraries()
+    from lorarlhf.data.convert import convert as write
+
+    config = DataConfig(train_split=split, ties=ties, on_bad_row=on_bad_row, columns=_columns(column))
+    count, skipped = write(source, config, dest)
+    typer.echo(f"Wrote {count:,} pairs to {dest}{_left_out(skipped)}")
+
+
+@data_app.command("split")
+def split_(
+    source: Source,
+    train: Annotated[Path, typer.Argument(help="A new .jsonl or .jsonl.gz file.", show_default=False)],
+    test: Annotated[Path, typer.Argument(help="Another.", show_default=False)],
+    test_size: Annotated[
+        float, typer.Option(min=0, max=1, help="The share of prompts for testing.")
+    ] = DEFAULTS.test_size,
+    split: SplitName = DEFAULTS.train_split,
+    ties: Ties = "drop",
+    on_bad_row: OnBadRow = "error",
+    column: Columns = None,
+) -> None:
+    """Write train and test parts with no prompt in both."""
+    from lorarlhf.cli.quiet import quiet_libraries
+
+    quiet_libraries()
+    from lorarlhf.data.convert import split as write
+
+    config = DataConfig(
+        train_split=split, test_size=test_size, ties=ties, on_bad_row=on_bad_row, columns=_columns(column)
+    )
+    to_train, to_test, skipped = write(source, config, train, test)
+    typer.echo(f"Wrote {to_train:,} pairs to {train} and {to_test:,} to {test}{_left_out(skipped)}")
+
+
+@data_app.command()
+def agreement(
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            help="Files that `lorarlhf collect` wrote, or tables with columns annotator1, annotator2, ...",
+            show_default=False,
+        ),
+    ],
+    pairs: Annotated[
+        Path | None, typer.Option(help="The pairs that were labelled, to see whether longer responses are favoured.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap intervals.")] = 0,
+) -> None:
+    """Say how far annotators agree with each other and with themselves, and what noise that points to."""
+    from lorarlhf.cli.quiet import quiet_libraries
+
+    quiet_libraries()
+    from lorarlhf.collect.pairs import read_pairs
+    from lorarlhf.collect.votes import read_votes
+    from lorarlhf.data.agreement import measure_agreement
+
+    _print_agreement(measure_agreement(read_votes(files, read_pairs(pairs) if pairs else []), seed))
+
+
+def _columns(given: list[str] | None) -> dict[Column, str]:
+    from difflib import get_close_matches
+    from typing import get_args
+
+    columns: dict[Column, str] = {}
+    for text in given or []:
+        name, _, column = text.partition("=")
+        if name not in get_args(Column) or not column:
+            near = get_close_matches(name, get_args(Column), n=1)
+            raise UserError(
+                f"--column {text}: write NAME=COLUMN with a name out of {', '.join(get_args(Column))}"
+                + (f"; did you mean {near[0]}?" if near and near[0] != name else "")
+            )
+        columns[name] = column  # type: ignore[index]
+    return columns
+
+
+def _tokens(model: str) -> Measure:
+    """Lengths as training will see them."""
+    from lorarlhf.base_model import load_tokenizer
+    from lorarlhf.data.rows import Completion, Prompt
+    from lorarlhf.data.tokenize import encode_completion, prepare_tokenizer
+
+    tokenizer = load_tokenizer(ModelConfig(name=model))
+    prepare_tokenizer(tokenizer, len(tokenizer) + 1, None)
+
+    def measure(prompt: Prompt, completion: Completion) -> tuple[int, int]:
+        before, response = encode_completion(tokenizer, prompt, completion)
+        return len(before), len(response)
+
+    return measure
+
+
+def _left_out(skipped: dict[str, int]) -> str:
+    return "".join(f"\n  left out: {reason} ({count:,})" for reason, count in skipped.items())
+
+
+def _print_report(source: str, report: Report, unit: str, max_length: int) -> None:
+    lines = [
+        ("", f"{source}: {report.kind}"),
+        ("format", f"{report.format}, as {report.why}"),
+        ("rows", f"{report.rows:,}, which hold {report.pairs:,} {report.kind}"),
+        ("ties", f"{report.ties:,}"),
+        ("duplicates", f"{report.duplicates:,}"),
+        ("prompts", f"{report.prompts:,} different" + _shared(report)),
+    ]
+    lines += [("left out", f"{reason}: {count:,}, first at {where}") for reason, (count, where) in report.bad.items()]
+    lines += [
+        (f"{name} length", f"median {found.median:,.0f}, 95% up to {found.p95:,.0f}, longest {found.longest:,} {unit}")
+        for name, found in report.lengths.items()
+    ]
+    if unit == "tokens":
+        lines.append(
+            ("too long", f"{report.too_long:.1%} have a side over {max_length:,} tokens, and would be dropped")
+        )
+    if report.longer_wins is not None:
+        lines.append(("longer wins", f"{report.longer_wins:.1%} of decided pairs of different lengths"))
+    typer.echo("\n".join(f"  {name:16} {text}" if name else text for name, text in lines))
+    for number, example in enumerate(report.examples, 1):
+        typer.echo(f"\n  [{number}]" + "".join(f"\n  {name:10} {text}" for name, text in _parts(example)))
+
+
+def _shared(report: Report) -> str:
+    if report.shared is None:
+        return ""
+    return f", {report.shared:,} of them in the test data too" if report.shared else ", none of them in the test data"
+
+
+def _parts(example: Example) -> list[tuple[str, str]]:
+    from lorarlhf.data.inspect import sides
+    from lorarlhf.data.rows import completion_text, prompt_text
+
+    prompt, completions = sides(example)
+    parts = [("prompt", prompt_text(prompt)), *((name, completion_text(text)) for name, text in completions.items())]
+    return [(name, _shortened(text)) for name, text in parts]
+
+
+def _shortened(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN else f"{line[: SHOWN - 1]}…"
+
+
+def _print_agreement(found: Agreement) -> None:
+    typer.echo(
+        f"{len(found.annotators)} annotators, {found.pairs:,} pairs, {found.shared:,} of them judged by two or more\n"
+    )
+    named = [
+        ("raw agreement", found.raw),
+        ("Cohen's kappa", found.cohen),
+        ("Fleiss' kappa", found.fleiss),
+        ("Krippendorff's alpha", found.alpha),
+    ]
+    for name, estimate in named:
+        if estimate is not None:
+            typer.echo(f"  {name:22} {_estimate(estimate)}")
+    heads = ("annotator", "labels", "ties", "with majority", "with oneself", "chose left", "chose longer", "seconds")
+    typer.echo("\n" + _table([heads, *map(_person, found.annotators)]))
+    if found.disputed:
+        rows = [(pair, *(str(votes[answer]) for answer in ("a", "b", "tie"))) for pair, votes in found.disputed]
+        typer.echo("\nmost disputed\n" + _table([("pair", "a", "b", "tie"), *rows]))
+    typer.echo("\n" + _noise(found))
+
+
+def _person(person: Annotator) -> tuple[str, ...]:
+    shares = (person.with_majority, person.self_consistency, person.left, person.longer)
+    seconds = "-" if person.seconds is None else f"{person.seconds:.1f}"
+    return (person.name, f"{person.votes:,}", f"{person.ties:,}", *map(_share, shares), seconds)
+
+
+def _noise(found: Agreement) -> str:
+    from lorarlhf.data.agreement import suggested_smoothing
+
+    if found.noise is None or math.isnan(found.noise.value):
+        return "label noise: unknown, as no pair was decided by two annotators"
+    lines = [f"label noise: {_estimate(found.noise)} of decided labels flipped, if all err alike and at random"]
+    smoothing = suggested_smoothing(found.noise.value)
+    if smoothing is None:
+        return f"{lines[0]}\n  that is next to chance: say more clearly what better means, and label again"
+    lines.append(f"  for single labels    --set reward.label_smoothing={smoothing}")
+    if found.majority_noise is not None:
+        smoothed = suggested_smoothing(found.majority_noise)
+        lines.append(f"  for majority votes   --set reward.label_smoothing={smoothed}")
+    return "\n".join(lines)
+
+
+def _estimate(estimate: Estimate) -> str:
+    if math.isnan(estimate.value):
+        return "undefined on these labels"
+    return f"{estimate.value:.3f}  (95%: {estimate.low:.3f} to {estimate.high:.3f})"
+
+
+def _share(share: Share) -> str:
+    return f"{share.value:.1%} of {share.of:,}" if share.of else "-"
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

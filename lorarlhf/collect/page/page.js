@@ -1,0 +1,258 @@
+"use strict";
+
+const KEYS = { ArrowLeft: "left", ArrowRight: "right", t: "tie", b: "both_bad", s: "skip" };
+const SPOKEN = {
+  left: "Left is better", right: "Right is better", tie: "Tie", both_bad: "Both bad", skip: "Skipped",
+};
+
+const byId = (id) => document.getElementById(id);
+
+let annotator = sessionStorage.getItem("annotator"); // of this tab: people may take turns
+let task = null;
+let strength = null;
+let busy = false;
+
+// Seconds that a pair was in view
+
+let seconds = 0;
+let since = performance.now();
+
+function secondsInView() {
+  if (since !== null) {
+    seconds += (performance.now() - since) / 1000;
+    since = performance.now();
+  }
+  return seconds;
+}
+
+document.addEventListener("visibilitychange", () => {
+  secondsInView();
+  since = document.hidden ? null : performance.now();
+});
+
+// Talking to the server
+
+class Refused extends Error {
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+}
+
+async function request(path, body) {
+  const options = body && {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify(body),
+  };
+  let response;
+  try {
+    response = await fetch(path, options);
+  } catch {
+    throw new Refused(0, "The server does not answer, so nothing was saved. Start it again and open the link it prints.");
+  }
+  if (!response.ok) {
+    throw new Refused(response.status, await response.text());
+  }
+  return response.json();
+}
+
+/** Do one thing at a time: what is pressed meanwhile is ignored, so that no key answers a pair not yet seen. */
+async function alone(action) {
+  if (busy) {
+    return;
+  }
+  busy = true;
+  document.body.setAttribute("aria-busy", "true");
+  try {
+    say("", "");
+    await action();
+  } catch (error) {
+    if (!(error instanceof Refused)) {
+      throw error;
+    }
+    say("", error.message);
+  } finally {
+    busy = false;
+    document.body.removeAttribute("aria-busy");
+  }
+}
+
+function next() {
+  const query = annotator === null ? "" : `?${new URLSearchParams({ annotator })}`;
+  return request(`api/next${query}`);
+}
+
+function answer(choice) {
+  return alone(async () => {
+    if (!task) {
+      return;
+    }
+    const label = {
+      annotator, choice, strength,
+      task: task.id,
+      pair_id: task.pair_id,
+      seconds: secondsInView(),
+      comment: byId("comment").value || null,
+    };
+    try {
+      show(await request("api/label", label), `${SPOKEN[choice]}. Saved.`);
+    } catch (error) {
+      if (error.status !== 409) {
+        throw error;
+      }
+      show(await next(), "");
+      say("", `${error.message} Here is the next one.`);
+    }
+  });
+}
+
+function undo() {
+  return alone(async () => {
+    const reply = await request("api/undo", { annotator });
+    show(reply, "Undone.");
+    pickStrength(reply.undone.strength);
+    byId("comment").value = reply.undone.comment || "";
+  });
+}
+
+// Showing things. Texts come from models: they are only ever set as text
+
+function messages(element, list) {
+  const nodes = [];
+  for (const { role, content } of list) {
+    if (role && !(list.length === 1 && role !== "system")) {
+      const speaker = document.createElement("h3");
+      speaker.textContent = role;
+      nodes.push(speaker);
+    }
+    const text = document.createElement("p");
+    text.dir = "auto";
+    text.lang = ""; // not known
+    text.textContent = content;
+    nodes.push(text);
+  }
+  element.replaceChildren(...nodes);
+}
+
+function show(reply, news) {
+  annotator = reply.annotator;
+  byId("ask").hidden = annotator !== null;
+  byId("figures").hidden = byId("choices").hidden = annotator === null;
+  byId("who").hidden = annotator === null;
+  if (annotator === null) {
+    task = null;
+    byId("task").hidden = byId("finished").hidden = true;
+    byId("annotator").value = reply.suggestion;
+    byId("annotator").select();
+    return;
+  }
+  sessionStorage.setItem("annotator", annotator);
+  byId("name").textContent = annotator;
+  byId("change").hidden = !reply.asks;
+  task = reply.task;
+  byId("task").hidden = !task;
+  byId("answers").hidden = !task;
+  byId("finished").hidden = Boolean(task);
+  if (task) {
+    messages(byId("prompt"), task.prompt);
+    messages(byId("left"), task.left);
+    messages(byId("right"), task.right);
+    pickStrength(null);
+    byId("comment").value = "";
+    seconds = 0;
+    since = document.hidden ? null : performance.now();
+  }
+  showProgress(reply.progress);
+  say(`${news} ${task ? byId("done").textContent : "All pairs are labelled"}.`.trim(), "");
+  window.scrollTo(0, 0);
+  byId(task ? "prompt-title" : "finished-title").focus({ preventScroll: true });
+}
+
+function showProgress({ done, total, seconds: each, repeats, consistent, can_undo: canUndo }) {
+  byId("bar").max = total;
+  byId("bar").value = done;
+  byId("done").textContent = `${done.toLocaleString("en")} of ${total.toLocaleString("en")}`;
+  byId("pace").textContent = each === null ? "" : `${inWords(each)} a pair, ${inWords(each * (total - done))} left`;
+  byId("agreement").textContent = repeats ? `same answer on ${consistent} of ${repeats} repeated` : "";
+  byId("undo").hidden = !canUndo;
+}
+
+function inWords(time) {
+  if (time < 100) {
+    return `${Math.round(time)} s`;
+  }
+  const minutes = Math.round(time / 60);
+  return minutes < 100 ? `${minutes} min` : `${(minutes / 60).toFixed(1)} h`;
+}
+
+function pickStrength(value) {
+  strength = value;
+  for (const button of document.querySelectorAll("[data-strength]")) {
+    button.setAttribute("aria-pressed", String(Number(button.dataset.strength) === value));
+  }
+}
+
+function say(news, problem) {
+  byId("status").textContent = news;
+  byId("alert").textContent = problem;
+}
+
+// Clicks and keys
+
+for (const button of document.querySelectorAll("[data-choice]")) {
+  button.addEventListener("click", () => answer(button.dataset.choice));
+}
+for (const button of document.querySelectorAll("[data-strength]")) {
+  button.addEventListener("click", () => toggleStrength(Number(button.dataset.strength)));
+}
+byId("undo").addEventListener("click", undo);
+byId("change").addEventListener("click", () => alone(async () => {
+  sessionStorage.removeItem("annotator");
+  annotator = null;
+  show(await next(), "");
+}));
+byId("ask").addEventListener("submit", (event) => {
+  event.preventDefault();
+  alone(async () => {
+    const query = new URLSearchParams({ annotator: byId("annotator").value });
+    show(await request(`api/next?${query}`), "");
+  });
+});
+
+function toggleStrength(value) {
+  pickStrength(strength === value ? null : value);
+}
+
+document.addEventListener("keydown", (event) => {
+  if (event.repeat && event.target.matches("button")) {
+    event.preventDefault(); // a held Enter would press the button again and again
+  }
+  if (event.target.matches("textarea, input:not([type='checkbox'])")) {
+    if (event.key === "Escape" && !event.isComposing && task) {
+      byId("prompt-title").focus({ preventScroll: true });
+    }
+    return;
+  }
+  if (event.repeat || event.ctrlKey || event.altKey || event.metaKey || event.shiftKey || event.isComposing) {
+    return;
+  }
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  if (annotator === null || !byId("keys").checked) {
+    return;
+  }
+  if (key === "u") {
+    undo();
+  } else if (task && key in KEYS) {
+    answer(KEYS[key]);
+  } else if (task && ["1", "2", "3"].includes(key)) {
+    toggleStrength(Number(key));
+  } else if (task && key === "c") {
+    byId("comment").focus();
+  } else {
+    return;
+  }
+  event.preventDefault();
+});
+
+alone(async () => show(await next(), ""));

@@ -1,0 +1,47 @@
+"""The folder of a run."""
+
+import json
+
+import pytest
+
+from lorarlhf.errors import UserError
+from lorarlhf.recipes import load_recipe
+from lorarlhf.run import Run, write_json
+
+
+def test_a_recipe_comes_back_as_it_was(tmp_path):
+    recipe = load_recipe("demo", sets=["ppo.learning_rate=3e-5", "data.prompts=null", "seed=7"])
+    run = Run(tmp_path / "new" / "run")
+    run.write_recipe(recipe)
+    assert run.read_recipe() == recipe
+
+
+def test_a_folder_without_a_recipe_is_not_a_run(tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path}: not a run, there is no recipe.yaml; give the --output-dir of"):
+        Run(tmp_path).read_recipe()
+
+
+def test_a_stage_has_an_adapter_once_its_config_is_written(tmp_path):
+    run = Run(tmp_path)
+    assert not run.has_adapter("sft")
+    (run.stage("sft") / "checkpoint-3").mkdir(parents=True)
+    (run.stage("sft") / "adapter_model.safetensors").touch()
+    assert not run.has_adapter("sft")
+    (run.stage("sft") / "adapter_config.json").touch()
+    assert run.has_adapter("sft")
+    assert not run.has_adapter("ppo")
+
+
+def test_summaries(tmp_path):
+    run = Run(tmp_path)
+    assert run.read_summary("reward") == {}
+    summary = {"eval_accuracy": 0.5, "nested": {"best": None}, "text": "naïve"}
+    run.write_summary("reward", summary)
+    assert run.read_summary("reward") == summary
+    assert json.loads((tmp_path / "reward" / "summary.json").read_text(encoding="utf-8")) == summary
+
+
+def test_json_files_end_with_a_newline_and_make_their_folder(tmp_path):
+    path = tmp_path / "a" / "b.json"
+    write_json(path, [1])
+    assert path.read_text() == "[\n  1\n]\n"

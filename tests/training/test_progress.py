@@ -1,0 +1,121 @@
+"""What a person sees while a stage runs, and the rows of `metrics.jsonl`."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+from transformers import TrainerControl, TrainerState
+
+from lorarlhf.training.progress import StageProgress, metrics_table, read_metrics
+
+SHOW_CURSOR, HIDE_CURSOR = "\x1b[?25h", "\x1b[?25l"
+
+
+@pytest.fixture
+def start(tmp_path):
+    """`start(stage, ...)`: a progress that has begun, and `log(step, **numbers)` for it."""
+
+    def make(stage="reward", resumed=False, at_step=0, terminal=False, max_steps=20, **options):
+        console = Console(file=io.StringIO(), force_terminal=terminal, width=160)
+        progress = StageProgress(stage, tmp_path / stage, resumed, console=console, **options)
+        state, control = TrainerState(global_step=at_step, max_steps=max_steps), TrainerControl()
+        progress.on_train_begin(None, state, control)
+
+        def log(step, **numbers):
+            state.global_step = step
+            progress.on_step_end(None, state, control)
+            progress.on_log(None, state, control, numbers)
+
+        return progress, log
+
+    return make
+
+
+def text(progress):
+    return progress.console.file.getvalue()
+
+
+def test_a_row_is_a_json_object_on_a_line(start):
+    progress, log = start()
+    log(1, loss=0.5, accuracy=1.0)
+    log(2, loss=0.25, text="naïve\n")
+    lines = progress.path.read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"step": 1, "loss": 0.5, "accuracy": 1.0},
+        {"step": 2, "loss": 0.25, "text": "naïve\n"},
+    ]
+    assert read_metrics(progress.path) == [json.loads(line) for line in lines]
+
+
+def test_no_rows_without_a_file(tmp_path):
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+def test_closing_statistics_are_not_a_row(start):
+    progress, log = start()
+    log(1, train_runtime=3.0, train_loss=0.1)
+    log(1)
+    assert read_metrics(progress.path) == []
+
+
+def test_plain_lines_where_there_is_no_terminal(start):
+    progress, log = start()
+    with progress:
+        log(5, loss=0.5, accuracy=0.75, grad_norm=3.0)
+        log(20, loss=1234.5, margin=-0.1234)
+    first, last = text(progress).splitlines()
+    assert first.startswith("reward 5/20  loss 0.500  accuracy 0.750")
+    assert last == "reward 20/20  loss 1,234  margin -0.123"
+    assert "\x1b" not in text(progress)
+    assert "grad_norm" not in text(progress)
+
+
+def test_ppo_counts_iterations_and_has_no_epochs(start):
+    progress, log = start("ppo", total=4)
+    log(8, iteration=1, reward=0.5, kl=1.0, epoch=0.25)
+    assert text(progress).startswith("ppo 1/4  reward 0.500  KL 1.000")
+    assert read_metrics(progress.path) == [{"step": 8, "iteration": 1, "reward": 0.5, "kl": 1.0}]
+
+
+def test_a_terminal_shows_a_table_and_gets_its_cursor_back(start):
+    progress, log = start("ppo", terminal=True, total=2)
+
+    def stage():
+        with progress:
+            log(1, iteration=1, reward=0.125, kl=2.0)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        stage()
+    output = text(progress)
+    assert output.count(HIDE_CURSOR) == output.count(SHOW_CURSOR) == 1
+    assert output.rindex(SHOW_CURSOR) > output.rindex("0.125")
+    assert "1/2" in output
+    assert "reward" in output
+
+
+def test_a_fresh_start_empties_what_was_there(start):
+    progress, log = start()
+    log(1, loss=1.0)
+    progress, _ = start()
+    assert read_metrics(progress.path) == []
+
+
+def test_going_on_drops_the_rows_after_the_checkpoint(start):
+    progress, log = start("ppo", total=4)
+    for iteration in (1, 2, 3):
+        log(2 * iteration, iteration=iteration, reward=0.1)
+        log(2 * iteration, iteration=iteration, eval_reward=0.2)
+    progress, log = start("ppo", resumed=True, at_step=4, total=4)
+    assert [row["step"] for row in read_metrics(progress.path)] == [2, 2, 4, 4]
+    log(6, iteration=3, reward=0.3)
+    assert text(progress).startswith("ppo 3/4")
+    assert [row["step"] for row in read_metrics(progress.path)] == [2, 2, 4, 4, 6]
+
+
+def test_a_table_leaves_blank_what_a_row_lacks():
+    table = metrics_table([{"step": 1, "loss": 0.5}, {"step": 2, "other": 1.0}], {"step": "step", "loss": "loss"})
+    console = Console(file=io.StringIO(), width=40)
+    console.print(table)
+    assert [line.split() for line in console.file.getvalue().splitlines()] == [["step", "loss"], ["1", "0.500"], ["2"]]
