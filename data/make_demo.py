@@ -24,7 +24,7 @@ OUTPUT = Path(__file__).parent / "demo"
 
 HELD_OUT_TOPICS = 16  # pairs of item and kind of question, for each of the two held-out sets
 TRAIN_PROMPTS = 500
-PREFERENCES, PREFERENCES_TEST = 3000, 500
+PREFERENCES, PREFERENCES_TEST = 6000, 500
 FLIPPED = 0.1
 DEMONSTRATIONS = 300
 

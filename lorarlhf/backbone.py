@@ -35,7 +35,9 @@ class ScalarHead(nn.Linear):
 
     def __init__(self, hidden_size: int, device: torch.device) -> None:
         super().__init__(hidden_size, 1, bias=False, dtype=torch.float32, device=device)
-        nn.init.normal_(self.weight, std=1 / (hidden_size + 1) ** 0.5)  # Stiennon et al. 2020, appendix B
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=1 / (self.in_features + 1) ** 0.5)  # Stiennon et al. 2020, appendix B
 
     def forward(self, hidden: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
@@ -244,9 +246,7 @@ class SharedBackbone(nn.Module):
         rows = torch.arange(len(sequences), device=hidden.device)
         return self.reward_head(hidden[rows, sequences.lengths - 1]).squeeze(-1)
 
-    def forward(
-        self, role: Role, sequences: Sequences, temperature: float = 1.0, entropy_grad: bool = True
-    ) -> Any:
+    def forward(self, role: Role, sequences: Sequences, temperature: float = 1.0, entropy_grad: bool = True) -> Any:
         """What training needs of a role: `logprobs` of the policy, `values` of the critic."""
         if role == "critic":
             return self.values(sequences)

@@ -217,7 +217,7 @@ def _shortened(text: str) -> str:
 
 def _print_agreement(found: Agreement) -> None:
     typer.echo(
-        f"{len(found.annotators)} annotators, {found.pairs:,} pairs, {found.shared:,} of them judged by two or more\n"
+        f"annotators: {len(found.annotators)}; pairs: {found.pairs:,}, {found.shared:,} of them judged by two or more\n"
     )
     named = [
         ("raw agreement", found.raw),

@@ -30,11 +30,12 @@ def export(
     if private and push_to_hub is None:
         raise UserError("--private: says how to make a Hub repository; give one with --push-to-hub")
     from lorarlhf.cli.quiet import quiet_libraries
+
+    quiet_libraries()
     from lorarlhf.export.hub import push_to_hub as push
     from lorarlhf.export.merge import export_run, last_stage
     from lorarlhf.run import Run
 
-    quiet_libraries()
     chosen = stage or last_stage(Run(run))
     export_run(Run(run), to, chosen, merge, dtype)
     typer.echo(f"export: the {chosen} stage of {run} is in {to}")

@@ -15,6 +15,7 @@ from lorarlhf.cli.data import data_app
 from lorarlhf.cli.demo import demo
 from lorarlhf.cli.export import export
 from lorarlhf.cli.recipes import recipes_app
+from lorarlhf.cli.sample import sample
 from lorarlhf.cli.stages import ppo, reward, sft
 from lorarlhf.errors import UserError
 
@@ -33,6 +34,7 @@ app.add_typer(collect_app, name="collect")
 for stage in (sft, reward, ppo):
     app.command()(stage)
 app.command()(export)
+app.command()(sample)
 
 
 def _print_version(wanted: bool) -> None:
@@ -61,7 +63,7 @@ def main() -> None:
     except SystemExit as ended:
         if ended.code != INTERRUPTED:
             raise
-        _fail("stopped; run again with --resume to go on from the last checkpoint", 1, verbose)
+        _fail("stopped; sft, reward and ppo go on from their last checkpoint with --resume", 1, verbose)
     except Exception as error:  # the last stop: anything else becomes one line and exit 1
         _fail(_in_one_line(error), 1, verbose)
 

@@ -81,7 +81,7 @@ def reward(
         result = "no held-out examples"
     elif resolved.reward.objective == "regression":
         result = (
-            f"held-out error {summary['eval_loss']:.3f}, correlation {summary['eval_correlation']:.3f} "
+            f"held-out error {summary['eval_loss']:.3f}, correlation {summary['eval_correlation'] or 0:.3f} "
             f"on {summary['eval_examples']} examples"
         )
     else:

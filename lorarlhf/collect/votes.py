@@ -9,7 +9,7 @@ from lorarlhf.collect.labels import read_labels
 from lorarlhf.collect.pairs import Pair
 from lorarlhf.data.agreement import Answer, Side, Vote
 from lorarlhf.data.formats.judged import VOTES, annotator_columns
-from lorarlhf.data.formats.values import Row, one_of, text
+from lorarlhf.data.formats.values import Row, one_of
 from lorarlhf.data.rows import BadRow, completion_text
 from lorarlhf.data.sources import existing_file, iter_rows
 from lorarlhf.errors import UserError
@@ -64,7 +64,8 @@ def _table(file: str) -> Iterator[Vote]:
 
 
 def _row_votes(pair: str, row: Row) -> Iterator[Vote]:
-    longer = _longer(text(row, "response1"), text(row, "response2"))
+    first, second = (row.get(column) for column in ("response1", "response2"))
+    longer = _longer(first, second) if isinstance(first, str) and isinstance(second, str) else None
     for column in annotator_columns(row):
         if row[column] not in (None, ""):
             yield Vote(pair, column, _ANSWERS[one_of(row, column, VOTES)], longer=longer)

@@ -156,7 +156,7 @@ class _Tally:
             self.ties += example.tie
             self.unequal += not example.tie and chosen != rejected
             self.longer_wins += not example.tie and chosen > rejected
-        if len(self.examples) < EXAMPLES:
+        if len(self.examples) < EXAMPLES and not (self.examples and sides(self.examples[-1])[0] == prompt):
             self.examples.append(example)
 
 

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lorarlhf.data.rows import BadRow
 from lorarlhf.errors import UserError
@@ -140,11 +140,14 @@ def _check_split(source: str, split: str, splits: list[str]) -> None:
 
 
 def _jsonl(path: Path, source: str) -> Iterator[Placed]:
-    opener: Callable[..., Any] = gzip.open if path.name.endswith(".gz") else open
-    with opener(path, "rb") as file:
+    with _opened(path) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield f"{source}:{number}", _parsed_line(line)
+
+
+def _opened(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")  # type: ignore[return-value]
 
 
 def _parsed_line(line: bytes) -> Row | BadRow:
@@ -158,7 +161,8 @@ def _parsed_line(line: bytes) -> Row | BadRow:
 
 def _json(path: Path, source: str) -> Iterator[Placed]:
     try:
-        content = json.loads(path.read_bytes())
+        with _opened(path) as file:
+            content = json.loads(file.read())
     except UnicodeDecodeError as error:
         raise UserError(f"{source}: not UTF-8 text; save it as UTF-8") from error
     except json.JSONDecodeError as error:
@@ -212,6 +216,7 @@ READERS: dict[str, Callable[[Path, str], Iterator[Placed]]] = {
     ".jsonl": _jsonl,
     ".jsonl.gz": _jsonl,
     ".json": _json,
+    ".json.gz": _json,
     ".csv": _csv,
     ".tsv": partial(_csv, delimiter="\t"),
     ".parquet": _parquet,

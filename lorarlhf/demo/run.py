@@ -26,10 +26,10 @@ from lorarlhf.training.reward import train_reward
 SHOWN = 4
 
 
-def run_demo(output_dir: Path, seed: int, sets: tuple[str, ...] = ()) -> dict[str, Any]:
+def run_demo(output_dir: Path, seed: int, sets: tuple[str, ...] = (), console: Console | None = None) -> dict[str, Any]:
     """Reward model, PPO, evaluation and export on one backbone; write and return `summary.json`."""
     start = time.perf_counter()
-    console = Console()
+    console = console or Console()
     recipe = load_recipe("demo", sets=[f"seed={seed}", *sets])
     run = Run(output_dir)
     console.print("[bold]A shop assistant learns manners[/]: the base model answers customers politely or not.")

@@ -42,12 +42,12 @@ def longer_wins(chosen: Sequence[Sequence[int]], rejected: Sequence[Sequence[int
     return _share_won(torch.tensor([len(c) - len(r) for c, r in zip(chosen, rejected, strict=True)]))
 
 
-def regression_metrics(scores: Tensor, targets: Tensor) -> dict[str, float]:
-    """Error and correlation of [N] scores with the [N] ratings they should predict."""
-    pair = torch.stack([scores, targets])
+def regression_metrics(scores: Tensor, targets: Tensor) -> dict[str, float | None]:
+    """Error and correlation of [N] scores with the [N] ratings they should predict; no correlation if either is flat."""
+    correlation = torch.corrcoef(torch.stack([scores, targets]))[0, 1]
     return {
         "eval_loss": F.mse_loss(scores, targets).item(),
-        "eval_correlation": torch.corrcoef(pair)[0, 1].item(),
+        "eval_correlation": correlation.item() if correlation.isfinite() else None,
     }
 
 

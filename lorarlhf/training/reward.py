@@ -170,7 +170,7 @@ def _examples(recipe: Recipe, backbone: SharedBackbone, split: Split) -> Tokeniz
     return tokenize_preferences(pairs.rows, backbone.tokenizer, recipe.data.max_length)
 
 
-def _evaluate(backbone: SharedBackbone, config: RewardConfig, test: Dataset) -> dict[str, float]:
+def _evaluate(backbone: SharedBackbone, config: RewardConfig, test: Dataset) -> dict[str, float | None]:
     if not len(test):
         return {}
     if config.objective == "regression":

@@ -183,7 +183,7 @@ class OutOfMemoryError(RuntimeError):
         (RuntimeError("the disk\nis full"), "Error: RuntimeError: the disk (--verbose shows where)"),
         (KeyError("reward"), "Error: KeyError: 'reward' (--verbose shows where)"),
         (OutOfMemoryError("no room"), "Error: OutOfMemoryError: no room (lower ppo.micro_batch_tokens, "),
-        (KeyboardInterrupt(), "Error: stopped; run again with --resume to go on from the last checkpoint"),
+        (KeyboardInterrupt(), "Error: stopped; sft, reward and ppo go on from their last checkpoint with --resume"),
     ],
 )
 def test_anything_else_is_exit_1(command, monkeypatch, error, message):

@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from lorarlhf.data.rows import BadRow
-from lorarlhf.data.sources import is_path, iter_rows
+from lorarlhf.data.sources import is_path, iter_rows, splits_of
 from lorarlhf.errors import UserError
 
 ROWS = [
@@ -59,6 +59,32 @@ def test_csv_keeps_numbers_as_text_and_line_breaks_in_quotes(tmp_path):
     ]
 
 
+def test_tsv(tmp_path):
+    path = write(tmp_path, "a.tsv", 'prompt\tchosen\trejected\nWhy, "so"?\t"Because,\n\tso"\tNo.\n')
+    assert read(path) == [(f"{path}: row 1", {"prompt": 'Why, "so"?', "chosen": "Because,\n\tso", "rejected": "No."})]
+
+
+def test_json_gz(tmp_path):
+    path = write(tmp_path, "a.json.gz", gzip.compress(json.dumps(ROWS).encode()))
+    assert [row for _, row in read(path)] == ROWS
+
+
+def test_saved_folder(tmp_path):
+    table, parts = tmp_path / "table", tmp_path / "parts"
+    rows = [{"prompt": [{"role": "user", "content": str(i)}], "score": i / 2} for i in range(3)]
+    saved = datasets.Dataset.from_list(rows)
+    saved.save_to_disk(table)
+    datasets.DatasetDict(train=saved, other=saved.select([2])).save_to_disk(parts)
+    assert read(table) == [(f"{table}: row {i + 1}", row) for i, row in enumerate(rows)]
+    assert read(parts) == [(f"{parts}: row {i + 1}", row) for i, row in enumerate(rows)]
+    assert (splits_of(str(table)), splits_of(str(parts))) == ([], ["train", "other"])
+    with pytest.raises(UserError, match="no split 'test', it has train, other"):
+        list(iter_rows(str(parts), "test"))
+    (table / "data-00000-of-00001.arrow").unlink()
+    with pytest.raises(UserError, match="cannot read this folder"):
+        read(table)
+
+
 def test_parquet(tmp_path):
     rows = [{"prompt": [{"role": "user", "content": str(i)}], "score": i / 2} for i in range(2500)]
     path = tmp_path / "a.parquet"
@@ -100,7 +126,11 @@ def test_a_row_that_is_no_object_comes_as_a_bad_row_and_reading_goes_on(tmp_path
         ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 1000)[:-12], "cannot be read"),
         ("a.parquet", b"plain", "not a valid parquet file"),
         ("a.csv", b'a,b\n1,2\n1,"2\n', "a.csv:3: not valid CSV"),
-        ("a.txt", b"a\tb\n", "unknown kind of file; use one of .jsonl, .jsonl.gz, .json, .csv, .tsv, .parquet"),
+        (
+            "a.txt",
+            b"a\tb\n",
+            "unknown kind of file; use one of .jsonl, .jsonl.gz, .json, .json.gz, .csv, .tsv, .parquet",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content, message):

@@ -220,3 +220,13 @@ def test_tokenize_prompts(tokenizer):
 def test_nothing_in_nothing_out(tokenizer):
     assert len(tokenize_preferences([], tokenizer, 10).dataset) == 0
     assert tokenize_prompts([], tokenizer, 10) == ([], 0)
+
+
+def test_ties_get_a_column_of_their_own_where_there_are_any(tokenizer):
+    won, tied = Preference("a", "b", "c", 2.0), Preference("a", "b", "d", tie=True)
+    dataset = tokenize_preferences([won, tied], tokenizer, 64).dataset
+    assert dataset["tie"] == [False, True]
+    assert dataset["margin"] == [2.0, 0.0]
+    assert tokenize_preferences([won], tokenizer, 64).dataset.column_names == ["chosen_ids", "rejected_ids", "margin"]
+    dataset = tokenize_preferences([tied, Preference("a", "b", "c")], tokenizer, 64).dataset
+    assert dataset.column_names == ["chosen_ids", "rejected_ids", "tie"]

@@ -123,7 +123,7 @@ def test_held_out_prompts_ask_what_no_training_prompt_asks() -> None:
     assert {topic.kind for topic in train} == set(world.QUESTIONS)
 
 
-@pytest.mark.parametrize(("name", "rows"), [("preferences.jsonl", 3000), ("preferences_test.jsonl", 500)])
+@pytest.mark.parametrize(("name", "rows"), [("preferences.jsonl", 6000), ("preferences_test.jsonl", 500)])
 def test_a_tenth_of_the_labels_is_flipped_and_none_is_a_tie(name: str, rows: int) -> None:
     pairs = read(name)
     margins = []

@@ -246,7 +246,9 @@ def test_a_run_and_what_it_leaves_behind(run, tmp_path):
     ]
     assert rows[1]["kl"] == 0, "the policy starts as its reference"
     assert summary["before"]["eval_reward"] == rows[0]["eval_reward"]
-    assert summary["best"]["eval_reward"] == max(row["eval_reward"] for row in rows if "eval_reward" in row)
+    evaluations = [row for row in rows if "eval_reward" in row]
+    best = max(evaluations, key=lambda row: row["eval_objective"])
+    assert summary["best"] == {key: value for key, value in best.items() if key != "step"}
     assert (summary["reward"], summary["kl"]) == (rows[3]["reward"], rows[3]["kl"])
     assert run.read_recipe() == recipe
     for role, before in frozen.items():

@@ -1,5 +1,6 @@
 """What PPO means here (DESIGN.md), held against the trainer as it runs."""
 
+import dataclasses
 import math
 from itertools import product
 
@@ -112,7 +113,7 @@ def off_policy(make_trainer):
     """A trainer whose policy and critic have moved away from the experience they made: ratios are not 1."""
 
     def make(*sets):
-        trainer = make_trainer("ppo.cliprange=0.1", "ppo.cliprange_value=0.05", "ppo.response_length=24", *sets)
+        trainer = make_trainer("ppo.cliprange=0.02", "ppo.cliprange_value=0.02", "ppo.response_length=24", *sets)
         experience = trainer.make_experience()
         torch.manual_seed(2)
         randomise(trainer.backbone, 0.02, "policy", "critic")
@@ -267,19 +268,17 @@ def test_normalized_clipped_and_penalised_rewards_are_what_ppo_sees(make_trainer
         ),
     )
     trainer = make_trainer(
-        "ppo.normalize_reward=true", "ppo.reward_clip=1.2", "ppo.missing_eos_penalty=3.0", "ppo.response_length=24"
+        *("ppo.normalize_reward=true", "ppo.reward_clip=1.2", "ppo.missing_eos_penalty=3.0"),
+        score=lambda rollout, batch: 100 + torch.arange(8.0),
     )
-    rollouts = []
-
-    def score(rollout, batch):
-        rollouts.append(rollout)
-        return 100 + torch.arange(8.0)
-
-    trainer.score = score
+    finished = torch.tensor([True, False] * 4)
+    monkeypatch.setattr(
+        trainer,
+        "_sample",
+        lambda *args, real=trainer._sample, **kwargs: dataclasses.replace(real(*args, **kwargs), finished=finished),
+    )
     trainer.make_experience()
     x = torch.arange(8.0)
-    finished = rollouts[0].finished
-    assert 0 < finished.sum() < 8
     expected = ((x - x.mean()) / x.std(correction=0)).clamp(-1.2, 1.2) - 3.0 * ~finished
     torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-4)
     assert trainer.stats["reward"] == 103.5  # what is logged is the raw score
@@ -327,7 +326,7 @@ def test_the_kl_penalty_holds_the_policy_back(make_trainer):
 
 def test_the_best_evaluation_is_kept(make_trainer):
     scores = iter([1.0, 3.0, 2.0, 3.0])
-    trainer = make_trainer(score=lambda rollout, batch: torch.full((len(batch),), next(scores)))
+    trainer = make_trainer("ppo.kl_coef=0.0", score=lambda rollout, batch: torch.full((len(batch),), next(scores)))
     kept = []
     for iteration in range(4):
         trainer.iteration = iteration
@@ -338,6 +337,18 @@ def test_the_best_evaluation_is_kept(make_trainer):
     trainer.backbone.load_role("policy", trainer.folder / "best")
     assert equal(weights(trainer.backbone, "policy"), kept[1])
     assert [row["eval_reward"] for row in trainer.evaluations] == [1.0, 3.0, 2.0, 3.0]
+
+
+def test_the_best_is_so_by_reward_less_kl(make_trainer):
+    scores = iter([1.0, 2.0, 3.0])
+    trainer = make_trainer("ppo.kl_coef=100.0", score=lambda rollout, batch: torch.full((len(batch),), next(scores)))
+    for iteration in range(3):
+        trainer.iteration = iteration
+        trainer.evaluate()
+        randomise(trainer.backbone, 0.1, "policy")
+    objectives = [row["eval_reward"] - 100 * row["eval_kl"] for row in trainer.evaluations]
+    assert [row["eval_objective"] for row in trainer.evaluations] == pytest.approx(objectives)
+    assert trainer.best["iteration"] == objectives.index(max(objectives)) < 2, "far from the reference, it is not best"
 
 
 def test_evaluation_is_on_held_out_prompts_with_samples(make_trainer):

@@ -174,13 +174,13 @@ function showProgress({ done, total, seconds: each, repeats, consistent, can_und
   byId("bar").value = done;
   byId("done").textContent = `${done.toLocaleString("en")} of ${total.toLocaleString("en")}`;
   byId("pace").textContent = each === null ? "" : `${inWords(each)} a pair, ${inWords(each * (total - done))} left`;
-  byId("agreement").textContent = repeats ? `same answer on ${consistent} of ${repeats} repeated` : "";
+  byId("agreement").textContent = repeats ? `repeats: ${consistent} of ${repeats} the same` : "";
   byId("undo").hidden = !canUndo;
 }
 
 function inWords(time) {
   if (time < 100) {
-    return `${Math.round(time)} s`;
+    return `${time < 10 ? time.toFixed(1) : Math.round(time)} s`;
   }
   const minutes = Math.round(time / 60);
   return minutes < 100 ? `${minutes} min` : `${(minutes / 60).toFixed(1)} h`;

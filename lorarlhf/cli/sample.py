@@ -1,0 +1,80 @@
+"""`lorarlhf sample`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from lorarlhf.errors import UserError
+
+
+def sample(
+    prompts: Annotated[str, typer.Option(help="Hub id or file of prompts.")],
+    out: Annotated[Path, typer.Option(help="Where to: a .jsonl file; an interrupted one is gone on with.")],
+    run: Annotated[Path | None, typer.Option(help="A run: its latest policy responds.")] = None,
+    model: Annotated[str | None, typer.Option(help="Hub id or folder of a model, instead of a run.")] = None,
+    n: Annotated[int, typer.Option("--n", help="Responses a prompt, of each policy.", min=1)] = 2,
+    temperature: Annotated[float, typer.Option(min=0.01)] = 1.0,
+    response_length: Annotated[int, typer.Option(help="Most tokens a response.", min=1)] = 256,
+    adapters: Annotated[
+        tuple[str, str] | None,
+        typer.Option(help="Two adapter folders to compare blind; `base` is the model without one."),
+    ] = None,
+    pick: Annotated[Literal["all", "uncertain"], typer.Option(help="uncertain: closest calls first.")] = "all",
+    reward: Annotated[Path | None, typer.Option(help="Reward adapter for --pick.", show_default="that of RUN")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Sample pairs of different responses, to be compared with `lorarlhf collect`."""
+    if (run is None) == (model is None):
+        raise UserError("sample: give either --run or --model")
+    if adapters is None and n < 2:
+        raise UserError("sample: --n must be at least 2, or name two --adapters")
+    from rich.progress import Progress
+
+    from lorarlhf.cli.quiet import quiet_libraries
+
+    quiet_libraries()
+    from lorarlhf.base_model import load_backbone
+    from lorarlhf.config import DataConfig, ModelConfig, Role
+    from lorarlhf.data.examples import load_prompts
+    from lorarlhf.data.tokenize import tokenize_prompts
+    from lorarlhf.run import Run
+    from lorarlhf.sampling import Sampler, write_pairs
+
+    recipe = Run(run).read_recipe() if run else None
+    data = DataConfig(prompts=prompts, test_size=0.0) if recipe is None else recipe.data
+    data = data.model_copy(update={"prompts": prompts, "prompts_test": None, "test_size": 0.0})
+    backbone = load_backbone(recipe.model if recipe else ModelConfig(name=str(model)), data.chat_template)
+    examples, _ = tokenize_prompts(load_prompts(data, "train").rows, backbone.tokenizer, data.max_prompt_length)
+
+    roles: list[Role] = []
+    sources = list(adapters) if adapters else [_latest_adapter(run)]
+    places: tuple[Role, Role] = ("policy", "reference")
+    for role, source in zip(places, sources, strict=False):
+        if source == "base":
+            roles.append("critic")  # a role without an adapter is the bare base
+        else:
+            backbone.load_role(role, Path(source))
+            roles.append(role)
+    if pick == "uncertain":
+        backbone.load_role("reward", _reward_adapter(run, reward))
+    sampler = Sampler(backbone, roles, sources, n, response_length, temperature, seed)
+    with Progress() as progress:
+        count = write_pairs(sampler, examples, out, pick == "uncertain", progress)
+    typer.echo(f"sample: {count} pairs in {out}; label them with lorarlhf collect --pairs {out} --out labels.jsonl")
+
+
+def _latest_adapter(run: Path | None) -> str:
+    for stage in ("ppo", "sft"):
+        if run and (run / stage / "adapter_config.json").is_file():
+            return str(run / stage)
+    return "base"
+
+
+def _reward_adapter(run: Path | None, reward: Path | None) -> Path:
+    folder = reward or (run / "reward" if run else None)
+    if folder is None or not (folder / "adapter_config.json").is_file():
+        raise UserError(f"--pick uncertain: no reward adapter in {folder or 'a model'}; give one with --reward")
+    return folder

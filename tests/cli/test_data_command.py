@@ -1,0 +1,156 @@
+"""`lorarlhf data inspect | convert | split | agreement`."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from lorarlhf.cli.data import data_app
+from lorarlhf.errors import UserError
+
+PAIRS = [{"prompt": f"Question {i}?", "chosen": f"Yes {i}.", "rejected": "No."} for i in range(50)]
+STEER = [{"prompt": f"Hi {i}", "response_1": "long", "response_2": "b", "preference_strength": i - 1} for i in range(3)]
+
+
+def run(*args):
+    result = CliRunner().invoke(data_app, [str(arg) for arg in args])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def refusal(*args):
+    error = CliRunner().invoke(data_app, [str(arg) for arg in args]).exception
+    assert isinstance(error, UserError)
+    return str(error)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(rows, name="rows.jsonl"):
+        path = tmp_path / name
+        path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+        return path
+
+    return write
+
+
+def words(text):
+    return " ".join(text.split())
+
+
+def test_inspect(write):
+    path = write([*PAIRS, PAIRS[0], "{torn", {"prompt": "a", "chosen": "b" * 500, "rejected": "b"}])
+    output = words(run("inspect", path))
+    for expected in (
+        f"{path}: comparisons",
+        "format text pairs with a prompt, as prompt is text, chosen is text, rejected is text",
+        "rows 53, which hold 52 comparisons",
+        "ties 0",
+        "duplicates 1",
+        "prompts 51 different",
+        f"left out not valid JSON (Expecting property name enclosed in double quotes): 1, first at {path}:52",
+        "chosen length median 7, 95% up to 7, longest 500 characters",
+        "longer wins 100.0% of decided pairs of different lengths",
+        "[1] prompt Question 0? chosen Yes 0. rejected No.",
+    ):
+        assert expected in output
+    assert "too long" not in output  # which only tokens can tell
+    assert "[3]" in output
+    assert "[4]" not in output
+
+
+def test_inspect_shortens_what_it_shows(write):
+    output = run("inspect", write([{"prompt": "a\n\nb", "chosen": "c" * 500, "rejected": "d"}]))
+    assert "a b" in output
+    assert "c" * 159 + "…" in output
+    assert "c" * 160 not in output
+
+
+def test_inspect_in_tokens_and_against_test_data(write):
+    path, test = write(PAIRS), write(PAIRS[:7], "test.jsonl")
+    output = words(run("inspect", path, "--test", test, "--model", "shipped:demo/model", "--max-length", 8))
+    assert "prompts 50 different, 7 of them in the test data too" in output
+    assert "tokens" in output
+    assert "100.0% have a side over 8 tokens, and would be dropped" in output
+
+
+def test_own_columns(write):
+    path = write([{"q": "a", "good": "b", "bad": "c"}])
+    assert "columns not recognised as comparisons: found q, good, bad" in refusal("inspect", path)
+    columns = ("--column", "prompt=q", "--column", "chosen=good", "--column", "rejected=bad")
+    assert "text pairs with a prompt" in run("inspect", path, *columns)
+    assert "did you mean chosen?" in refusal("inspect", path, "--column", "choosen=good")
+    assert "write NAME=COLUMN" in refusal("inspect", path, "--column", "chosen")
+
+
+def test_convert(write, tmp_path):
+    source, dest = write([*STEER, "{torn"]), tmp_path / "out.jsonl"
+    assert "rows.jsonl:4: not valid JSON" in refusal("convert", source, dest)
+    output = run("convert", source, dest, "--on-bad-row", "skip")
+    assert f"Wrote 2 pairs to {dest}" in output
+    assert "left out: tie (1)" in output
+    assert "left out: not valid JSON" in output
+    rows = [json.loads(line) for line in dest.read_text().splitlines()]
+    assert [row["chosen"] for row in rows] == [[{"role": "assistant", "content": text}] for text in ("long", "b")]
+    assert "exists already and is not overwritten" in refusal("convert", source, dest, "--on-bad-row", "skip")
+    assert "Wrote 3 pairs" in run("convert", write(STEER), tmp_path / "ties.jsonl.gz", "--ties", "keep")
+
+
+def test_split(write, tmp_path):
+    train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    output = run("split", write(PAIRS), train, test, "--test-size", "0.2")
+    prompts = [
+        [json.loads(line)["prompt"][0]["content"] for line in path.read_text().splitlines()] for path in (train, test)
+    ]
+    assert f"Wrote {len(prompts[0])} pairs to {train} and {len(prompts[1])} to {test}" in output
+    assert sorted(prompts[0] + prompts[1]) == sorted(row["prompt"] for row in PAIRS)
+    assert not set(prompts[0]) & set(prompts[1])
+    assert "exists already" in refusal("split", write(PAIRS), train, test)
+
+
+def test_agreement_of_two(tmp_path):
+    table = tmp_path / "votes.csv"
+    rows = [(1, 1)] * 20 + [(1, 2)] * 5 + [(2, 1)] * 10 + [(2, 2)] * 15
+    table.write_text("response1,response2,annotator1,annotator2\n" + "".join(f"long,no,{a},{b}\n" for a, b in rows))
+    output = words(run("agreement", table))
+    for expected in (
+        "2 annotators, 50 pairs, 50 of them judged by two or more",
+        "raw agreement 0.700 (95%: 0.",
+        "Cohen's kappa 0.400 (95%: 0.",
+        "annotator1 50 0 70.0% of 50 - - 50.0% of 50 -",
+        "annotator2 50 0 70.0% of 50 - - 60.0% of 50 -",
+        "votes.csv:21 1 1 0",
+        "label noise: 0.184 (95%: 0.",
+        "--set reward.label_smoothing=0.18",
+    ):
+        assert expected in output
+    assert "majority votes" not in output
+    assert words(run("agreement", table)) == output  # seeded
+
+
+def test_agreement_of_label_files_with_their_pairs(write):
+    base = {"strength": None, "comment": None, "time": "2026-11-22T10:00:00.000+00:00", "seed": 0}
+    given = [("ann", "a", "a", False), ("ann", "a", "b", True), ("bob", "b", "a", False), ("cat", "tie", "b", False)]
+    labels = write(
+        [
+            base
+            | {"pair_id": "p1", "annotator": name, "choice": choice, "left": left, "repeat": repeat, "seconds": 2.5}
+            for name, choice, left, repeat in given
+        ],
+        "labels.jsonl",
+    )
+    pairs = write([{"pair_id": "p1", "prompt": "q", "response_a": "long", "response_b": "no"}], "pairs.jsonl")
+    output = words(run("agreement", labels, "--pairs", pairs))
+    assert "ann 2 0 - 100.0% of 1 50.0% of 2 100.0% of 2 2.5" in output
+    assert "bob 1 0 - - 0.0% of 1 0.0% of 1 2.5" in output
+    assert "p1 1 1 1" in output
+    assert "next to chance" in output
+
+
+def test_agreement_of_one_says_what_is_missing(tmp_path):
+    table = tmp_path / "votes.csv"
+    table.write_text("response1,response2,annotator1\na,b,1\n")
+    output = words(run("agreement", table))
+    assert "1 annotators, 1 pairs, 0 of them judged by two or more" in output
+    assert "raw agreement undefined on these labels" in output
+    assert "label noise: unknown" in output

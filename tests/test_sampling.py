@@ -1,0 +1,88 @@
+"""`lorarlhf sample`: pairs of different responses, resumable, ranked by how close the call is."""
+
+import json
+import sys
+
+import pytest
+
+from lorarlhf.cli.main import main
+from lorarlhf.collect.pairs import read_pairs
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    texts = [f"Do you have {item} in stock?" for item in ("plates", "mugs", "carrots")] * 20
+    rows = [{"prompt": [{"role": "user", "content": f"{text} {i}"}]} for i, text in enumerate(texts)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def adapters(load_tiny, tmp_path, demo_backbone):
+    from tiny_models import randomise
+
+    from lorarlhf.config import LoraShape
+
+    shape = LoraShape(r=4, alpha=8, target_modules="all-linear")
+    for role in ("policy", "reward"):
+        demo_backbone.attach(role, shape)
+        randomise(demo_backbone, role)
+        demo_backbone.save_role(role, tmp_path / role)
+    return tmp_path / "policy", tmp_path / "reward"
+
+
+def run(monkeypatch, *arguments) -> int:
+    monkeypatch.setattr(sys, "argv", ["lorarlhf", "sample", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return stop.value.code
+
+
+def base(prompts, out) -> list:
+    return ["--model", "shipped:demo/model", "--prompts", prompts, "--out", out, "--response-length", 24]
+
+
+def test_pairs_differ_and_can_be_collected(monkeypatch, prompts, tmp_path):
+    out = tmp_path / "pairs.jsonl"
+    assert run(monkeypatch, *base(prompts, out), "--n", 3) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(rows) > 60  # three responses a prompt make up to three pairs
+    assert all(row["response_a"] != row["response_b"] for row in rows)
+    assert len({row["prompt"][0]["content"] for row in rows}) == 60
+    assert len(read_pairs(out)) == len(rows)
+
+
+def test_an_interrupted_run_goes_on_as_if_it_had_not_stopped(monkeypatch, prompts, tmp_path):
+    whole, torn = tmp_path / "whole.jsonl", tmp_path / "torn.jsonl"
+    assert run(monkeypatch, *base(prompts, whole)) == 0
+    lines = whole.read_text().splitlines(keepends=True)
+    first_batch = [line for line in lines if json.loads(line)["batch"] == 0]
+    assert 0 < len(first_batch) < len(lines)
+    torn.write_text("".join(first_batch))
+    assert run(monkeypatch, *base(prompts, torn)) == 0
+    assert torn.read_text() == whole.read_text()
+
+
+def test_two_policies_meet_and_close_calls_come_first(monkeypatch, prompts, adapters, tmp_path):
+    policy, reward = adapters
+    out = tmp_path / "pairs.jsonl"
+    arguments = ["--adapters", "base", policy, "--n", 1, "--pick", "uncertain", "--reward", reward]
+    assert run(monkeypatch, *base(prompts, out), *arguments) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {row["source"] for row in rows} == {f"base / {policy}"}
+    distances = [abs(row["predicted"] - 0.5) for row in rows]
+    assert distances == sorted(distances)
+    assert distances[-1] > distances[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompts", "p.jsonl", "--out", "o.jsonl"], "give either --run or --model"),
+        (["--model", "m", "--prompts", "p.jsonl", "--out", "o.jsonl", "--n", "1"], "--n must be at least 2"),
+    ],
+)
+def test_what_is_missing_is_named(monkeypatch, capsys, arguments, message):
+    assert run(monkeypatch, *arguments) == 2
+    assert message in capsys.readouterr().err
