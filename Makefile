@@ -21,10 +21,10 @@ demo: .venv/installed
 	$(BIN)/lorarlhf demo --output-dir runs/demo
 
 test: .venv/installed
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-all: .venv/installed
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "slow or not slow"
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "slow or not slow"
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -43,7 +43,7 @@ def longer_wins(chosen: Sequence[Sequence[int]], rejected: Sequence[Sequence[int
 
 
 def regression_metrics(scores: Tensor, targets: Tensor) -> dict[str, float | None]:
-    """Error and correlation of [N] scores with the [N] ratings they should predict; no correlation if either is flat."""
+    """Error of [N] scores and their correlation with the [N] ratings they should predict, None if either is flat."""
     correlation = torch.corrcoef(torch.stack([scores, targets]))[0, 1]
     return {
         "eval_loss": F.mse_loss(scores, targets).item(),

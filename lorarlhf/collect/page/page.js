@@ -46,15 +46,17 @@ async function request(path, body) {
     body: JSON.stringify(body),
   };
   let response;
+  let text;
   try {
     response = await fetch(path, options);
+    text = await response.text(); // may break off too
   } catch {
-    throw new Refused(0, "The server does not answer, so nothing was saved. Start it again and open the link it prints.");
+    throw new Refused(0, "The server does not answer, so this is not known to be saved. Start it again and open the link it prints.");
   }
   if (!response.ok) {
-    throw new Refused(response.status, await response.text());
+    throw new Refused(response.status, text);
   }
-  return response.json();
+  return JSON.parse(text);
 }
 
 /** Do one thing at a time: what is pressed meanwhile is ignored, so that no key answers a pair not yet seen. */
