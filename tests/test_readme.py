@@ -1,0 +1,69 @@
+"""Every command of the README, run in its order in one folder, with trainings cut to a step or two."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lorarlhf.cli.main import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SHORT = {
+    "reward": ["reward.max_steps=2"],
+    "ppo": ["ppo.iterations=1", "ppo.batch_size=8", "ppo.num_ppo_epochs=1", "ppo.eval_prompts=4"],
+}
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def run(monkeypatch, arguments: list[str]) -> int:
+    for setting in SHORT.get(arguments[0], []):
+        arguments = [*arguments, "--set", setting]
+    monkeypatch.setattr(sys, "argv", ["lorarlhf", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return stop.value.code
+
+
+def test_every_command_works(monkeypatch, tmp_path, capsys):
+    (tmp_path / "my_rewards.py").write_text(re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    own = [shlex.split(command)[1:] for command in commands() if command.startswith("lorarlhf ")]
+    assert {arguments[0] for arguments in own} >= {"--help", "recipes", "reward", "ppo", "export"}
+    for arguments in own:
+        assert run(monkeypatch, arguments) == 0, (arguments, capsys.readouterr().err)
+    assert (tmp_path / "my-model" / "model.safetensors").is_file()
+    assert (tmp_path / "my-reward-model" / "model.safetensors").is_file()
+
+
+def test_the_other_commands_are_make_and_pip():
+    others = [command for command in commands() if not command.startswith("lorarlhf ")]
+    assert sorted(others) == ["make demo", "make test", "pip install ."]
+    for target in ("demo", "test"):
+        assert subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, check=False).returncode == 0
+
+
+def test_the_wheel_holds_recipes_and_data(tmp_path):
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    names = subprocess.run(
+        [sys.executable, "-m", "zipfile", "-l", str(next(tmp_path.glob("*.whl")))],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    for path in ("recipes/demo.yaml", "recipes/base/hh-rlhf.yaml", "data/demo/model/model.safetensors"):
+        assert f"lorarlhf/shipped/{path}" in names
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("http") or (ROOT / target).exists(), target
