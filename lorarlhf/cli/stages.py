@@ -113,12 +113,16 @@ def ppo(
     from lorarlhf.cli.quiet import quiet_libraries
 
     quiet_libraries()
+    from rich.console import Console
+
     from lorarlhf.ppo.stage import train_ppo
     from lorarlhf.run import Run
+    from lorarlhf.training.progress import samples_table
 
     summary = train_ppo(resolved, Run(run_path), resume, reward)
     before, best = summary["before"], summary["best"]
     if best:
+        Console().print(samples_table(run_path / "ppo" / "samples.jsonl", best["iteration"]))
         typer.echo(
             f"ppo: held-out reward {before['eval_reward']:.3f} -> {best['eval_reward']:.3f} at iteration "
             f"{best['iteration']}, KL {best['eval_kl']:.2f} nats a response"

@@ -9,11 +9,13 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorarlhf.config import Stage
+from lorarlhf.data.rows import request_text
 
 # Column names of the display for the logged numbers that matter.
 SHOWN: dict[Stage, dict[str, str]] = {
@@ -134,6 +136,15 @@ def metrics_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str])
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(*(_number(row[key]) if key in row else "" for key in columns))
+    return table
+
+
+def samples_table(path: Path, iteration: int, rows: int = 4) -> Table:
+    """Prompt, response and reward of the first samples that one evaluation wrote to `samples.jsonl`."""
+    table = Table("Prompt", "Response", "Reward", show_lines=True)
+    samples = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for sample in [sample for sample in samples if sample["iteration"] == iteration][:rows]:
+        table.add_row(escape(request_text(sample["prompt"])), escape(sample["response"]), _number(sample["reward"]))
     return table
 
 

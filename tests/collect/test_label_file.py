@@ -61,6 +61,12 @@ def test_a_label_given_again_after_undo_stands(file):
     assert [given.choice for given in file.labels] == ["b"]
 
 
+def test_of_two_labels_by_one_person_the_later_stands(file):
+    for given in (label("p0"), label("p1"), label("p0", choice="b")):
+        file.append(given)
+    assert [(given.pair_id, given.choice) for given in file.labels] == [("p1", "a"), ("p0", "b")]
+
+
 def test_any_torn_end_loads_and_is_cut_off(labels_path):
     whole = [json.dumps(label(pair).model_dump(), ensure_ascii=False).encode() + b"\n" for pair in ("p0", "é")]
     undo = b'{"undo": "p0", "annotator": "ann", "repeat": false, "time": "t"}\n'

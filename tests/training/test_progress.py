@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from transformers import TrainerControl, TrainerState
 
-from lorarlhf.training.progress import StageProgress, metrics_table, read_metrics
+from lorarlhf.training.progress import StageProgress, metrics_table, read_metrics, samples_table
 
 SHOW_CURSOR, HIDE_CURSOR = "\x1b[?25h", "\x1b[?25l"
 
@@ -119,3 +119,16 @@ def test_a_table_leaves_blank_what_a_row_lacks():
     console = Console(file=io.StringIO(), width=40)
     console.print(table)
     assert [line.split() for line in console.file.getvalue().splitlines()] == [["step", "loss"], ["1", "0.500"], ["2"]]
+
+
+def test_samples_of_one_evaluation_are_shown_as_they_are(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    prompt = [{"role": "user", "content": "Where?"}]
+    rows = [{"iteration": i, "prompt": prompt, "response": f"[bold]aisle {i}", "reward": i + 0.5} for i in (0, 4, 4, 8)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(samples_table(path, iteration=4, rows=1))
+    text = console.export_text()
+    assert text.count("Where?") == 1
+    assert "[bold]aisle 4" in text
+    assert "4.500" in text
