@@ -20,12 +20,14 @@ class Rollout:
 
     Attributes:
         sequences: B prompts and responses, in the order of the prompts given.
-        logprobs: [B, R] log-probability of each token when it was drawn, 0 at padding.
+        logprobs, entropy: [B, R] log-probability of each token when it was drawn, and entropy of what it was drawn
+            from, 0 at padding.
         finished: [B] True where the response ended itself; False where it was cut at the limit.
     """
 
     sequences: Sequences
     logprobs: Tensor
+    entropy: Tensor
     finished: Tensor
 
 
@@ -62,20 +64,22 @@ def sample_responses(
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     responses: list[list[int]] = [[] for _ in prompts]
-    logprobs: list[Tensor] = [torch.empty(0) for _ in prompts]
+    per_token: list[Tensor] = [torch.empty(0, 2) for _ in prompts]
     finished = torch.zeros(len(prompts), dtype=torch.bool)
     for rows in _decode_batches(order, prompts, response_length, token_budget):
-        tokens, token_logprobs = _decode(
+        tokens, logprobs_and_entropy = _decode(
             backbone, role, [prompts[i] for i in rows], response_length, temperature, generator
         )
         lengths, ended = response_lengths(tokens, backbone.stop_ids)
         for k, i in enumerate(rows):
             responses[i] = tokens[k, : lengths[k]].tolist()
-            logprobs[i] = token_logprobs[k, : lengths[k]]
+            per_token[i] = logprobs_and_entropy[k, : lengths[k]]
             finished[i] = ended[k]
+    logprobs, entropy = torch.nn.utils.rnn.pad_sequence(per_token, batch_first=True).to(backbone.device).unbind(-1)
     return Rollout(
         sequences=Sequences.from_lists(prompts, responses).to(backbone.device),
-        logprobs=torch.nn.utils.rnn.pad_sequence(logprobs, batch_first=True).to(backbone.device),
+        logprobs=logprobs,
+        entropy=entropy,
         finished=finished.to(backbone.device),
     )
 
@@ -105,7 +109,8 @@ def _decode(
     """Token by token with a key-value cache; rows that have ended leave the batch.
 
     Returns:
-        tokens [B, R] and their log-probabilities [B, R]; after a row's stop token, the stop token and 0.
+        tokens [B, R], and [B, R, 2] their log-probability and the entropy they were drawn with; after a row's stop
+        token, the stop token and 0.
     """
     device, n = backbone.device, len(prompts)
     stop_ids = torch.tensor(backbone.stop_ids, device=device)
@@ -119,7 +124,7 @@ def _decode(
 
     after_end = int(stop_ids[0]) if len(stop_ids) else 0
     tokens = torch.full((n, response_length), after_end, device=device)
-    logprobs = torch.zeros(n, response_length, device=device)
+    logprobs_and_entropy = torch.zeros(n, response_length, 2, device=device)
     cache = DynamicCache(config=backbone.causal_lm.config)
     active = torch.arange(n, device=device)
     with backbone.role(role), backbone.autocast():
@@ -132,9 +137,11 @@ def _decode(
                 use_cache=True,
             ).last_hidden_state[:, -1]
             distribution = torch.log_softmax(backbone.logits(hidden).float() / temperature, dim=-1)
-            drawn = _draw(distribution.exp(), generator)
+            probabilities = distribution.exp()
+            drawn = _draw(probabilities, generator)
             tokens[active, step] = drawn.squeeze(1)
-            logprobs[active, step] = distribution.gather(1, drawn).squeeze(1)
+            entropy = -torch.linalg.vecdot(probabilities, distribution)
+            logprobs_and_entropy[active, step] = torch.stack([distribution.gather(1, drawn).squeeze(1), entropy], 1)
 
             going_on = ~torch.isin(drawn.squeeze(1), stop_ids)
             if not going_on.all():
@@ -144,7 +151,7 @@ def _decode(
                 cache.batch_select_indices(kept)
                 active, attention, positions, drawn = active[kept], attention[kept], positions[kept], drawn[kept]
             inputs, positions = drawn, positions[:, -1:] + 1
-    return tokens, logprobs
+    return tokens, logprobs_and_entropy
 
 
 def _draw(probabilities: Tensor, generator: torch.Generator) -> Tensor:

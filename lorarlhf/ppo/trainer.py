@@ -101,14 +101,13 @@ class PPOTrainer(RoleCheckpoints, Trainer):
             self.iteration_ended = False
             experience = self.make_experience()
             order = torch.Generator().manual_seed(self.seed + self.iteration)
-            steps = self.config.num_ppo_epochs * self.config.num_mini_batches
-            for epoch in range(self.config.num_ppo_epochs):
-                shuffled = torch.randperm(self.config.batch_size, generator=order).to(self.backbone.device)
-                for i, rows in enumerate(shuffled.chunk(self.config.num_mini_batches)):
-                    last = epoch * self.config.num_mini_batches + i == steps - 1
-                    yield {"experience": experience.select(rows), "last": last}
-                    if self.iteration_ended:
-                        break
+            epochs = [
+                torch.randperm(self.config.batch_size, generator=order).chunk(self.config.num_mini_batches)
+                for _ in range(self.config.num_ppo_epochs)
+            ]
+            steps = [rows for epoch in epochs for rows in epoch]
+            for step, rows in enumerate(steps, 1):
+                yield {"experience": experience.select(rows.to(self.backbone.device)), "last": step == len(steps)}
                 if self.iteration_ended:
                     break
 
@@ -132,11 +131,13 @@ class PPOTrainer(RoleCheckpoints, Trainer):
                 config.missing_eos_penalty,
             )
             ref_logprobs, _ = self._logprobs("reference", sequences)
-            policy_logprobs, entropy = self._logprobs("policy", sequences)
+            logprobs, entropy = rollout.logprobs, rollout.entropy
+            if config.recompute_logprobs:
+                logprobs, entropy = self._logprobs("policy", sequences)
             (values,) = self._in_micro_batches(sequences, lambda micro: (self.backbone.values(micro),))
         experience = build_experience(
             sequences,
-            policy_logprobs if config.recompute_logprobs else rollout.logprobs,
+            logprobs,
             ref_logprobs,
             values,
             shaped,
@@ -156,7 +157,7 @@ class PPOTrainer(RoleCheckpoints, Trainer):
             "entropy": entropy[mask].mean().item() if mask.any() else 0.0,
             "response_length": sequences.response_lengths.float().mean().item(),
             "finished": rollout.finished.float().mean().item(),
-            "rollout_gap": (policy_logprobs - rollout.logprobs).abs().max().item(),
+            "rollout_gap": (logprobs - rollout.logprobs).abs().max().item(),
             "value": values[mask].mean().item() if mask.any() else 0.0,
         }
         if config.kl_target is not None:

@@ -114,7 +114,7 @@ def test_agreement_of_two(tmp_path):
     table.write_text("response1,response2,annotator1,annotator2\n" + "".join(f"long,no,{a},{b}\n" for a, b in rows))
     output = words(run("agreement", table))
     for expected in (
-        "2 annotators, 50 pairs, 50 of them judged by two or more",
+        "annotators: 2; pairs: 50, 50 of them judged by two or more",
         "raw agreement 0.700 (95%: 0.",
         "Cohen's kappa 0.400 (95%: 0.",
         "annotator1 50 0 70.0% of 50 - - 50.0% of 50 -",
@@ -151,6 +151,6 @@ def test_agreement_of_one_says_what_is_missing(tmp_path):
     table = tmp_path / "votes.csv"
     table.write_text("response1,response2,annotator1\na,b,1\n")
     output = words(run("agreement", table))
-    assert "1 annotators, 1 pairs, 0 of them judged by two or more" in output
+    assert "annotators: 1; pairs: 1, 0 of them judged by two or more" in output
     assert "raw agreement undefined on these labels" in output
     assert "label noise: unknown" in output

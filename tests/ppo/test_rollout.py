@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import EOS, PAD, SHAPE, VOCABULARY, randomise, rows_of
+from tiny_models import EOS, PAD, SHAPE, VOCABULARY, attach_all, randomise, rows_of
 from torch.testing import assert_close
 
 from lorarlhf.backbone import SharedBackbone
@@ -217,3 +217,13 @@ def test_bfloat16_log_probabilities_are_near_those_recomputed(with_policy):
     with torch.no_grad():
         expected, _ = backbone.logprobs("policy", rollout.sequences)
     assert_close(rollout.logprobs, expected, rtol=0.1, atol=0.1)
+
+
+def test_recorded_entropy_is_that_of_the_distribution_drawn_from(demo_backbone):
+    attach_all(demo_backbone)
+    generator = torch.Generator().manual_seed(0)
+    prompts = [[1, 4, 30], [1, 4, 30, 31, 32], [1, 4]]
+    rollout = sample_responses(demo_backbone, prompts, 12, 0.7, generator)
+    _, entropy = demo_backbone.logprobs("policy", rollout.sequences, 0.7)
+    assert rollout.entropy.max() > 0.1
+    assert_close(rollout.entropy, entropy.detach(), atol=1e-4, rtol=1e-4)

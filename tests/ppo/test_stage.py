@@ -115,7 +115,7 @@ def scored(run, tmp_path):
         sequences = some_sequences()
         functions = [(short_is_good, 1.0), (letter_e, 3.0)][: len(recipe.ppo.reward_functions)]
         examples = [type("Example", (), {"prompt": "?", "ids": [1]})()] * 2
-        rollout = Rollout(sequences, torch.zeros(2, 4), torch.ones(2, dtype=torch.bool))
+        rollout = Rollout(sequences, torch.zeros(2, 4), torch.zeros(2, 4), torch.ones(2, dtype=torch.bool))
         scores = response_scorer(backbone, recipe.ppo, functions)(rollout, examples)
         texts = [backbone.tokenizer.decode(ids, skip_special_tokens=True) for ids in ([50, 51, 52], [53])]
         with torch.no_grad():
