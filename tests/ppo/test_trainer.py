@@ -193,7 +193,7 @@ def test_entropy_bonus(off_policy):
     for p, a, b in zip(
         trainer.backbone.role_parameters("policy"), with_bonus["policy"], without["policy"], strict=True
     ):
-        p.data -= 0.5 * (a - b)
+        p.data -= 0.05 * (a - b)  # a step short enough for the gradient to hold
     assert mean_entropy() > before
 
 
