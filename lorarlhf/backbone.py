@@ -24,6 +24,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from lorarlhf.config import LoraShape, Role
 from lorarlhf.errors import UserError
 from lorarlhf.logprobs import chunked_logprobs, rows_a_chunk
+from lorarlhf.lora_linear import use_fused_forward
 from lorarlhf.sequences import Sequences
 
 SCORE_KEY = "base_model.model.score.weight"  # where PEFT keeps the head of a sequence classifier
@@ -118,6 +119,8 @@ class SharedBackbone(nn.Module):
         if any(isinstance(module, LoraLayer) for module in ends):
             raise UserError(f"{source}: the embedding and the language-model head take no adapter; leave them out")
         self._lora_layers = [module for module in self.causal_lm.modules() if isinstance(module, LoraLayer)]
+        for layer in self._lora_layers:
+            use_fused_forward(layer)
         # PEFT activates and unfreezes what it adds (and may freeze the rest): state what trains anew.
         self._activate(self._role)
         self.train_roles(*self.trained_roles)
@@ -231,7 +234,7 @@ class SharedBackbone(nn.Module):
         """
         before, mask = self._states_before_tokens(role, sequences)
         targets = _response_tokens(sequences)[mask]
-        chunk = rows_a_chunk(self.causal_lm.get_output_embeddings().out_features)
+        chunk = rows_a_chunk(self.causal_lm.get_output_embeddings().out_features, self.device)
         logprobs, entropy = chunked_logprobs(before[mask], targets, self.logits, temperature, chunk, entropy_grad)
         return _scatter(logprobs, mask), _scatter(entropy, mask)
 

@@ -41,7 +41,7 @@ class ModelConfig(Section):
     quantization: Literal["nf4", "int8", "none"] = "nf4"
     double_quant: bool = True
     compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     trust_remote_code: bool = False
 
 

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_BYTES = 2**26
+CHUNK_BYTES = {"cuda": 2**26, "cpu": 2**24}  # on a CPU a chunk should stay in its cache: half the time, measured
+DRAW_BLOCK = 256
 Head = Callable[[Tensor], Tensor]
 
 
-def rows_a_chunk(vocabulary: int) -> int:
-    """Tokens whose float32 scores take 64 MiB; a chunk in training needs about five times that."""
-    return max(1, CHUNK_BYTES // (4 * vocabulary))
+def rows_a_chunk(vocabulary: int, device: torch.device) -> int:
+    """Tokens whose float32 scores take `CHUNK_BYTES`; a chunk needs about three times that."""
+    return max(1, CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"]) // (4 * vocabulary))
 
 
 def chunked_logprobs(
@@ -45,7 +46,8 @@ def chunked_logprobs(
     if torch.is_grad_enabled() and hidden.requires_grad:
         return _ChunkedLogprobs.apply(hidden, targets, logits_of, temperature, chunk, entropy_grad)
     chunks = zip(hidden.split(chunk), targets.split(chunk), strict=True)
-    return _stack([_scores(logits_of(h), t, temperature)[:2] for h, t in chunks])
+    softmaxes = ((Softmax(logits_of(h), temperature), t) for h, t in chunks)
+    return _stack([(softmax.logprobs(t), softmax.entropy()) for softmax, t in softmaxes])
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
@@ -58,12 +60,17 @@ class _ChunkedLogprobs(torch.autograd.Function):
             h = h.detach().requires_grad_()
             with torch.enable_grad():
                 logits = logits_of(h)
-            logprobs, entropy, log_p = _scores(logits.detach(), t, temperature)
+            softmax = Softmax(logits.detach(), temperature)
+            logprobs, entropy = softmax.logprobs(t), softmax.entropy()
             results.append((logprobs, entropy))
-            p = log_p.exp()
-            slopes.append([_slope(logits, h, _one_hot_less(p, t), temperature)])
+            scale = -1 / (temperature * softmax.total)
+            slopes.append([])
             if entropy_grad:  # d entropy / d logits = -p (log p + entropy)
-                slopes[-1].append(_slope(logits, h, -p * (log_p + entropy.unsqueeze(1)), temperature))
+                surprise = softmax.shifted + (entropy - softmax.total.log()).unsqueeze(1)
+                slopes[-1].append(_product(logits, h, surprise.mul_(softmax.exp), scale))
+            # d log p(target) / d logits = one_hot(target) - p; p x total is `exp`, which is not needed again.
+            softmax.exp[torch.arange(len(t), device=t.device), t] -= softmax.total
+            slopes[-1].insert(0, _product(logits, h, softmax.exp, scale))
         ctx.save_for_backward(*(torch.cat(column) for column in zip(*slopes, strict=True)))
         outputs = _stack(results)
         if not entropy_grad:
@@ -77,25 +84,71 @@ class _ChunkedLogprobs(torch.autograd.Function):
         return (sum(terms[1:], terms[0]).to(ctx.saved_tensors[0].dtype), None, None, None, None, None)
 
 
-def _scores(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probability of the targets [n], entropy [n], and log-probability of every token [n, V]."""
-    log_p = torch.log_softmax(logits.float() / temperature if temperature != 1 else logits.float(), dim=-1)
-    entropy = -torch.linalg.vecdot(log_p.exp(), log_p)
-    return log_p.gather(1, targets.unsqueeze(1)).squeeze(1), entropy, log_p
+class Softmax:
+    """softmax(logits / temperature) of [n, V] in float32, with as few passes over [n, V] as it takes.
+
+    Attributes:
+        shifted: [n, V] logits / temperature less their maximum.
+        exp: [n, V] exp(shifted); p = exp / total.
+        total: [n].
+    """
+
+    def __init__(self, logits: Tensor, temperature: float) -> None:
+        self.shifted = logits.to(torch.float32, copy=True)
+        if temperature != 1:
+            self.shifted.div_(temperature)
+        self.shifted.sub_(self.shifted.amax(-1, keepdim=True))
+        self.exp = self.shifted.exp()
+        self.total = self.exp.sum(-1)
+
+    def logprobs(self, targets: Tensor) -> Tensor:
+        """[n] log-probability of one token a row."""
+        return self.shifted.gather(1, targets.unsqueeze(1)).squeeze(1) - self.total.log()
+
+    def entropy(self) -> Tensor:
+        """[n] log total - E[shifted]."""
+        return self.total.log() - torch.linalg.vecdot(self.exp, self.shifted) / self.total
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """[n] one token a row, by inverting the cumulative distribution: first to a block of tokens, then in it.
+
+        One random number a row and one pass, where `torch.multinomial` draws a number for each token.
+        """
+        n, vocabulary = self.exp.shape
+        at = torch.rand(n, 1, generator=generator, device=self.exp.device, dtype=torch.float64)
+        whole = vocabulary - vocabulary % DRAW_BLOCK
+        blocks = self.exp[:, :whole].unflatten(1, (-1, DRAW_BLOCK)).sum(-1)
+        blocks = torch.cat([blocks, self.exp[:, whole:].sum(-1, keepdim=True)], 1)
+        block, at = _invert(blocks, at)
+        tokens = block * DRAW_BLOCK + torch.arange(DRAW_BLOCK, device=self.exp.device)
+        inside = self.exp.gather(1, tokens.clamp(max=vocabulary - 1)).where(tokens < vocabulary, 0.0)
+        place, _ = _invert(inside, at)
+        return (block * DRAW_BLOCK + place).squeeze(1)
 
 
-def _one_hot_less(p: Tensor, targets: Tensor) -> Tensor:
-    """d log p(target) / d logits = one_hot(target) - p."""
-    slope = -p
-    slope[torch.arange(len(targets), device=targets.device), targets] += 1
-    return slope
+def _invert(weights: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+    """The first place whose cumulative weight is beyond the share `at` of all weight, and how far into it `at` falls.
+
+    Args:
+        weights: [n, k], not negative, not all 0.
+        at: [n, 1] in [0, 1), float64.
+
+    Returns:
+        place [n, 1], never one of weight 0, and share [n, 1] in [0, 1) of that place's weight.
+    """
+    cumulative = weights.cumsum(-1, dtype=torch.float64)
+    target = at * cumulative[:, -1:]
+    place = torch.searchsorted(cumulative, target, right=True)
+    place = torch.minimum(place, (weights > 0).cumsum(-1).argmax(-1, keepdim=True))  # rounding: the last with weight
+    weight = weights.gather(1, place).double()
+    start = cumulative.gather(1, place) - weight
+    return place, ((target - start) / weight).clamp(0, 1 - 2**-40)
 
 
-def _slope(logits: Tensor, hidden: Tensor, d_logits: Tensor, temperature: float) -> Tensor:
-    """[n, H] gradient of a row's scalar, given that with respect to its logits / temperature."""
-    grad = (d_logits / temperature if temperature != 1 else d_logits).to(logits.dtype)
-    (slope,) = torch.autograd.grad(logits, hidden, grad, retain_graph=True)
-    return slope
+def _product(logits: Tensor, hidden: Tensor, d_logits: Tensor, scale: Tensor) -> Tensor:
+    """[n, H] gradient with respect to `hidden`, given that with respect to `logits`, each row times its scale."""
+    (grad,) = torch.autograd.grad(logits, hidden, d_logits.to(logits.dtype), retain_graph=True)
+    return grad * scale.unsqueeze(1)
 
 
 def _stack(pieces: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -73,15 +73,21 @@ def test_pad_differs_from_eos_and_the_embedding_keeps_its_size(tiny_model, tmp_p
 
 def test_gemma_2_has_no_sdpa_attention_and_says_so(load_tiny, caplog):
     with caplog.at_level(logging.WARNING):
-        backbone = load_tiny("gemma2")
+        backbone = load_tiny("gemma2", attn_implementation="sdpa")
     assert "no sdpa attention: eager is used" in caplog.text
     assert backbone.causal_lm.config._attn_implementation == "eager"
     caplog.clear()
     load_tiny("gemma2", attn_implementation="eager")
     load_tiny("llama")
     assert "attention" not in caplog.text
-    assert load_tiny("llama").causal_lm.config._attn_implementation == "sdpa"
+    assert load_tiny("llama", attn_implementation="sdpa").causal_lm.config._attn_implementation == "sdpa"
     assert load_tiny("llama", attn_implementation="eager").causal_lm.config._attn_implementation == "eager"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what a CPU does")
+@pytest.mark.parametrize(("dtype", "expected"), [("float32", "sdpa"), ("bfloat16", "eager")])
+def test_attention_on_a_cpu_follows_the_compute_type(load_tiny, dtype, expected):
+    assert load_tiny("llama", compute_dtype=dtype).causal_lm.config._attn_implementation == expected
 
 
 def test_compute_type_is_the_one_asked_for():

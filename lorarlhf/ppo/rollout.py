@@ -11,6 +11,7 @@ from transformers import DynamicCache
 
 from lorarlhf.backbone import SharedBackbone
 from lorarlhf.config import Role
+from lorarlhf.logprobs import Softmax
 from lorarlhf.sequences import Sequences
 
 
@@ -136,33 +137,20 @@ def _decode(
                 past_key_values=cache,
                 use_cache=True,
             ).last_hidden_state[:, -1]
-            distribution = torch.log_softmax(backbone.logits(hidden).float() / temperature, dim=-1)
-            probabilities = distribution.exp()
-            drawn = _draw(probabilities, generator)
-            tokens[active, step] = drawn.squeeze(1)
-            entropy = -torch.linalg.vecdot(probabilities, distribution)
-            logprobs_and_entropy[active, step] = torch.stack([distribution.gather(1, drawn).squeeze(1), entropy], 1)
+            softmax = Softmax(backbone.logits(hidden), temperature)
+            drawn = softmax.draw(generator)
+            tokens[active, step] = drawn
+            logprobs_and_entropy[active, step] = torch.stack([softmax.logprobs(drawn), softmax.entropy()], 1)
 
-            going_on = ~torch.isin(drawn.squeeze(1), stop_ids)
+            going_on = ~torch.isin(drawn, stop_ids)
             if not going_on.all():
                 if not going_on.any():
                     break
                 kept = torch.nonzero(going_on).squeeze(1)
                 cache.batch_select_indices(kept)
                 active, attention, positions, drawn = active[kept], attention[kept], positions[kept], drawn[kept]
-            inputs, positions = drawn, positions[:, -1:] + 1
+            inputs, positions = drawn.unsqueeze(1), positions[:, -1:] + 1
     return tokens, logprobs_and_entropy
-
-
-def _draw(probabilities: Tensor, generator: torch.Generator) -> Tensor:
-    """[n, 1] one token a row of [n, V], by inverting the cumulative distribution.
-
-    One random number a row; `torch.multinomial` draws one a token of the vocabulary, a quarter of a decoding step.
-    """
-    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
-    at = torch.rand(len(probabilities), 1, generator=generator, device=probabilities.device, dtype=torch.float64)
-    # right=True: the first token whose share ends beyond the number, so never one of probability 0.
-    return torch.searchsorted(cumulative, at * cumulative[:, -1:], right=True).clamp(max=probabilities.shape[1] - 1)
 
 
 def response_texts(backbone: SharedBackbone, rollout: Rollout) -> list[str]:
