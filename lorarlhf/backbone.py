@@ -16,18 +16,20 @@ import torch.nn.functional as F
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, TaskType, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
+from lorarlhf.adapter_files import SCORE_KEY, read_adapter, same_shape
 from lorarlhf.config import LoraShape, Role
 from lorarlhf.errors import UserError
 from lorarlhf.logprobs import chunked_logprobs, rows_a_chunk
 from lorarlhf.lora_linear import use_fused_forward
 from lorarlhf.sequences import Sequences
+from lorarlhf.trunk import TrunkStates, decoder_layers, recorded_input, starting_from, without
 
-SCORE_KEY = "base_model.model.score.weight"  # where PEFT keeps the head of a sequence classifier
 HEAD_OF_ROLE = {"reward": "reward_head", "critic": "value_head"}
 
 
@@ -68,8 +70,10 @@ class SharedBackbone(nn.Module):
         hidden_size = causal_lm.get_output_embeddings().in_features  # not always the config's: OPT projects
         self.reward_head = ScalarHead(hidden_size, self.device)
         self.value_head = ScalarHead(hidden_size, self.device)
-        self._role: Role = "reference"
+        self._role: Role | None = "reference"
         self._lora_layers: list[LoraLayer] = []
+        linear = [name for name, module in self.layers[0].named_modules() if isinstance(module, (nn.Linear, Conv1D))]
+        self._linear_names = sorted({name.split(".")[-1] for name in linear})
         self.train_roles()
         self._check_logits()
 
@@ -81,6 +85,10 @@ class SharedBackbone(nn.Module):
     def trunk(self) -> nn.Module:
         """The base model below the language-model head, adapters included."""
         return self.causal_lm.base_model
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return decoder_layers(self.trunk, self.causal_lm.config.get_text_config().num_hidden_layers)
 
     @property
     def stop_ids(self) -> list[int]:
@@ -101,8 +109,15 @@ class SharedBackbone(nn.Module):
 
         Raises UserError where `target_modules` names no layer of the model, or its embedding or head.
         """
+        targets, first = shape.target_modules, len(self.layers) - shape.layer_count(len(self.layers))
+        if first and targets == "all-linear":  # PEFT takes a choice of layers only beside names
+            targets = self._linear_names
         config = PeftLoraConfig(
-            task_type=TaskType.CAUSAL_LM, r=shape.r, lora_alpha=shape.alpha, target_modules=shape.target_modules
+            task_type=TaskType.CAUSAL_LM,
+            r=shape.r,
+            lora_alpha=shape.alpha,
+            target_modules=targets,
+            layers_to_transform=list(range(first, len(self.layers))) if first else None,
         )
         self._attach(role, config, source="lora.target_modules")
 
@@ -134,10 +149,18 @@ class SharedBackbone(nn.Module):
                 if role in matrices:
                     del matrices[role]
 
+    def first_layer(self, role: Role) -> int:
+        """Index of the lowest layer that the role's adapter changes; the number of layers if it changes none."""
+        adapted = {id(layer) for layer in self._lora_layers if role in layer.lora_A}
+        inside = [[id(module) in adapted for module in layer.modules()] for layer in self.layers]
+        if sum(map(sum, inside)) < len(adapted):  # some of it is outside the layers
+            return 0
+        return next((index for index, found in enumerate(inside) if any(found)), len(inside))
+
     def copy_role(self, source: Role, target: Role) -> None:
         """Give `target` the same adapter, and head if both have one, as `source`, overwriting what it had."""
         config = self._peft_config(source)
-        if target not in self.roles or not _same_shape(config, self._peft_config(target)):
+        if target not in self.roles or not same_shape(config, self._peft_config(target)):
             self._attach(target, config, source)
         for layer in self._lora_layers:
             for matrices in (layer.lora_A, layer.lora_B):
@@ -174,8 +197,8 @@ class SharedBackbone(nn.Module):
                 parameter.requires_grad_(True)
 
     @contextlib.contextmanager
-    def role(self, role: Role) -> Iterator[None]:
-        """Compute as `role` inside the block."""
+    def role(self, role: Role | None) -> Iterator[None]:
+        """Compute as `role` inside the block; None is the bare base model."""
         before = self._role
         self._activate(role)
         try:
@@ -183,11 +206,11 @@ class SharedBackbone(nn.Module):
         finally:
             self._activate(before)
 
-    def _activate(self, role: Role) -> None:
+    def _activate(self, role: Role | None) -> None:
         # Not PEFT's set_adapter, which flips requires_grad. Layers without this adapter pass through unchanged.
         self._role = role
         for layer in self._lora_layers:
-            layer._active_adapter = [role]
+            layer._active_adapter = [role] if role else []
             layer._disable_adapters = False
 
     def enable_gradient_checkpointing(self) -> None:
@@ -210,10 +233,21 @@ class SharedBackbone(nn.Module):
         """Adapters are stored in float32 and multiplied in the compute type."""
         return torch.autocast(self.device.type, dtype=self.compute_dtype, enabled=self.compute_dtype != torch.float32)
 
-    def hidden_states(self, role: Role, sequences: Sequences) -> Tensor:
-        """[B, L, H] last hidden states. Attention is causal, so right padding needs no mask; its rows are garbage."""
-        with self.role(role), self.autocast():
+    def hidden_states(self, role: Role | None, sequences: Sequences, below: TrunkStates | None = None) -> Tensor:
+        """[B, L, H] last hidden states. Attention is causal, so right padding needs no mask; its rows are garbage.
+
+        Args:
+            below: where to go on from, at most as high as the role's `first_layer`.
+        """
+        start = starting_from(below.states, self.layers, below.layer) if below else contextlib.nullcontext()
+        with self.role(role), self.autocast(), start:
             return self.trunk(input_ids=sequences.tokens, use_cache=False).last_hidden_state
+
+    def trunk_states(self, sequences: Sequences, layer: int) -> TrunkStates:
+        """What the bare base model computes below a layer. Raises IndexError if there is no such layer."""
+        with without(self.layers[layer:]), recorded_input(self.layers[layer]) as recorded:
+            self.hidden_states(None, sequences)
+        return TrunkStates(recorded[0], layer)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token, [..., H] -> [..., V], as the model's own forward gives them."""
@@ -238,26 +272,28 @@ class SharedBackbone(nn.Module):
         logprobs, entropy = chunked_logprobs(before[mask], targets, self.logits, temperature, chunk, entropy_grad)
         return _scatter(logprobs, mask), _scatter(entropy, mask)
 
-    def values(self, sequences: Sequences) -> Tensor:
+    def values(self, sequences: Sequences, below: TrunkStates | None = None) -> Tensor:
         """[B, R] the critic's value of the state in which each response token was chosen, 0 at padding."""
-        before, mask = self._states_before_tokens("critic", sequences)
+        before, mask = self._states_before_tokens("critic", sequences, below)
         return _scatter(self.value_head(before[mask]).squeeze(-1), mask)
 
-    def scores(self, sequences: Sequences) -> Tensor:
+    def scores(self, sequences: Sequences, below: TrunkStates | None = None) -> Tensor:
         """[B] the reward model's score, read at the last token of each sequence."""
-        hidden = self.hidden_states("reward", sequences)
+        hidden = self.hidden_states("reward", sequences, below)
         rows = torch.arange(len(sequences), device=hidden.device)
         return self.reward_head(hidden[rows, sequences.lengths - 1]).squeeze(-1)
 
-    def forward(self, role: Role, sequences: Sequences, temperature: float = 1.0, entropy_grad: bool = True) -> Any:
+    def forward(self, role: Role, sequences: Sequences, *args: Any, **kwargs: Any) -> Any:
         """What training needs of a role: `logprobs` of the policy, `values` of the critic."""
         if role == "critic":
-            return self.values(sequences)
-        return self.logprobs(role, sequences, temperature, entropy_grad)
+            return self.values(sequences, *args, **kwargs)
+        return self.logprobs(role, sequences, *args, **kwargs)
 
-    def _states_before_tokens(self, role: Role, sequences: Sequences) -> tuple[Tensor, Tensor]:
+    def _states_before_tokens(
+        self, role: Role, sequences: Sequences, below: TrunkStates | None = None
+    ) -> tuple[Tensor, Tensor]:
         """[B, R, H] the hidden state that predicts each response token, and the response mask."""
-        hidden = self.hidden_states(role, sequences)
+        hidden = self.hidden_states(role, sequences, below)
         mask = sequences.response_mask
         index = _response_index(sequences, mask.shape[1]) - 1
         rows = torch.arange(len(sequences), device=hidden.device).unsqueeze(1)
@@ -305,11 +341,11 @@ class SharedBackbone(nn.Module):
 
         Raises UserError if it is no plain LoRA adapter or does not fit the base model.
         """
-        config, state = _read_adapter(folder)
+        config, state = read_adapter(folder)
         score = state.pop(SCORE_KEY, None)
         if role in HEAD_OF_ROLE and score is None:
             raise UserError(f"{folder}: the adapter has no score head ({SCORE_KEY}); train one with lorarlhf reward")
-        if role not in self.roles or not _same_shape(config, self._peft_config(role)):
+        if role not in self.roles or not same_shape(config, self._peft_config(role)):
             self._attach(role, config, source=folder)
         try:
             if role in HEAD_OF_ROLE:
@@ -334,28 +370,6 @@ class SharedBackbone(nn.Module):
                 f"model.name: {type(self.causal_lm).__name__} changes its logits after the language-model head in a "
                 "way lorarlhf does not know; choose another model"
             )
-
-
-def _read_adapter(folder: Path) -> tuple[PeftLoraConfig, dict[str, Tensor]]:
-    """Config, without dropout, and weights of a LoRA adapter that may come from elsewhere."""
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder}: no {name} there; give the folder of a PEFT adapter saved as safetensors")
-    config = PeftLoraConfig.from_pretrained(str(folder))
-    state = load_file(folder / "adapter_model.safetensors")
-    other = [key for key in state if key != SCORE_KEY and not key.endswith((".lora_A.weight", ".lora_B.weight"))]
-    if other:
-        raise UserError(
-            f"{folder}: {other[0]} is more than the A and B of a plain LoRA adapter; merge it, or train anew"
-        )
-    config.task_type, config.modules_to_save, config.inference_mode = TaskType.CAUSAL_LM, None, False
-    config.lora_dropout = 0.0
-    return config, state
-
-
-def _same_shape(a: PeftLoraConfig, b: PeftLoraConfig) -> bool:
-    names = ("r", "lora_alpha", "target_modules", "use_rslora", "rank_pattern", "alpha_pattern")
-    return all(getattr(a, name) == getattr(b, name) for name in names)
 
 
 def _as_prompt(tokens: Tensor) -> Sequences:

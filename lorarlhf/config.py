@@ -12,6 +12,8 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+TopLayers = Annotated[float, Field(gt=0, le=1)]
+TOP_LAYERS = 1.0
 
 
 def _names_a_function(text: str) -> str:
@@ -53,12 +55,23 @@ class LoraOverride(Section):
     target_modules: Literal["all-linear"] | list[str] | None = None
 
 
+class ScalarLoraOverride(LoraOverride):
+    """The same for a role that gives one number, not a token: the lower layers can do without an adapter."""
+
+    top_layers: TopLayers | None = None
+
+
 class LoraShape(Section):
     """Rank, scale and place of one adapter."""
 
     r: PositiveInt
     alpha: PositiveInt
     target_modules: Literal["all-linear"] | list[str]
+    top_layers: TopLayers = 1.0
+
+    def layer_count(self, layers: int) -> int:
+        """How many of a model's layers, counted from the top, carry the adapter; at least one."""
+        return max(1, round(self.top_layers * layers))
 
 
 class LoraConfig(Section):
@@ -68,16 +81,18 @@ class LoraConfig(Section):
     alpha: PositiveInt = 32
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
     policy: LoraOverride = LoraOverride()
-    reward: LoraOverride = LoraOverride()
-    critic: LoraOverride = LoraOverride()
+    reward: ScalarLoraOverride = ScalarLoraOverride()
+    critic: ScalarLoraOverride = ScalarLoraOverride()
 
     def for_role(self, role: Literal["policy", "reward", "critic"]) -> LoraShape:
         """The settings of one role, its own where it has them."""
-        own: LoraOverride = getattr(self, role)
+        own: LoraOverride | ScalarLoraOverride = getattr(self, role)
+        top_layers = getattr(own, "top_layers", None) or (1.0 if role == "policy" else TOP_LAYERS)
         return LoraShape(
             r=own.r or self.r,
             alpha=own.alpha or self.alpha,
             target_modules=own.target_modules or self.target_modules,
+            top_layers=top_layers,
         )
 
 

@@ -55,7 +55,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, targets: Tensor, logits_of: Head, temperature: float, chunk: int, entropy_grad: bool
     ) -> tuple[Tensor, Tensor]:
-        results, slopes = [], []
+        results: list[tuple[Tensor, Tensor]] = []
+        slopes: list[list[Tensor]] = []
         for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True):
             h = h.detach().requires_grad_()
             with torch.enable_grad():

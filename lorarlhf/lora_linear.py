@@ -6,12 +6,11 @@ import types
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def use_fused_forward(layer: LoraLayer) -> None:
+def use_fused_forward(layer: Any) -> None:
     """Make a PEFT layer (of any quantisation, without dropout) compute `W x + scaling B A x` by `fused_forward`.
 
     PEFT copies the base layer's output, and scales and adds the update in passes of their own; on CPU it also casts
@@ -23,7 +22,7 @@ def use_fused_forward(layer: LoraLayer) -> None:
 def fused_forward(layer: Any, x: Tensor) -> Tensor:
     """[..., in] -> [..., out], in the base layer's type: base layer and active adapter, if there is one."""
     result = layer.base_layer(x)
-    (role,) = layer.active_adapters
+    role = next(iter(layer.active_adapters), None)
     if layer.disable_adapters or role not in layer.lora_A:
         return result
     a, b = (matrices[role].weight.to(result.dtype) for matrices in (layer.lora_A, layer.lora_B))

@@ -5,7 +5,7 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from lorarlhf.config import LoraConfig, LoraOverride, LoraShape, PPOConfig, Recipe, RewardConfig
+from lorarlhf.config import LoraConfig, ScalarLoraOverride, LoraShape, PPOConfig, Recipe, RewardConfig
 
 MODEL = {"model": {"name": "m"}}
 
@@ -75,9 +75,17 @@ def test_pairwise_options_need_pairs(option):
 
 
 def test_role_overrides_fall_back_to_lora():
-    lora = LoraConfig(r=16, alpha=32, critic=LoraOverride(r=4))
-    assert lora.for_role("critic") == LoraShape(r=4, alpha=32, target_modules="all-linear")
-    assert lora.for_role("policy") == LoraShape(r=16, alpha=32, target_modules="all-linear")
+    lora = LoraConfig(r=16, alpha=32, critic=ScalarLoraOverride(r=4, top_layers=0.25))
+    assert lora.for_role("critic") == LoraShape(r=4, alpha=32, target_modules="all-linear", top_layers=0.25)
+    assert lora.for_role("policy") == LoraShape(r=16, alpha=32, target_modules="all-linear", top_layers=1.0)
+
+
+@pytest.mark.parametrize(
+    ("share", "layers", "expected"), [(1.0, 28, 28), (0.5, 28, 14), (0.25, 6, 2), (0.01, 28, 1), (0.5, 1, 1)]
+)
+def test_a_share_of_the_layers_is_at_least_one(share, layers, expected):
+    shape = LoraShape(r=1, alpha=1, target_modules="all-linear", top_layers=share)
+    assert shape.layer_count(layers) == expected
 
 
 def test_sections_are_frozen():

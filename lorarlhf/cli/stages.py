@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,7 +13,11 @@ from lorarlhf.recipes import Option, dump_recipe, find_recipe, load_recipe
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A name from `lorarlhf recipes list`, or your .yaml file.")]
 Model = Annotated[str | None, typer.Option(help="Hub id or folder of the base model, instead of the recipe's.")]
 Dataset = Annotated[
-    str | None, typer.Option(help="Hub id, or a .jsonl, .jsonl.gz, .json, .csv or .parquet file, for this stage.")
+    str | None,
+    typer.Option(
+        help="For this stage: Hub id, a .jsonl, .jsonl.gz, .json, .json.gz, .csv, .tsv or .parquet file, or a folder "
+        "that `datasets` saved."
+    ),
 ]
 OutputDir = Annotated[
     Path | None, typer.Option(help="The run's folder, shared by its stages.", show_default="runs/NAME of the recipe")
@@ -104,6 +108,10 @@ def ppo(
     reward: Annotated[
         str | None, typer.Option(help="Folder or Hub id of a reward adapter.", show_default="reward/ of the run")
     ] = None,
+    engine: Annotated[
+        Literal["lorarlhf", "trl"],
+        typer.Option(help="Whose PPO loop: this project's, or TRL 1.12's on the same backbone, to compare."),
+    ] = "lorarlhf",
 ) -> None:
     """Improve the policy against the reward with PPO."""
     resolved, run_path = _resolve("ppo", recipe, model, dataset, output_dir, set_)
@@ -119,7 +127,7 @@ def ppo(
     from lorarlhf.run import Run
     from lorarlhf.training.progress import samples_table
 
-    summary = train_ppo(resolved, Run(run_path), resume, reward)
+    summary = train_ppo(resolved, Run(run_path), resume, reward, engine=engine)
     before, best = summary["before"], summary["best"]
     if best:
         Console().print(samples_table(run_path / "ppo" / "samples.jsonl", best["iteration"]))

@@ -13,6 +13,7 @@ from torch import Tensor
 from lorarlhf.ppo.advantages import generalized_advantages, token_rewards, whiten
 from lorarlhf.ppo.kl import KLEstimator, kl_estimate
 from lorarlhf.sequences import Sequences
+from lorarlhf.trunk import TrunkStates
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Experience:
         values: [B, R] of the critic before the update.
         advantages, returns: [B, R], advantages whitened.
         kl: [B, R] estimate of KL(policy, reference) at each token.
+        trunk: what the critic goes on from, if not from the tokens.
     """
 
     sequences: Sequences
@@ -33,6 +35,7 @@ class Experience:
     advantages: Tensor
     returns: Tensor
     kl: Tensor
+    trunk: TrunkStates | None = None
 
     @property
     def mask(self) -> Tensor:
@@ -43,8 +46,11 @@ class Experience:
         """Some of the rows, cut to the longest of them."""
         sequences = self.sequences.select(rows)
         width = sequences.response_mask.shape[1]
-        per_token = (self.logprobs, self.values, self.advantages, self.returns, self.kl)
-        return Experience(sequences, *(x[rows, :width] for x in per_token))
+        logprobs, values, advantages, returns, kl = (
+            x[rows, :width] for x in (self.logprobs, self.values, self.advantages, self.returns, self.kl)
+        )
+        trunk = self.trunk.select(rows, sequences.tokens.shape[1]) if self.trunk else None
+        return Experience(sequences, logprobs, values, advantages, returns, kl, trunk)
 
 
 def build_experience(
@@ -59,6 +65,7 @@ def build_experience(
     gamma: float,
     lam: float,
     whiten_rewards: bool,
+    trunk: TrunkStates | None = None,
 ) -> Experience:
     """Rewards, advantages and returns of a scored rollout.
 
@@ -72,4 +79,4 @@ def build_experience(
     if whiten_rewards:  # keeps the mean, as rewards have a meaningful sign (Huang et al. 2024, detail 8)
         rewards = whiten(rewards, mask, shift_mean=False)
     advantages, returns = generalized_advantages(rewards, values, mask, gamma, lam)
-    return Experience(sequences, logprobs, values, whiten(advantages, mask), returns, kl)
+    return Experience(sequences, logprobs, values, whiten(advantages, mask), returns, kl, trunk)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
@@ -14,19 +14,24 @@ from torch import Tensor
 
 from lorarlhf.backbone import SharedBackbone
 from lorarlhf.base_model import load_backbone
-from lorarlhf.config import LoraOverride, PPOConfig, Recipe
+from lorarlhf.config import PPOConfig, Recipe, ScalarLoraOverride
 from lorarlhf.data.examples import Split, load_prompts
 from lorarlhf.data.rows import request_text
 from lorarlhf.data.tokenize import PromptExample, tokenize_prompts
 from lorarlhf.errors import UserError
 from lorarlhf.memory import peak_memory_bytes
+from lorarlhf.ppo.passes import Passes
 from lorarlhf.ppo.rewards import function_scores, load_reward_functions
 from lorarlhf.ppo.rollout import Rollout, response_texts
 from lorarlhf.ppo.trainer import PPOTrainer, Scorer
+from lorarlhf.ppo.trl_engine import check_trl, train_with_trl
 from lorarlhf.run import Run
 from lorarlhf.training.arguments import check_optimizer
 from lorarlhf.training.checkpoint import last_checkpoint, move_aside
 from lorarlhf.training.progress import StageProgress
+from lorarlhf.trunk import TrunkStates
+
+Engine = Literal["lorarlhf", "trl"]
 
 
 def train_ppo(
@@ -35,6 +40,7 @@ def train_ppo(
     resume: bool = False,
     reward: str | None = None,
     backbone: SharedBackbone | None = None,
+    engine: Engine = "lorarlhf",
 ) -> dict[str, Any]:
     """Improve the policy against the reward, save its best adapter; return what `summary.json` holds.
 
@@ -43,10 +49,13 @@ def train_ppo(
     Args:
         reward: folder or Hub id of a reward adapter; None takes `RUN/reward`.
         backbone: one that is loaded already. None loads the recipe's model.
+        engine: whose loop updates policy and critic. Everything around it is the same.
     """
     start = time.perf_counter()
     config = recipe.ppo
     check_optimizer(config, "ppo")
+    if engine == "trl":
+        check_trl(config, resume)
     reward_folder = find_reward_adapter(config, run, reward)
     functions = load_reward_functions(config.reward_functions)
     folder = run.stage("ppo")
@@ -58,6 +67,8 @@ def train_ppo(
             "ppo.eval_every: data.test_size 0 leaves no held-out prompts to evaluate on; raise it, set "
             "data.prompts_test, or set ppo.eval_every to 0"
         )
+    if engine == "trl" and len(prompts) < config.batch_size:  # it would wait for a full batch for ever
+        raise UserError(f"ppo.batch_size: TRL needs as many prompts, and there are {len(prompts)}; lower it")
     torch.manual_seed(recipe.seed)
     attach_roles(backbone, recipe, run, reward_folder)
     if not resume:
@@ -77,11 +88,15 @@ def train_ppo(
     with progress:
         if config.eval_every and checkpoint is None:
             trainer.evaluate()
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if engine == "trl":
+            train_with_trl(trainer)
+        else:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.best:
         backbone.load_role("policy", folder / "best")
     backbone.train_roles()
     summary = {
+        "engine": engine,
         "iterations": trainer.iteration,
         "reward": trainer.stats["reward"],
         "kl": trainer.stats["kl"],
@@ -142,7 +157,7 @@ def attach_roles(backbone: SharedBackbone, recipe: Recipe, run: Run, reward_fold
         backbone.attach("policy", recipe.lora.for_role("policy"))
     if reward_folder is not None:
         backbone.load_role("reward", reward_folder)
-    if reward_folder is not None and recipe.lora.critic == LoraOverride():
+    if reward_folder is not None and recipe.lora.critic == ScalarLoraOverride():
         backbone.copy_role("reward", "critic")
     else:
         backbone.attach("critic", recipe.lora.for_role("critic"))
@@ -157,14 +172,13 @@ def _prompts(recipe: Recipe, backbone: SharedBackbone, split: Split) -> list[Pro
 
 def response_scorer(backbone: SharedBackbone, config: PPOConfig, functions: Sequence[Any]) -> Scorer:
     """Raw score [B] of each response: the reward model's, weighted, plus the functions'."""
+    passes = Passes(backbone, config.temperature, config.micro_batch_tokens)
 
     @torch.no_grad()
-    def score(rollout: Rollout, batch: Sequence[PromptExample]) -> Tensor:
-        sequences = rollout.sequences
-        total = torch.zeros(len(sequences), device=sequences.tokens.device)
+    def score(rollout: Rollout, batch: Sequence[PromptExample], trunk: TrunkStates | None = None) -> Tensor:
+        total = torch.zeros(len(batch), device=rollout.sequences.tokens.device)
         if "reward" in backbone.roles and config.reward_model_weight:
-            for rows in sequences.micro_batches(config.micro_batch_tokens):
-                total[rows] += config.reward_model_weight * backbone.scores(sequences.select(rows))
+            total += config.reward_model_weight * passes.scores(rollout.sequences, trunk)
         if functions:
             texts = response_texts(backbone, rollout)
             total += function_scores(functions, [request_text(e.prompt) for e in batch], texts).to(total.device)

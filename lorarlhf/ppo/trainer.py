@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import random
 import shutil
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -21,17 +21,20 @@ from lorarlhf.backbone import SharedBackbone
 from lorarlhf.config import PPOConfig, Role
 from lorarlhf.data.tokenize import PromptExample
 from lorarlhf.memory import peak_memory_bytes
+from lorarlhf.ppo.budget import TokenBudget
 from lorarlhf.ppo.experience import Experience, build_experience
 from lorarlhf.ppo.kl import AdaptiveKL, kl_estimate
 from lorarlhf.ppo.losses import policy_loss, value_loss
+from lorarlhf.ppo.passes import Passes
 from lorarlhf.ppo.rewards import RunningMoments, shape_scores
 from lorarlhf.ppo.rollout import Rollout, response_texts, sample_responses
-from lorarlhf.sequences import Sequences
+from lorarlhf.ppo.schedule import is_due, prompt_rows
 from lorarlhf.training.arguments import training_arguments
 from lorarlhf.training.checkpoint import RoleCheckpoints
+from lorarlhf.trunk import TrunkStates
 
 STATE_FILE = "ppo_state.json"
-Scorer = Callable[[Rollout, Sequence[PromptExample]], Tensor]
+Scorer = Callable[[Rollout, Sequence[PromptExample], TrunkStates | None], Tensor]
 
 
 class PPOTrainer(RoleCheckpoints, Trainer):
@@ -44,7 +47,7 @@ class PPOTrainer(RoleCheckpoints, Trainer):
         backbone: with policy, critic, and (unless it is the bare base) reference attached.
         config: the recipe's `ppo` section.
         prompts, eval_prompts: tokenised prompts to train on, and held-out ones.
-        score: raw score [B] of each response of a rollout.
+        score: raw score [B] of each response of a rollout, given the trunk's states if they are known.
         folder: the stage's folder, for checkpoints, `best/` and `samples.jsonl`.
     """
 
@@ -64,6 +67,9 @@ class PPOTrainer(RoleCheckpoints, Trainer):
         self.prompts = prompts
         self.eval_prompts = eval_prompts[: config.eval_prompts]
         self.score = score
+        self.passes = Passes(backbone, config.temperature, config.micro_batch_tokens)
+        self.rollout_budget = TokenBudget("rollout", sys.maxsize)
+        self.update_budget = TokenBudget("update", config.micro_batch_tokens)
         self.folder = folder
         self.seed = seed
         self.iteration = 0
@@ -122,7 +128,8 @@ class PPOTrainer(RoleCheckpoints, Trainer):
             rollout = self._sample(batch, seed=self.seed * 1_000_003 + self.iteration)
         sequences = rollout.sequences
         with self._timed("score"):
-            scores = self.score(rollout, batch)
+            ref_logprobs, trunk = self.passes.reference(sequences)
+            scores = self.score(rollout, batch, trunk)
             shaped = shape_scores(
                 scores,
                 rollout.finished,
@@ -130,11 +137,10 @@ class PPOTrainer(RoleCheckpoints, Trainer):
                 config.reward_clip,
                 config.missing_eos_penalty,
             )
-            ref_logprobs, _ = self._logprobs("reference", sequences)
             logprobs, entropy = rollout.logprobs, rollout.entropy
             if config.recompute_logprobs:
-                logprobs, entropy = self._logprobs("policy", sequences)
-            (values,) = self._in_micro_batches(sequences, lambda micro: (self.backbone.values(micro),))
+                logprobs, entropy = self.passes.logprobs("policy", sequences)
+            values = self.passes.values(sequences, trunk)
         experience = build_experience(
             sequences,
             logprobs,
@@ -146,6 +152,7 @@ class PPOTrainer(RoleCheckpoints, Trainer):
             gamma=config.gamma,
             lam=config.lam,
             whiten_rewards=config.whiten_rewards,
+            trunk=trunk,
         )
         mask = experience.mask
         kl = kl_estimate(experience.logprobs, ref_logprobs, "k1")[mask].sum().item() / len(batch)
@@ -166,34 +173,14 @@ class PPOTrainer(RoleCheckpoints, Trainer):
 
     def _sample(self, batch: Sequence[PromptExample], seed: int, role: Role = "policy") -> Rollout:
         self.backbone.eval()
-        return sample_responses(
-            self.backbone,
-            [example.ids for example in batch],
-            self.config.response_length,
-            self.config.temperature,
-            torch.Generator(self.backbone.device).manual_seed(seed),
-            role=role,
-        )
+        prompts, limit = [example.ids for example in batch], self.config.response_length
+        longest = max(map(len, prompts)) + limit
 
-    def _logprobs(self, role: Role, sequences: Sequences) -> tuple[Tensor, ...]:
-        return self._in_micro_batches(
-            sequences, lambda micro: self.backbone.logprobs(role, micro, self.config.temperature)
-        )
+        def attempt(tokens: int) -> Rollout:
+            generator = torch.Generator(self.backbone.device).manual_seed(seed)
+            return sample_responses(self.backbone, prompts, limit, self.config.temperature, generator, role, tokens)
 
-    @torch.no_grad()
-    def _in_micro_batches(
-        self, sequences: Sequences, compute: Callable[[Sequences], tuple[Tensor, ...]]
-    ) -> tuple[Tensor, ...]:
-        """Per-token results [B, R] of a forward pass over groups of rows within the token budget."""
-        self.backbone.eval()
-        shape = sequences.response_mask.shape
-        results: list[Tensor] = []
-        for rows in sequences.micro_batches(self.config.micro_batch_tokens):
-            pieces = compute(sequences.select(rows))
-            results = results or [torch.zeros(shape, device=piece.device) for piece in pieces]
-            for result, piece in zip(results, pieces, strict=True):
-                result[rows, : piece.shape[1]] = piece
-        return tuple(results)
+        return self.rollout_budget.run(attempt, most=len(batch) * longest, least=longest)
 
     # Update
 
@@ -206,23 +193,34 @@ class PPOTrainer(RoleCheckpoints, Trainer):
         """
         model.train()
         minibatch: Experience = inputs["experience"]
-        tokens = minibatch.mask.sum().clamp(min=1)
-        totals: dict[str, float] = defaultdict(float)
-        warming_up = self.iteration < self.config.critic_warmup_iterations
+        sequences = minibatch.sequences
         with self._timed("update"):
-            for rows in minibatch.sequences.micro_batches(self.config.micro_batch_tokens):
-                micro = minibatch.select(rows)
-                for part in (self.value_loss,) if warming_up else (self.policy_loss, self.value_loss):
-                    loss, sums = part(model, micro, tokens)
-                    self.accelerator.backward(loss)
-                    totals["loss"] += loss.item()
-                    for name, value in sums.items():
-                        totals[name] += (value / tokens).item()
+            totals = self.update_budget.run(
+                lambda tokens: self._gradients(model, minibatch, tokens),
+                most=sequences.tokens.numel(),
+                least=int(sequences.lengths.max()),
+            )
         for name, mean in totals.items():
             self.update_stats[name].append(mean)
         limit = self.config.early_stop_kl
         self.iteration_ended = inputs["last"] or (limit is not None and totals["approx_kl"] > limit)
         return torch.tensor(totals["loss"], device=self.args.device)
+
+    def _gradients(self, model: nn.Module, minibatch: Experience, tokens_at_a_time: int) -> dict[str, float]:
+        """Put the gradients of a minibatch into the parameters; return losses and statistics, each a mean a token."""
+        model.zero_grad()  # of an attempt that ran out of memory
+        tokens = minibatch.mask.sum().clamp(min=1)
+        totals: dict[str, float] = defaultdict(float)
+        warming_up = self.iteration < self.config.critic_warmup_iterations
+        for rows in minibatch.sequences.micro_batches(tokens_at_a_time):
+            micro = minibatch.select(rows)
+            for part in (self.value_loss,) if warming_up else (self.policy_loss, self.value_loss):
+                loss, sums = part(model, micro, tokens)
+                self.accelerator.backward(loss)
+                totals["loss"] += loss.item()
+                for name, value in sums.items():
+                    totals[name] += (value / tokens).item()
+        return totals
 
     def policy_loss(self, model: nn.Module, micro: Experience, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Clipped surrogate loss less the entropy bonus, over the tokens of the whole minibatch."""
@@ -236,7 +234,7 @@ class PPOTrainer(RoleCheckpoints, Trainer):
 
     def value_loss(self, model: nn.Module, micro: Experience, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Clipped squared error of the critic, times `vf_coef`."""
-        values = model("critic", micro.sequences)
+        values = model("critic", micro.sequences, micro.trunk)
         losses, clipped = value_loss(values, micro.values, micro.returns, micro.mask, self.config.cliprange_value)
         loss = self.config.vf_coef * losses.sum() / tokens
         return loss, {"value_loss": losses.sum(), "value_clip_fraction": clipped.sum()}
@@ -266,9 +264,9 @@ class PPOTrainer(RoleCheckpoints, Trainer):
         """
         batch = self.eval_prompts
         rollout = self._sample(batch, seed=self.seed)
-        scores = self.score(rollout, batch)
-        logprobs, _ = self._logprobs("policy", rollout.sequences)
-        ref_logprobs, _ = self._logprobs("reference", rollout.sequences)
+        logprobs, _ = self.passes.logprobs("policy", rollout.sequences)
+        ref_logprobs, trunk = self.passes.reference(rollout.sequences)
+        scores = self.score(rollout, batch, trunk)
         reward, kl = scores.mean().item(), (logprobs - ref_logprobs).sum().item() / len(batch)
         metrics = {
             "eval_reward": reward,
@@ -359,20 +357,3 @@ class _IterationBorders(TrainerCallback):
         control.should_evaluate = is_due(trainer.iteration, config.eval_every, is_last)
         control.should_save = is_due(trainer.iteration, config.save_every, is_last)
         control.should_training_stop = is_last
-
-
-def is_due(iteration: int, every: int, is_last: bool) -> bool:
-    """Every so many iterations and after the last one; never if `every` is 0."""
-    return every > 0 and (is_last or iteration % every == 0)
-
-
-def prompt_rows(n_prompts: int, batch_size: int, iteration: int, seed: int) -> list[int]:
-    """Rows of one iteration's prompts in an endless stream of shuffled epochs; depends on nothing else."""
-    rows: list[int] = []
-    for position in range(iteration * batch_size, (iteration + 1) * batch_size):
-        epoch, offset = divmod(position, n_prompts)
-        if not rows or offset == 0:
-            order = list(range(n_prompts))
-            random.Random(f"{seed}-{epoch}").shuffle(order)
-        rows.append(order[offset])
-    return rows

@@ -232,8 +232,8 @@ def test_a_run_and_what_it_leaves_behind(run, tmp_path):
         summary = train_ppo(recipe, run, backbone=backbone)
     assert run.read_summary("ppo") == summary
     assert set(summary) == {
-        *("iterations", "reward", "kl", "before", "best", "reference", "train_prompts", "eval_prompts", "seconds"),
-        "peak_memory_gb",
+        *("engine", "iterations", "reward", "kl", "before", "best", "reference", "train_prompts", "eval_prompts"),
+        *("seconds", "peak_memory_gb"),
     }
     assert (summary["iterations"], summary["reference"], summary["train_prompts"]) == (2, "sft", 20)
     rows = read_jsonl(run.stage("ppo") / "metrics.jsonl")

@@ -12,11 +12,13 @@ from demo_runs import equal, read_jsonl, small_recipe, weights
 from lorarlhf.base_model import load_backbone
 from lorarlhf.data.examples import load_prompts
 from lorarlhf.data.tokenize import tokenize_prompts
-from lorarlhf.ppo.trainer import PPOTrainer, is_due, prompt_rows
+from lorarlhf.ppo import rollout
+from lorarlhf.ppo.schedule import is_due, prompt_rows
+from lorarlhf.ppo.trainer import PPOTrainer
 from lorarlhf.training.progress import StageProgress
 
 
-def length_score(rollout, batch):
+def length_score(rollout, batch, trunk=None):
     return -rollout.sequences.response_lengths.float() / 4
 
 
@@ -152,13 +154,93 @@ def test_micro_batches_of_any_size_give_the_same_gradients(off_policy):
     loss, whole = gradients(trainer, experience)
     lengths = experience.sequences.response_lengths
     assert lengths.unique().numel() > 1, "responses of one length would prove nothing"
-    for budget in (1, 60, 100):
-        trainer.config = trainer.config.model_copy(update={"micro_batch_tokens": budget})
+    calls = []
+    trainer.policy_loss = lambda *args, real=trainer.policy_loss: calls.append(None) or real(*args)
+    for budget, micro_batches in ((1, 8), (60, 6), (100, 4)):
+        trainer.update_budget.tokens = budget
+        calls.clear()
         split_loss, split = gradients(trainer, experience)
+        assert len(calls) == micro_batches
         assert split_loss == pytest.approx(loss, rel=1e-5)
         for role in whole:
             for a, b in zip(whole[role], split[role], strict=True):
                 torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-6 * a.abs().max().item())
+
+
+def test_running_out_of_memory_halves_the_budget_and_changes_nothing_else(off_policy, caplog):
+    trainer, experience = off_policy("ppo.entropy_coef=0.1", "ppo.micro_batch_tokens=100000")
+    loss, whole = gradients(trainer, experience)
+    real = trainer.backbone.values
+    allowed, seen = experience.sequences.tokens.numel() // 2, []
+
+    def values(sequences, *args):  # the critic's pass comes after the policy has left gradients behind
+        seen.append(sequences.tokens.numel())
+        if seen[-1] > allowed:
+            raise torch.OutOfMemoryError
+        return real(sequences, *args)
+
+    trainer.backbone.values = values
+    split_loss, split = gradients(trainer, experience)
+    assert seen[0] > allowed >= max(seen[1:])
+    assert trainer.update_budget.tokens == allowed
+    assert caplog.text.count("update: out of memory") == 1
+    assert split_loss == pytest.approx(loss, rel=1e-5)
+    for role in whole:
+        for a, b in zip(whole[role], split[role], strict=True):
+            torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-6 * a.abs().max().item())
+
+
+def test_a_rollout_that_ran_out_of_memory_is_sampled_anew(make_trainer, monkeypatch):
+    """With half the tokens, and not from where the random numbers of the failed attempt stopped."""
+    trainer = make_trainer()
+    prompts = trainer.prompts[:8]
+    trainer.rollout_budget.tokens = 8 * (max(len(p.ids) for p in prompts) + 12) // 2
+    expected = trainer._sample(prompts, seed=3)
+    decode, calls = rollout._decode, []
+
+    def short_of_memory(backbone, role, some, *args):
+        calls.append(len(some))
+        if len(some) == 8:
+            decode(backbone, role, some, *args)
+            raise torch.OutOfMemoryError
+        return decode(backbone, role, some, *args)
+
+    monkeypatch.setattr(rollout, "_decode", short_of_memory)
+    trainer.rollout_budget.tokens = 10**9
+    sampled = trainer._sample(prompts, seed=3)
+    assert calls[0] == 8
+    assert sum(calls[1:]) == 8
+    assert torch.equal(sampled.sequences.tokens, expected.sequences.tokens)
+
+
+# The trunk that reward model and critic share
+
+
+@pytest.mark.parametrize("reference_is", ["base", "adapter"])
+def test_a_shared_trunk_changes_nothing(make_trainer, monkeypatch, reference_is):
+    """The same experience and the same gradients as when every role computes all layers."""
+    sets = ["lora.reward.top_layers=0.5", "lora.critic.top_layers=0.5", "model.compute_dtype=float32"]
+    results = []
+    for shared in (True, False):
+        torch.manual_seed(0)  # for the heads
+        trainer = make_trainer(*sets)
+        if reference_is == "base":
+            trainer.backbone._detach("reference")
+        trainer.score = lambda rollout, batch, trunk, t=trainer: t.passes.scores(rollout.sequences, trunk)
+        if not shared:
+            trainer.passes.reference = lambda sequences, p=trainer.passes: (p.logprobs("reference", sequences)[0], None)
+        experience = trainer.make_experience()
+        assert (experience.trunk is not None) == shared
+        results.append((trainer.stats["reward"], experience, gradients(trainer, experience)))
+    (reward, ours, (loss, grads)), (plain_reward, plain, (plain_loss, plain_grads)) = results
+    assert ours.trunk.layer == trainer.backbone.first_layer("critic") == len(trainer.backbone.layers) // 2
+    assert reward == pytest.approx(plain_reward, rel=1e-5)
+    assert loss == pytest.approx(plain_loss, rel=1e-5)
+    for name in ("logprobs", "values", "advantages", "returns", "kl"):
+        torch.testing.assert_close(getattr(ours, name), getattr(plain, name), rtol=1e-4, atol=1e-5)
+    for role in grads:
+        for a, b in zip(grads[role], plain_grads[role], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6 * b.abs().max().item())
 
 
 def test_only_policy_and_critic_get_gradients(off_policy):
@@ -269,7 +351,7 @@ def test_normalized_clipped_and_penalised_rewards_are_what_ppo_sees(make_trainer
     )
     trainer = make_trainer(
         *("ppo.normalize_reward=true", "ppo.reward_clip=1.2", "ppo.missing_eos_penalty=3.0"),
-        score=lambda rollout, batch: 100 + torch.arange(8.0),
+        score=lambda rollout, batch, trunk: 100 + torch.arange(8.0),
     )
     finished = torch.tensor([True, False] * 4)
     monkeypatch.setattr(
@@ -288,7 +370,7 @@ def test_normalized_clipped_and_penalised_rewards_are_what_ppo_sees(make_trainer
 def test_the_policy_learns_what_is_rewarded(make_trainer, tiny_model, sign):
     """A random model, paid for each token of one half of its vocabulary and fined for those of the other."""
 
-    def score(rollout, batch):
+    def score(rollout, batch, trunk):
         sequences = rollout.sequences
         spans = zip(sequences.tokens, sequences.prompt_lengths, sequences.lengths, strict=True)
         return sign * torch.stack([(row[start:end] % 2 * 2 - 1).float().sum() for row, start, end in spans])
@@ -317,7 +399,9 @@ def test_the_policy_learns_what_is_rewarded(make_trainer, tiny_model, sign):
 
 def test_the_best_evaluation_is_kept(make_trainer):
     scores = iter([1.0, 3.0, 2.0, 3.0])
-    trainer = make_trainer("ppo.kl_coef=0.0", score=lambda rollout, batch: torch.full((len(batch),), next(scores)))
+    trainer = make_trainer(
+        "ppo.kl_coef=0.0", score=lambda rollout, batch, trunk: torch.full((len(batch),), next(scores))
+    )
     kept = []
     for iteration in range(4):
         trainer.iteration = iteration
@@ -332,7 +416,9 @@ def test_the_best_evaluation_is_kept(make_trainer):
 
 def test_the_best_is_so_by_reward_less_kl(make_trainer):
     scores = iter([1.0, 2.0, 3.0])
-    trainer = make_trainer("ppo.kl_coef=100.0", score=lambda rollout, batch: torch.full((len(batch),), next(scores)))
+    trainer = make_trainer(
+        "ppo.kl_coef=100.0", score=lambda rollout, batch, trunk: torch.full((len(batch),), next(scores))
+    )
     for iteration in range(3):
         trainer.iteration = iteration
         trainer.evaluate()
@@ -343,7 +429,7 @@ def test_the_best_is_so_by_reward_less_kl(make_trainer):
 
 
 def test_evaluation_is_on_held_out_prompts_with_samples(make_trainer):
-    trainer = make_trainer(score=lambda rollout, batch: seen.append(batch) or length_score(rollout, batch))
+    trainer = make_trainer(score=lambda rollout, batch, trunk: seen.append(batch) or length_score(rollout, batch))
     seen = []
     metrics = trainer.evaluate()
     assert seen == [trainer.eval_prompts]

@@ -1,0 +1,80 @@
+"""Run a part of a model's layers, with everything around them the family's own.
+
+A layer is taken out by giving it, for a while, a forward that hands its input on; so masks, positions and the order of
+things stay transformers', whatever the family.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class TrunkStates:
+    """What the bare base model has computed below a layer; adapters that begin there or above go on from it.
+
+    Attributes:
+        states: [B, L, H] input of that layer.
+        layer: index of the layer.
+    """
+
+    states: Tensor
+    layer: int
+
+    def select(self, rows: Tensor, width: int) -> TrunkStates:
+        """Some of the rows, cut to a width."""
+        return TrunkStates(self.states[rows, :width], self.layer)
+
+
+def decoder_layers(trunk: nn.Module, count: int) -> nn.ModuleList:
+    """The list of a model's `count` layers."""
+    return next(m for m in trunk.modules() if isinstance(m, nn.ModuleList) and len(m) == count)
+
+
+@contextlib.contextmanager
+def without(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """These layers hand their input on unchanged."""
+    with _forward(layers, lambda hidden_states, *_, **__: hidden_states):
+        yield
+
+
+@contextlib.contextmanager
+def starting_from(states: Tensor, layers: nn.ModuleList, layer: int) -> Iterator[None]:
+    """Layers below `layer` are left out, and it gets `states` for its input."""
+    with without(layers[1:layer]), _forward(layers[: min(layer, 1)], lambda *_, **__: states):
+        yield
+
+
+@contextlib.contextmanager
+def recorded_input(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """The hidden states that the layer is given, call by call."""
+    kept: list[Tensor] = []
+
+    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        kept.append(args[0] if args else kwargs["hidden_states"])
+
+    handle = layer.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        yield kept
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def _forward(layers: Iterable[nn.Module], forward: Any) -> Iterator[None]:
+    changed = [(layer, vars(layer).get("forward")) for layer in layers]
+    for layer, _ in changed:
+        layer.forward = forward
+    try:
+        yield
+    finally:
+        for layer, own in changed:
+            if own is None:
+                del layer.forward
+            else:
+                layer.forward = own
