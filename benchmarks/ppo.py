@@ -49,6 +49,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--minibatches", type=int, default=4)
     parser.add_argument("--iterations", type=int, default=2, help="measured ones, after one to warm up")
     parser.add_argument("--micro-batch-tokens", type=int, default=4096)
+    parser.add_argument("--top-layers", type=float, default=1.0, help="share of layers that reward and critic adapt")
+    parser.add_argument("--recompute-logprobs", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--attention", choices=["sdpa", "eager"], help="default: what the engine takes by itself")
     parser.add_argument("--gradient-checkpointing", action=argparse.BooleanOptionalAction, default=False)
     parser.add_argument("--memory-cap", type=float, help="GiB of the GPU that may be used, to stand for a smaller card")
     parser.add_argument("--seed", type=int, default=0)
@@ -93,29 +96,32 @@ def cap_memory(args: argparse.Namespace) -> None:
 
 def run_lorarlhf(args: argparse.Namespace, prompts: list[list[int]], folder: Path) -> list[dict[str, float]]:
     from lorarlhf.backbone import SharedBackbone
-    from lorarlhf.config import LoraShape, PPOConfig
+    from lorarlhf.base_model import attention
+    from lorarlhf.config import LoraShape, ModelConfig, PPOConfig
     from lorarlhf.data.tokenize import PromptExample
     from lorarlhf.ppo.stage import response_scorer
     from lorarlhf.ppo.trainer import PPOTrainer
 
     dtype = getattr(torch, args.dtype)
-    model = random_model(architecture(args.model), args.quantization, dtype, classifier=False)
+    config = ModelConfig(name=args.model, attn_implementation=args.attention or "auto")
+    model = random_model(architecture(args.model, attention(config, dtype)), args.quantization, dtype, classifier=False)
     model.generation_config.eos_token_id = None
     backbone = SharedBackbone(model, placeholder_tokenizer(), dtype)
     backbone.tokenizer.eos_token = None  # nothing ends a response
     shape = LoraShape(r=LORA_R, alpha=LORA_ALPHA, target_modules="all-linear")
     backbone.attach("policy", shape)
-    backbone.attach("reward", shape)
+    backbone.attach("reward", shape.model_copy(update={"top_layers": args.top_layers}))
     backbone.copy_role("reward", "critic")
     backbone.train_roles("policy", "critic")
     cap_memory(args)
-    config = PPOConfig(
+    ppo = PPOConfig(
         iterations=args.iterations + 1,
         batch_size=args.batch,
         response_length=args.response,
         num_ppo_epochs=args.epochs,
         num_mini_batches=args.minibatches,
         micro_batch_tokens=args.micro_batch_tokens,
+        recompute_logprobs=args.recompute_logprobs,
         gradient_checkpointing=args.gradient_checkpointing,
         eval_every=0,
         save_every=0,
@@ -128,8 +134,8 @@ def run_lorarlhf(args: argparse.Namespace, prompts: list[list[int]], folder: Pat
             if "iteration" in logs:
                 seconds.append({k.removeprefix("seconds_"): v for k, v in logs.items() if k.startswith("seconds_")})
 
-    scorer = response_scorer(backbone, config, [])
-    PPOTrainer(backbone, config, examples, [], scorer, folder, args.seed, [Phases()]).train()
+    scorer = response_scorer(backbone, ppo, [])
+    PPOTrainer(backbone, ppo, examples, [], scorer, folder, args.seed, [Phases()]).train()
     return seconds
 
 
@@ -141,7 +147,7 @@ def run_trl(args: argparse.Namespace, prompts: list[list[int]], folder: Path) ->
     dtype = getattr(torch, args.dtype)
 
     def with_lora(classifier: bool) -> Any:
-        model = random_model(architecture(args.model), args.quantization, dtype, classifier)
+        model = random_model(architecture(args.model, args.attention), args.quantization, dtype, classifier)
         task = TaskType.SEQ_CLS if classifier else TaskType.CAUSAL_LM
         lora = LoraConfig(task_type=task, r=LORA_R, lora_alpha=LORA_ALPHA, target_modules="all-linear")
         return get_peft_model(model, lora)

@@ -52,9 +52,10 @@ ARCHITECTURES = {
 }
 
 
-def architecture(name: str) -> PreTrainedConfig:
-    """The configuration of a name in ARCHITECTURES, without special tokens."""
+def architecture(name: str, attention: str | None = None) -> PreTrainedConfig:
+    """The configuration of a name in ARCHITECTURES, without special tokens; None: the attention transformers takes."""
     config = ARCHITECTURES[name]()
+    config._attn_implementation = attention
     config.bos_token_id = config.eos_token_id = None
     config.pad_token_id = 0
     return config

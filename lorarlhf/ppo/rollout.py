@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from lorarlhf.backbone import SharedBackbone
 from lorarlhf.config import Role
 from lorarlhf.logprobs import Softmax
+from lorarlhf.ppo.decode import make_decoder
 from lorarlhf.sequences import Sequences
 
 
@@ -115,41 +115,28 @@ def _decode(
     """
     device, n = backbone.device, len(prompts)
     stop_ids = torch.tensor(backbone.stop_ids, device=device)
-    width = max(len(p) for p in prompts)
-    inputs = torch.zeros(n, width, dtype=torch.long, device=device)
-    attention = torch.zeros(n, width + response_length, dtype=torch.long, device=device)
-    for row, prompt in enumerate(prompts):  # left-padded, so that all rows go on from the same column
-        inputs[row, width - len(prompt) :] = torch.tensor(prompt, device=device)
-        attention[row, width - len(prompt) :] = 1
-    positions = (attention[:, :width].cumsum(1) - 1).clamp(min=0)
-
     after_end = int(stop_ids[0]) if len(stop_ids) else 0
     tokens = torch.full((n, response_length), after_end, device=device)
     logprobs_and_entropy = torch.zeros(n, response_length, 2, device=device)
-    cache = DynamicCache(config=backbone.causal_lm.config)
     active = torch.arange(n, device=device)
+    decoder = make_decoder(backbone, prompts, response_length)
     with backbone.role(role), backbone.autocast():
+        logits = decoder.start()
         for step in range(response_length):
-            hidden = backbone.trunk(
-                input_ids=inputs,
-                attention_mask=attention[:, : width + step],
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state[:, -1]
-            softmax = Softmax(backbone.logits(hidden), temperature)
+            softmax = Softmax(logits, temperature)
             drawn = softmax.draw(generator)
             tokens[active, step] = drawn
             logprobs_and_entropy[active, step] = torch.stack([softmax.logprobs(drawn), softmax.entropy()], 1)
-
+            if step + 1 == response_length:
+                break
             going_on = ~torch.isin(drawn, stop_ids)
             if not going_on.all():
                 if not going_on.any():
                     break
                 kept = torch.nonzero(going_on).squeeze(1)
-                cache.batch_select_indices(kept)
-                active, attention, positions, drawn = active[kept], attention[kept], positions[kept], drawn[kept]
-            inputs, positions = drawn.unsqueeze(1), positions[:, -1:] + 1
+                decoder.keep(kept)
+                active, drawn = active[kept], drawn[kept]
+            logits = decoder.step(drawn)
     return tokens, logprobs_and_entropy
 
 
