@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
-from random_models import ARCHITECTURES, architecture, placeholder_tokenizer, random_model
+from random_models import ARCHITECTURES, architecture, placeholder_tokenizer, quantize_head, random_model
 from transformers import TrainerCallback
 
 from lorarlhf.memory import peak_memory_bytes
@@ -53,6 +53,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--recompute-logprobs", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--attention", choices=["sdpa", "eager"], help="default: what the engine takes by itself")
     parser.add_argument("--gradient-checkpointing", action=argparse.BooleanOptionalAction, default=False)
+    parser.add_argument("--optim", default="adamw_torch", help="of lorarlhf; paged_adamw_8bit needs CUDA")
+    parser.add_argument("--quantize-head", action="store_true", help="the output layer in NF4 too")
     parser.add_argument("--memory-cap", type=float, help="GiB of the GPU that may be used, to stand for a smaller card")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -105,6 +107,8 @@ def run_lorarlhf(args: argparse.Namespace, prompts: list[list[int]], folder: Pat
     dtype = getattr(torch, args.dtype)
     config = ModelConfig(name=args.model, attn_implementation=args.attention or "auto")
     model = random_model(architecture(args.model, attention(config, dtype)), args.quantization, dtype, classifier=False)
+    if args.quantize_head:
+        quantize_head(model, dtype)
     model.generation_config.eos_token_id = None
     backbone = SharedBackbone(model, placeholder_tokenizer(), dtype)
     backbone.tokenizer.eos_token = None  # nothing ends a response
@@ -122,6 +126,7 @@ def run_lorarlhf(args: argparse.Namespace, prompts: list[list[int]], folder: Pat
         num_mini_batches=args.minibatches,
         micro_batch_tokens=args.micro_batch_tokens,
         recompute_logprobs=args.recompute_logprobs,
+        optim=args.optim,
         gradient_checkpointing=args.gradient_checkpointing,
         eval_every=0,
         save_every=0,

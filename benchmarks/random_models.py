@@ -77,9 +77,17 @@ def random_model(config: PreTrainedConfig, quantization: str, dtype: torch.dtype
     return model.requires_grad_(False)
 
 
+def quantize_head(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """The output layer in NF4 too, as `model.quantize_head` has it."""
+    _quantize(model, dtype)
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def _quantize(module: nn.Module, dtype: torch.dtype) -> None:
     for name, child in list(module.named_children()):
-        if isinstance(child, nn.Linear):
+        if isinstance(child, nn.Linear) and not isinstance(child, Linear4bit):
             layer = Linear4bit(
                 child.in_features, child.out_features, child.bias is not None, compute_dtype=dtype, quant_type="nf4"
             )

@@ -35,6 +35,11 @@ def load_backbone(config: ModelConfig, chat_template: str | None = None) -> Shar
         UserError: no such model, no safetensors in it, or a family transformers does not know.
     """
     model_config = load_model_config(config)
+    if config.quantize_head and model_config.get_text_config().tie_word_embeddings:
+        raise UserError(
+            f"model.quantize_head: the output layer of '{config.name}' is its embedding, which stays in 16 bits; "
+            "set it to false"
+        )
     tokenizer = load_tokenizer(config)
     dtype = compute_dtype(config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -104,10 +109,12 @@ def quantization_config(config: ModelConfig, dtype: torch.dtype) -> BitsAndBytes
     """How bitsandbytes holds the weights (NF4: Dettmers et al. 2023), multiplied in `dtype`; None for 16 or 32 bits."""
     if config.quantization == "none":
         return None
+    skipped = [] if config.quantize_head else None  # None leaves out the language-model head
     if config.quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
     return BitsAndBytesConfig(
         load_in_4bit=True,
+        llm_int8_skip_modules=skipped,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=config.double_quant,
         bnb_4bit_compute_dtype=dtype,

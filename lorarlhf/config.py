@@ -42,6 +42,7 @@ class ModelConfig(Section):
     revision: str | None = None
     quantization: Literal["nf4", "int8", "none"] = "nf4"
     double_quant: bool = True
+    quantize_head: bool = False
     compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     trust_remote_code: bool = False

@@ -7,13 +7,15 @@ import shutil
 import bitsandbytes as bnb
 import pytest
 import torch
-from tiny_models import EOS, FAMILIES, VOCABULARY
+from tiny_models import EOS, FAMILIES, SHAPE, VOCABULARY
 from torch import nn
+from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from lorarlhf.base_model import compute_dtype, load_backbone, load_model_config
 from lorarlhf.config import ModelConfig
 from lorarlhf.errors import UserError
+from lorarlhf.sequences import Sequences
 
 
 def linear_types(model: nn.Module) -> set[type]:
@@ -148,3 +150,25 @@ def test_a_model_that_is_not_there(name, monkeypatch):
         load_backbone(ModelConfig(name=name))
     assert name in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_head_is_quantised_where_asked_for(load_tiny):
+    assert not isinstance(load_tiny("llama").causal_lm.get_output_embeddings(), bnb.nn.Linear4bit)
+    backbone = load_tiny("llama", quantize_head=True)
+    head = backbone.causal_lm.get_output_embeddings()
+    assert isinstance(head, bnb.nn.Linear4bit)
+    backbone.attach("policy", SHAPE)
+    backbone.train_roles("policy")
+    sequences = Sequences.from_lists([[5, 6]], [[7, 8, 9]])
+    logprobs, _ = backbone.logprobs("policy", sequences)
+    logprobs.sum().backward()
+    weight = bnb.functional.dequantize_4bit(head.weight.data, head.weight.quant_state)
+    with torch.no_grad(), backbone.role("policy"):
+        logits = backbone.hidden_states("policy", sequences)[0, 1:-1] @ weight.t().float()
+    assert_close(logprobs[0].detach(), logits.log_softmax(-1)[torch.arange(3), torch.tensor([7, 8, 9])])
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in backbone.role_parameters("policy"))
+
+
+def test_a_head_that_is_the_embedding_cannot_be_quantised(load_tiny):
+    with pytest.raises(UserError, match=r"model.quantize_head: the output layer of .* is its embedding"):
+        load_tiny("smollm", quantize_head=True)
