@@ -22,6 +22,8 @@ from lorarlhf.ppo.rollout import response_texts, sample_responses
 PROMPTS_A_BATCH = 32
 TOKEN_BUDGET = 16_384
 
+_BEGINNING = '{"prompt": '
+
 
 @dataclass(frozen=True)
 class Sampler:
@@ -44,38 +46,65 @@ def write_pairs(sampler: Sampler, prompts: Sequence[PromptExample], out: Path, r
 
     Args:
         rank: score the pairs with the reward role, and in the end put those nearest to 0.5 first.
+
+    Raises:
+        UserError: `out` holds something else, or pairs without a score.
     """
-    done = {row["batch"] for row in read_rows(out)}
+    pairs = finished_rows(out)
+    if rank and not all("predicted" in row for row in pairs):
+        raise UserError(f"{out}: holds pairs sampled without --pick uncertain; give another --out")
+    done = {row["batch"] for row in pairs}
+    _replace(out, pairs)  # without what was cut short
     batches = [prompts[i : i + PROMPTS_A_BATCH] for i in range(0, len(prompts), PROMPTS_A_BATCH)]
     task = progress.add_task("prompts", total=len(prompts))
     for number, batch in enumerate(batches):
         if number not in done:
             rows = _pairs(sampler, batch, number, rank)
             with out.open("a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+                file.write(_lines(rows))
+            pairs += rows
         progress.update(task, advance=len(batch))
-    rows = read_rows(out)
     if rank:
-        rows.sort(key=lambda row: abs(row["predicted"] - 0.5))
-        out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return len(rows)
+        _replace(out, sorted(pairs, key=lambda row: abs(row["predicted"] - 0.5)))
+    return len(pairs)
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a pairs file that this module wrote; none if there is no file. A batch torn at the end is an error."""
+def finished_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a pairs file that this module wrote; none if there is no file.
+
+    A last line that was cut short is left out with all of its batch. Raises UserError for any other line.
+    """
+    rows: list[dict[str, Any]] = []
     if not path.exists():
-        return []
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        return rows
+    *lines, last = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             row["batch"]
         except (ValueError, KeyError, TypeError):
-            raise UserError(
-                f"{path}:{number}: not a line of `lorarlhf sample`; remove it or give another --out"
-            ) from None
+            raise _foreign(path, number) from None
         rows.append(row)
-    return rows
+    if not last:
+        return rows
+    if not last.startswith(_BEGINNING[: len(last)]):  # someone's text, not ours to cut off
+        raise _foreign(path, len(lines) + 1)
+    return [row for row in rows if row["batch"] != rows[-1]["batch"]]
+
+
+def _foreign(path: Path, line: int) -> UserError:
+    return UserError(f"{path}:{line}: not a line of `lorarlhf sample`; remove it or give another --out")
+
+
+def _lines(rows: Sequence[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _replace(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write the whole file anew, beside the old one until it is complete."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(_lines(rows), encoding="utf-8")
+    new.replace(path)
 
 
 @torch.no_grad()

@@ -53,3 +53,20 @@ def demo_backbone() -> SharedBackbone:
 
     torch.manual_seed(0)
     return load_backbone(ModelConfig(name="shipped:demo/model", compute_dtype="float32"))
+
+
+@pytest.fixture
+def run_collect():
+    """`run_collect(*arguments)`: a `Running` server of the labelling page; killed after the test."""
+    from labelling_page import Running
+
+    started = []
+
+    def run(*args):
+        started.append(Running(*args))
+        return started[-1]
+
+    yield run
+    for running in started:
+        running.process.kill()
+        running.process.communicate()

@@ -1,14 +1,13 @@
 """Every command of the README, run in its order in one folder, with trainings cut to a step or two."""
 
 import re
-import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from lorarlhf.cli.main import main
+from labelling_page import label
+from pages import commands, opens_the_labelling_page, own_commands, run
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -18,34 +17,26 @@ SHORT = {
 }
 
 
-def commands() -> list[str]:
-    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if line.strip()]
-
-
-def run(monkeypatch, arguments: list[str]) -> int:
-    for setting in SHORT.get(arguments[0], []):
-        arguments = [*arguments, "--set", setting]
-    monkeypatch.setattr(sys, "argv", ["lorarlhf", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return stop.value.code
-
-
-def test_every_command_works(monkeypatch, tmp_path, capsys):
+def test_every_command_works(monkeypatch, tmp_path, capsys, run_collect):
     (tmp_path / "my_rewards.py").write_text(re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["", *sys.path])
-    own = [shlex.split(command)[1:] for command in commands() if command.startswith("lorarlhf ")]
-    assert {arguments[0] for arguments in own} >= {"--help", "recipes", "reward", "ppo", "export"}
+    own = own_commands(README)
+    assert {arguments[0] for arguments in own} >= {"--help", "recipes", "reward", "sample", "collect", "ppo", "export"}
     for arguments in own:
-        assert run(monkeypatch, arguments) == 0, (arguments, capsys.readouterr().err)
+        if opens_the_labelling_page(arguments):
+            running = run_collect(*arguments[1:])
+            label(running.link, "ann", 100, noise=0.0, seed=0)
+            running.stop(signal.SIGINT)
+            continue
+        shorter = [part for setting in SHORT.get(arguments[0], []) for part in ("--set", setting)]
+        assert run(monkeypatch, [*arguments, *shorter]) == 0, (arguments, capsys.readouterr().err)
     assert (tmp_path / "my-model" / "model.safetensors").is_file()
     assert (tmp_path / "my-reward-model" / "model.safetensors").is_file()
 
 
 def test_the_other_commands_are_make_and_pip():
-    others = [command for command in commands() if not command.startswith("lorarlhf ")]
+    others = [command for command in commands(README) if not command.startswith("lorarlhf ")]
     assert sorted(others) == ["make demo", "make test", "pip install ."]
     for target in ("demo", "test"):
         assert subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, check=False).returncode == 0

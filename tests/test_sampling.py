@@ -4,9 +4,13 @@ import json
 import sys
 
 import pytest
+from demo_runs import small_recipe
 
 from lorarlhf.cli.main import main
 from lorarlhf.collect.pairs import read_pairs
+from lorarlhf.errors import UserError
+from lorarlhf.run import Run
+from lorarlhf.sampling import finished_rows
 
 
 @pytest.fixture
@@ -64,6 +68,47 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_stopped(monkeypatch, prompt
     assert torn.read_text() == whole.read_text()
 
 
+def test_a_batch_cut_short_is_sampled_again(monkeypatch, prompts, tmp_path):
+    whole, torn = tmp_path / "whole.jsonl", tmp_path / "torn.jsonl"
+    assert run(monkeypatch, *base(prompts, whole)) == 0
+    torn.write_text(whole.read_text()[:-300])
+    assert run(monkeypatch, *base(prompts, torn)) == 0
+    assert torn.read_text() == whole.read_text()
+
+
+@pytest.mark.parametrize("content", ["notes", "{}\n", '{"prompt": "a"}\n', '{"batch": 0}\nnotes'])
+def test_another_file_is_left_alone(tmp_path, content):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"mine\.jsonl:\d: not a line of `lorarlhf sample`"):
+        finished_rows(path)
+    assert path.read_text() == content
+
+
+def test_any_text_survives_a_stop(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    row = {"prompt": "line\u2028and\x85line", "batch": 0}
+    path.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert finished_rows(path) == [row]
+
+
+def test_a_run_gives_its_own_temperature_and_length(monkeypatch, prompts, tmp_path):
+    recipe = small_recipe(tmp_path, "ppo.temperature=0.3", "ppo.response_length=7")
+    Run(tmp_path / "run").write_recipe(recipe)
+    given = []
+    monkeypatch.setattr("lorarlhf.sampling.write_pairs", lambda sampler, *args: given.append(sampler) or 0)
+    arguments = ["--run", tmp_path / "run", "--prompts", prompts, "--out", tmp_path / "new" / "o.jsonl"]
+    assert run(monkeypatch, *arguments) == run(monkeypatch, *arguments, "--temperature", 2) == 0
+    assert [(sampler.temperature, sampler.response_length) for sampler in given] == [(0.3, 7), (2.0, 7)]
+
+
+def test_pairs_without_a_score_cannot_be_ranked(monkeypatch, prompts, adapters, tmp_path, capsys):
+    out = tmp_path / "pairs.jsonl"
+    assert run(monkeypatch, *base(prompts, out)) == 0
+    assert run(monkeypatch, *base(prompts, out), "--pick", "uncertain", "--reward", adapters[1]) == 2
+    assert "holds pairs sampled without --pick uncertain" in capsys.readouterr().err
+
+
 def test_two_policies_meet_and_close_calls_come_first(monkeypatch, prompts, adapters, tmp_path):
     policy, reward = adapters
     out = tmp_path / "pairs.jsonl"
@@ -81,6 +126,7 @@ def test_two_policies_meet_and_close_calls_come_first(monkeypatch, prompts, adap
     [
         (["--prompts", "p.jsonl", "--out", "o.jsonl"], "give either --run or --model"),
         (["--model", "m", "--prompts", "p.jsonl", "--out", "o.jsonl", "--n", "1"], "--n must be at least 2"),
+        (["--model", "m", "--prompts", "p.jsonl", "--out", "o.txt"], "o.txt: must end in .jsonl"),
     ],
 )
 def test_what_is_missing_is_named(monkeypatch, capsys, arguments, message):

@@ -38,6 +38,8 @@ def collect(
     from lorarlhf.collect.labels import LabelFile
     from lorarlhf.collect.pairs import read_pairs
 
+    if out.suffix != ".jsonl":  # as `data agreement` knows it by
+        raise UserError(f"{out}: must end in .jsonl; write for example {out}.jsonl")
     try:
         annotator = None if annotator is None else annotator_name(annotator)
     except ValueError as error:

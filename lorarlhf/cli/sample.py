@@ -16,8 +16,13 @@ def sample(
     run: Annotated[Path | None, typer.Option(help="A run: its latest policy responds.")] = None,
     model: Annotated[str | None, typer.Option(help="Hub id or folder of a model, instead of a run.")] = None,
     n: Annotated[int, typer.Option("--n", help="Responses a prompt, of each policy.", min=1)] = 2,
-    temperature: Annotated[float, typer.Option(min=0.01)] = 1.0,
-    response_length: Annotated[int, typer.Option(help="Most tokens a response.", min=1)] = 256,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.01, show_default="that of RUN's recipe; of a model, 1.0")
+    ] = None,
+    response_length: Annotated[
+        int | None,
+        typer.Option(help="Most tokens a response.", min=1, show_default="that of RUN's recipe; of a model, 256"),
+    ] = None,
     adapters: Annotated[
         tuple[str, str] | None,
         typer.Option(help="Two adapter folders to compare blind; `base` is the model without one."),
@@ -31,6 +36,8 @@ def sample(
         raise UserError("sample: give either --run or --model")
     if adapters is None and n < 2:
         raise UserError("sample: --n must be at least 2, or name two --adapters")
+    if out.suffix != ".jsonl":
+        raise UserError(f"{out}: must end in .jsonl; write for example {out}.jsonl")
     from rich.progress import Progress
 
     from lorarlhf.cli.quiet import quiet_libraries
@@ -60,7 +67,16 @@ def sample(
             roles.append(role)
     if pick == "uncertain":
         backbone.load_role("reward", _reward_adapter(run, reward))
-    sampler = Sampler(backbone, roles, sources, n, response_length, temperature, seed)
+    sampler = Sampler(
+        backbone,
+        roles,
+        sources,
+        n,
+        response_length or (recipe.ppo.response_length if recipe else 256),
+        temperature or (recipe.ppo.temperature if recipe else 1.0),
+        seed,
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
     with Progress() as progress:
         count = write_pairs(sampler, examples, out, pick == "uncertain", progress)
     typer.echo(f"sample: {count} pairs in {out}; label them with lorarlhf collect --pairs {out} --out labels.jsonl")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Generic, Literal, TypeVar
 
@@ -15,6 +17,7 @@ from lorarlhf.data.sources import iter_rows, splits_of
 from lorarlhf.errors import UserError
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 Split = Literal["train", "test"]
 Key = Literal["sft", "preferences", "prompts"]
 
@@ -37,32 +40,96 @@ class Place:
     keeps: Callable[[Prompt], bool]
 
 
-def load_preferences(config: DataConfig, split: Split) -> Loaded[Preference]:
-    """Pairs from `data.preferences`. Raises UserError, as all loaders here, for what the user can mend.
+@dataclass
+class Stream(Generic[T]):
+    """Rows of one split, read from their source one by one as they are asked for, and again in each pass.
+
+    Attributes:
+        skipped: how many were left out for which reason, in the last pass.
+    """
+
+    config: DataConfig
+    key: Key
+    split: Split
+    table: Table[T]
+    prompt_of: Callable[[T], Prompt]
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def __iter__(self) -> Iterator[T]:
+        """Raises UserError for what the user can mend, at the end too: if no row was of use."""
+        config, split = self.config, self.split
+        place = _place(config, self.key, split)
+        reader = Reader(self.table, config.on_bad_row, config.columns)
+        self.skipped = reader.skipped
+        found = kept = 0
+        for row in reader.read(iter_rows(place.source, place.split)):
+            if isinstance(row, Preference) and row.tie and (config.ties == "drop" or split == "test"):
+                reader.skipped["tie"] += 1
+                continue
+            found += 1
+            if place.keeps(self.prompt_of(row)):
+                kept += 1
+                yield row
+        why = "; ".join(f"{reason} ({count})" for reason, count in reader.skipped.most_common())
+        if not found:
+            raise UserError(
+                f"{place.source}: no usable row" + (f", all were skipped: {why}" if why else ", it is empty")
+            )
+        if not kept and (split == "train" or config.test_size > 0):
+            raise UserError(
+                f"{place.source}: none of {found} rows falls in the {split} part at data.test_size "
+                f"{config.test_size}; change it, or set data.{self.key}_test"
+            )
+        if why and split == "train":  # once: the test rows are often of the same source
+            logger.warning("%s: left out: %s", place.source, why)
+
+    def load(self) -> Loaded[T]:
+        """All of them in memory."""
+        rows = list(self)
+        return Loaded(rows, _place(self.config, self.key, self.split).source, dict(self.skipped))
+
+
+def stream_preferences(config: DataConfig, split: Split) -> Stream[Preference]:
+    """Pairs from `data.preferences`.
 
     Test rows come from `data.preferences_test` if it is set, else from `data.test_split` of a Hub data set that has it,
     else they are the `data.test_size` share of prompts picked by a hash: the same in every run, and no prompt in both
     parts. They are empty only where `data.test_size` is 0.
     Ties are kept to train on if `data.ties` says so, never to test on: they have no right answer.
     """
-    return _load(config, "preferences", split, PREFERENCES, lambda row: row.prompt)
+    return Stream(config, "preferences", split, PREFERENCES, lambda row: row.prompt)
+
+
+def stream_scored(config: DataConfig, split: Split) -> Stream[Scored]:
+    """Completions with absolute scores from `data.preferences`, for `reward.objective: regression`."""
+    return Stream(config, "preferences", split, SCORED, lambda row: row.prompt)
+
+
+def stream_demonstrations(config: DataConfig, split: Split) -> Stream[Demonstration]:
+    """Completions to imitate from `data.sft`; of preference data, the chosen ones."""
+    return Stream(config, "sft", split, DEMONSTRATIONS, lambda row: row.prompt)
+
+
+def load_preferences(config: DataConfig, split: Split) -> Loaded[Preference]:
+    """`stream_preferences`, all in memory. Raises UserError, as all loaders here, for what the user can mend."""
+    return stream_preferences(config, split).load()
 
 
 def load_scored(config: DataConfig, split: Split) -> Loaded[Scored]:
-    """Completions with absolute scores from `data.preferences`, for `reward.objective: regression`."""
-    return _load(config, "preferences", split, SCORED, lambda row: row.prompt)
+    """`stream_scored`, all in memory."""
+    return stream_scored(config, split).load()
 
 
 def load_demonstrations(config: DataConfig, split: Split) -> Loaded[Demonstration]:
-    """Completions to imitate from `data.sft`; of preference data, the chosen ones."""
-    return _load(config, "sft", split, DEMONSTRATIONS, lambda row: row.prompt)
+    """`stream_demonstrations`, all in memory."""
+    return stream_demonstrations(config, split).load()
 
 
 def load_prompts(config: DataConfig, split: Split) -> Loaded[Prompt]:
     """Different prompts from `data.prompts`, or those of `data.preferences` where it is not set."""
     own = config.prompts or (config.prompts_test if split == "test" else None)
     key: Key = "prompts" if own or not config.preferences else "preferences"
-    loaded = _load(config, key, split, PROMPTS, lambda prompt: prompt)
+    loaded = Stream(config, key, split, PROMPTS, lambda prompt: prompt).load()
     distinct: dict[str, Prompt] = {}
     for prompt in loaded.rows:
         distinct.setdefault(prompt_text(prompt), prompt)
@@ -75,29 +142,6 @@ def in_test_part(prompt: Prompt, test_size: float) -> bool:
     """Whether a prompt belongs to the held-out share, by a hash of its text: no seed, no order, no list to keep."""
     digest = blake2b(prompt_text(prompt).encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") < test_size * 2**64
-
-
-def _load(config: DataConfig, key: Key, split: Split, table: Table[T], prompt_of: Callable[[T], Prompt]) -> Loaded[T]:
-    place = _place(config, key, split)
-    reader = Reader(table, config.on_bad_row, config.columns)
-    found = 0
-    rows: list[T] = []
-    for row in reader.read(iter_rows(place.source, place.split)):
-        if isinstance(row, Preference) and row.tie and (config.ties == "drop" or split == "test"):
-            reader.skipped["tie"] += 1
-            continue
-        found += 1
-        if place.keeps(prompt_of(row)):
-            rows.append(row)
-    if not found:
-        why = "; ".join(f"{reason} ({count})" for reason, count in reader.skipped.most_common(3))
-        raise UserError(f"{place.source}: no usable row" + (f", all were skipped: {why}" if why else ", it is empty"))
-    if not rows and (split == "train" or config.test_size > 0):
-        raise UserError(
-            f"{place.source}: none of {found} rows falls in the {split} part at data.test_size {config.test_size}; "
-            f"change it, or set data.{key}_test"
-        )
-    return Loaded(rows, place.source, dict(reader.skipped))
 
 
 def _place(config: DataConfig, key: Key, split: Split) -> Place:

@@ -6,16 +6,18 @@ exactly the sequences that PPO makes (prompt, sampled tokens, eos), never a temp
 
 from __future__ import annotations
 
+import math
+import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
-from datasets.table import InMemoryTable
 from transformers import PreTrainedTokenizerBase
 
 from lorarlhf.data.chat_templates import PLAIN, PLAIN_WITH_BOS
@@ -29,7 +31,7 @@ _CHUNK = 1000
 
 @dataclass(frozen=True)
 class Tokenized:
-    """A data set of token ids in memory, and the number of rows left out for being too long."""
+    """A data set of token ids, and the number of rows left out for being too long."""
 
     dataset: Dataset
     dropped: int
@@ -75,16 +77,12 @@ def encode_completion(
     return encode_prompt(tokenizer, prompt), [*response_ids, tokenizer.eos_token_id]
 
 
-def tokenize_preferences(rows: list[Preference], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokenized:
+def tokenize_preferences(rows: Iterable[Preference], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokenized:
     """Columns `chosen_ids`, `rejected_ids` and, if every row has one, `margin`: what TRL's RewardTrainer takes.
 
     And `tie` where some row is one; a tie needs no margin, and gets 0. Pairs with a side over `max_length` tokens are
     dropped whole.
     """
-    fields = [("chosen_ids", _IDS), ("rejected_ids", _IDS)]
-    with_tie = any(row.tie for row in rows)
-    with_margin = all(row.tie or row.margin is not None for row in rows) and not all(row.tie for row in rows)
-    fields += [("margin", pa.float32())] * with_margin + [("tie", pa.bool_())] * with_tie
 
     def encoded() -> Iterator[tuple[int, dict[str, Any]]]:
         for row in rows:
@@ -94,24 +92,29 @@ def tokenize_preferences(rows: list[Preference], tokenizer: PreTrainedTokenizerB
             margin = 0.0 if row.tie else row.margin
             yield max(map(len, pair.values())), pair | {"margin": margin, "tie": row.tie}
 
-    return _table(encoded(), fields, max_length)
+    fields = [("chosen_ids", _IDS), ("rejected_ids", _IDS), ("margin", pa.float32()), ("tie", pa.bool_())]
+    tokenized = _table(encoded(), fields, max_length)
+    margins, ties = (tokenized.dataset.data.column(name) for name in ("margin", "tie"))
+    tied = pc.sum(ties).as_py() or 0
+    unused = ["margin"] * (margins.null_count > 0 or tied == len(ties)) + ["tie"] * (not tied)
+    return replace(tokenized, dataset=tokenized.dataset.remove_columns(unused))
 
 
 def tokenize_demonstrations(
-    rows: list[Demonstration], tokenizer: PreTrainedTokenizerBase, max_length: int
+    rows: Iterable[Demonstration], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> Tokenized:
-    """Columns `input_ids` and `completion_mask` (1 on the response and its eos): what TRL's SFTTrainer takes."""
+    """Columns `input_ids` and `labels` (-100 on the prompt): what TRL's SFTTrainer takes and leaves as it is."""
 
     def encoded() -> Iterator[tuple[int, dict[str, Any]]]:
         for row in rows:
             prompt, response = encode_completion(tokenizer, row.prompt, row.completion)
-            mask = [0] * len(prompt) + [1] * len(response)
-            yield len(mask), {"input_ids": prompt + response, "completion_mask": mask}
+            labels = [-100] * len(prompt) + response
+            yield len(labels), {"input_ids": prompt + response, "labels": labels}
 
-    return _table(encoded(), [("input_ids", _IDS), ("completion_mask", pa.list_(pa.int8()))], max_length)
+    return _table(encoded(), [("input_ids", _IDS), ("labels", _IDS)], max_length)
 
 
-def tokenize_scored(rows: list[Scored], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokenized:
+def tokenize_scored(rows: Iterable[Scored], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokenized:
     """Columns `input_ids` and `score`."""
 
     def encoded() -> Iterator[tuple[int, dict[str, Any]]]:
@@ -135,21 +138,27 @@ def tokenize_prompts(
 
 
 def _table(encoded: Iterator[tuple[int, dict[str, Any]]], fields: list[tuple[str, Any]], max_length: int) -> Tokenized:
-    """Gather rows in arrow chunks, 4 bytes a token: as Python lists they would take ten times that."""
+    """Write rows to a temporary file as they come, and map it: memory does not grow with their number."""
     schema = pa.schema(fields)
-    lengths: list[int] = []
+    found, shortest = 0, math.inf
 
     def short_enough() -> Iterator[dict[str, Any]]:
+        nonlocal found, shortest
         for length, row in encoded:
-            lengths.append(length)
+            found, shortest = found + 1, min(shortest, length)
             if length <= max_length:
                 yield row
 
-    chunks = [pa.Table.from_pylist(chunk, schema=schema) for chunk in _chunks(short_enough())]
-    if lengths and not chunks:
-        raise _too_long("data.max_length", max_length, min(lengths))
-    table = pa.concat_tables(chunks) if chunks else schema.empty_table()
-    return Tokenized(Dataset(InMemoryTable(table)), len(lengths) - table.num_rows)
+    # The file goes when its name does; what is mapped stays (Windows keeps the file, and leaves it behind).
+    with tempfile.TemporaryDirectory(prefix="lorarlhf-", ignore_cleanup_errors=True) as folder:
+        path = str(Path(folder, "rows.arrow"))
+        with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+            for chunk in _chunks(short_enough()):
+                writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=schema))
+        dataset = Dataset.from_file(path)
+    if found and not len(dataset):
+        raise _too_long("data.max_length", max_length, int(shortest))
+    return Tokenized(dataset, found - len(dataset))
 
 
 def _chunks(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

@@ -13,16 +13,19 @@ from lorarlhf.sequences import Sequences
 from lorarlhf.training.objectives import pair_calibration
 
 TOKEN_BUDGET = 16_384  # padded tokens a forward pass
+ROWS_AT_ONCE = 1000  # in memory as lists; what they come from may lie on disk
 
 
 @torch.no_grad()
 def score_tokens(backbone: SharedBackbone, rows: Sequence[Sequence[int]], token_budget: int = TOKEN_BUDGET) -> Tensor:
     """[N] the reward role's score of each token sequence, on the CPU."""
     backbone.eval()
-    sequences = Sequences.from_lists(rows, [[] for _ in rows])
     scores = torch.empty(len(rows))
-    for group in sequences.micro_batches(token_budget):
-        scores[group] = backbone.scores(sequences.select(group).to(backbone.device)).cpu()
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        part = rows[start : start + ROWS_AT_ONCE]
+        sequences = Sequences.from_lists(part, [[] for _ in part])
+        for group in sequences.micro_batches(token_budget):
+            scores[start + group] = backbone.scores(sequences.select(group).to(backbone.device)).cpu()
     return scores
 
 

@@ -18,7 +18,7 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 from lorarlhf.backbone import SharedBackbone
 from lorarlhf.base_model import load_backbone
 from lorarlhf.config import Recipe, RewardConfig
-from lorarlhf.data.examples import Split, load_preferences, load_scored
+from lorarlhf.data.examples import Split, stream_preferences, stream_scored
 from lorarlhf.data.tokenize import Tokenized, tokenize_preferences, tokenize_scored
 from lorarlhf.errors import UserError
 from lorarlhf.evaluation.reward_model import longer_wins, preference_metrics, regression_metrics, score_tokens
@@ -158,16 +158,12 @@ class ScoredCollator:
 
 def _examples(recipe: Recipe, backbone: SharedBackbone, split: Split) -> Tokenized:
     if recipe.reward.objective == "regression":
-        scored = load_scored(recipe.data, split)
-        return tokenize_scored(scored.rows, backbone.tokenizer, recipe.data.max_length)
-    pairs = load_preferences(recipe.data, split)
-    if (
-        recipe.reward.use_margin
-        and split == "train"
-        and any(pair.margin is None and not pair.tie for pair in pairs.rows)
-    ):
+        scored = stream_scored(recipe.data, split)
+        return tokenize_scored(scored, backbone.tokenizer, recipe.data.max_length)
+    tokenized = tokenize_preferences(stream_preferences(recipe.data, split), backbone.tokenizer, recipe.data.max_length)
+    if recipe.reward.use_margin and split == "train" and "margin" not in tokenized.dataset.column_names:
         raise UserError("reward.use_margin: not every row of data.preferences has a margin; set it to false")
-    return tokenize_preferences(pairs.rows, backbone.tokenizer, recipe.data.max_length)
+    return tokenized
 
 
 def _evaluate(backbone: SharedBackbone, config: RewardConfig, test: Dataset) -> dict[str, float | None]:
@@ -175,6 +171,6 @@ def _evaluate(backbone: SharedBackbone, config: RewardConfig, test: Dataset) -> 
         return {}
     if config.objective == "regression":
         return regression_metrics(score_tokens(backbone, test["input_ids"]), torch.tensor(test["score"]))
-    chosen, rejected = list(test["chosen_ids"]), list(test["rejected_ids"])
+    chosen, rejected = test["chosen_ids"], test["rejected_ids"]  # read as they are iterated
     metrics = preference_metrics(score_tokens(backbone, chosen), score_tokens(backbone, rejected))
     return {**metrics, "longer_wins_accuracy": longer_wins(chosen, rejected)}

@@ -16,7 +16,7 @@ from trl import SFTTrainer
 from lorarlhf.backbone import SharedBackbone
 from lorarlhf.base_model import load_backbone
 from lorarlhf.config import Recipe, SFTConfig
-from lorarlhf.data.examples import Split, load_demonstrations
+from lorarlhf.data.examples import Split, stream_demonstrations
 from lorarlhf.data.tokenize import Tokenized, tokenize_demonstrations
 from lorarlhf.memory import peak_memory_bytes
 from lorarlhf.run import Run
@@ -61,7 +61,7 @@ def train_sft(recipe: Recipe, run: Run, resume: bool = False, backbone: SharedBa
 
 
 def _examples(recipe: Recipe, backbone: SharedBackbone, split: Split) -> Tokenized:
-    rows = load_demonstrations(recipe.data, split).rows
+    rows = stream_demonstrations(recipe.data, split)
     return tokenize_demonstrations(rows, backbone.tokenizer, recipe.data.max_length)
 
 
@@ -70,7 +70,7 @@ def _held_out(metrics: dict[str, float]) -> dict[str, float]:
 
 
 class PolicySFTTrainer(RoleCheckpoints, SFTTrainer):
-    """TRL's SFTTrainer on tokenised prompt-completion rows."""
+    """TRL's SFTTrainer on tokenised rows with labels."""
 
     def __init__(
         self, backbone: SharedBackbone, config: SFTConfig, train: Dataset, test: Dataset, folder: Path, seed: int
@@ -84,7 +84,6 @@ class PolicySFTTrainer(RoleCheckpoints, SFTTrainer):
             args=TRLSFTConfig(
                 **supervised_arguments(config, folder, seed, backbone.compute_dtype),
                 max_length=None,
-                completion_only_loss=True,
             ),
             train_dataset=train,
             eval_dataset=test,

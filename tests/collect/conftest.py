@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
@@ -76,43 +73,3 @@ def give():
         return task
 
     return answer
-
-
-class Running:
-    """A server in a process of its own, and the link it printed."""
-
-    def __init__(self, *args):
-        command = [sys.executable, "-c", "from lorarlhf.cli.main import main; main()", "collect", "--no-open"]
-        self.process = subprocess.Popen(
-            [*command, *map(str, args)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        )
-        self.printed = []
-        while "Ctrl-C" not in (self.printed or [""])[-1]:
-            line = self.process.stdout.readline()
-            assert line, "".join(self.printed)
-            self.printed.append(line.strip())
-        self.link = next(line for line in self.printed if "http://" in line).split()[-1]
-
-    def stop(self, signal):
-        self.process.send_signal(signal)
-        rest, _ = self.process.communicate(timeout=20)
-        return rest
-
-
-@pytest.fixture
-def run_collect():
-    """`run_collect(*arguments)`: a `Running` server; killed after the test."""
-    started = []
-
-    def run(*args):
-        started.append(Running(*args))
-        return started[-1]
-
-    yield run
-    for running in started:
-        running.process.kill()
-        running.process.communicate()

@@ -6,6 +6,7 @@ import socket
 import sys
 import urllib.request
 
+import httpx2 as httpx
 import pytest
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
@@ -232,6 +233,13 @@ def test_serve_and_stop(run_collect, write_pairs, labels_path):
     assert running.process.returncode == 0
 
 
+def test_no_reply_waits_for_an_acknowledgement(run_collect, write_pairs, labels_path):
+    running = run_collect("--pairs", write_pairs(3), "--out", labels_path, "--annotator", "ann")
+    with httpx.Client(base_url=running.link) as client:
+        seconds = [client.get("api/next").elapsed.total_seconds() for _ in range(30)]
+    assert min(seconds[10:]) < 0.03  # 0.04 is how long a kernel holds one back
+
+
 def refusal(*args):
     error = CliRunner().invoke(collect_app, [str(arg) for arg in args]).exception
     assert isinstance(error, UserError), error
@@ -251,6 +259,7 @@ def test_refusals(write_pairs, labels_path, tmp_path):
     assert "--out: missing" in refusal("--pairs", pairs)
     assert "--annotator: a name has" in refusal("--pairs", pairs, "--out", labels_path, "--annotator", " ")
     assert "no such file" in refusal("--pairs", tmp_path / "none.jsonl", "--out", labels_path)
+    assert "must end in .jsonl" in refusal("--pairs", pairs, "--out", tmp_path / "labels.txt")
     assert not labels_path.exists()
     assert f"{pairs}:1: not a label" in refusal("--pairs", pairs, "--out", pairs)
 

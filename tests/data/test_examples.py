@@ -18,6 +18,7 @@ from lorarlhf.data import (
     prompt_text,
     request_text,
 )
+from lorarlhf.data.examples import stream_preferences
 from lorarlhf.errors import UserError
 
 PAIRS = [{"prompt": f"Question {i}?", "chosen": f"Yes {i}.", "rejected": "No."} for i in range(400)]
@@ -139,6 +140,27 @@ def test_unknown_columns_are_an_error_whatever_happens_to_bad_rows(write, on_bad
         UserError, match=r"pairs\.jsonl:1: columns not recognised as comparisons: found question, answer; say"
     ):
         load_preferences(config, "train")
+
+
+def test_a_stream_reads_no_further_than_it_is_asked(write):
+    stream = stream_preferences(DataConfig(preferences=write(BAD), test_size=0.0), "train")
+    assert next(iter(stream)).prompt == PAIRS[0]["prompt"]
+    with pytest.raises(UserError, match=r":2: "):
+        list(stream)
+
+
+def test_what_is_left_out_of_training_is_said_once(write, caplog):
+    config = DataConfig(preferences=write(BAD + PAIRS[2:40]), on_bad_row="skip", test_size=0.2)
+    for split in ("train", "test"):
+        stream = stream_preferences(config, split)
+        assert list(stream) == list(stream)
+        assert stream.skipped["chosen and rejected are identical"] == 2
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2, "twice read to train on"
+    assert said[0].endswith(
+        "pairs.jsonl: left out: chosen and rejected are identical (2); not valid JSON "
+        "(Invalid control character at) (1); rejected is missing (1)"
+    )
 
 
 def test_nothing_usable_is_an_error(write):

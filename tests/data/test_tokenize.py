@@ -1,5 +1,9 @@
 """Token ids as PPO makes them, and the pad token that any tokenizer gets, on tokenizers made here."""
 
+import tracemalloc
+from pathlib import Path
+
+import pyarrow as pa
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -168,13 +172,27 @@ def test_tokenize_preferences(tokenizer, margins, columns):
     dataset = tokenize_preferences(rows, tokenizer, 100).dataset
     assert set(dataset.column_names) == {"chosen_ids", "rejected_ids"} | columns
     assert dataset.features["chosen_ids"].feature.dtype == "int32"
-    assert dataset.cache_files == []
+    assert not any(Path(file["filename"]).exists() for file in dataset.cache_files), "nothing is left behind"
     assert [tokenizer.decode(dataset[0][side]) for side in ("chosen_ids", "rejected_ids")] == [
         "The sky is blue.<eos>",
         "The sky is late.<eos>",
     ]
     if columns:
         assert list(dataset["margin"]) == margins
+
+
+def test_memory_does_not_grow_with_the_rows(tokenizer, monkeypatch):
+    monkeypatch.setattr("lorarlhf.data.tokenize.encode_completion", lambda *args: ([1000] * 100, [2000] * 100))
+    peaks, mapped = [], []
+    for count in (2000, 20_000):
+        before = pa.total_allocated_bytes()
+        tracemalloc.start()
+        mapped.append(tokenize_preferences((Preference("a", "b", "c") for _ in range(count)), tokenizer, 500).dataset)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert pa.total_allocated_bytes() - before < count * 100, "the ids, 1600 bytes a row, are not in memory"
+    assert [len(dataset) for dataset in mapped] == [2000, 20_000]
+    assert peaks[1] < 1.2 * peaks[0]
 
 
 def test_rows_over_the_limit_are_dropped_whole(tokenizer):
@@ -197,7 +215,7 @@ def test_tokenize_demonstrations_marks_the_response(tokenizer):
         prompt_ids, response_ids = encode_completion(tokenizer, shown.prompt, shown.completion)
         assert row == {
             "input_ids": prompt_ids + response_ids,
-            "completion_mask": [0] * len(prompt_ids) + [1] * len(response_ids),
+            "labels": [-100] * len(prompt_ids) + response_ids,
         }
 
 
