@@ -230,6 +230,9 @@ class PPOTrainer(RoleCheckpoints, Trainer):
         loss = (losses.sum() - config.entropy_coef * entropy.sum()) / tokens
         with torch.no_grad():  # k3 of the policy that sampled to the one now, which is never negative
             approx_kl = kl_estimate(micro.logprobs, logprobs, "k3")[micro.mask].sum()
+            if not self.update_stats:  # the iteration's first minibatch: still the policy that sampled
+                gap = (logprobs - micro.logprobs).abs().max().item() if micro.mask.any() else 0.0
+                self.stats["rollout_gap"] = max(self.stats["rollout_gap"], gap)
         return loss, {"policy_loss": losses.sum(), "clip_fraction": clipped.sum(), "approx_kl": approx_kl}
 
     def value_loss(self, model: nn.Module, micro: Experience, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

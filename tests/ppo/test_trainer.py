@@ -107,6 +107,20 @@ def test_the_logged_numbers_are_those_of_the_rollout(make_trainer):
     assert len(rollout.sequences) == 8
 
 
+@pytest.mark.parametrize("recompute", ["true", "false"])
+def test_the_gap_to_what_sampling_recorded_is_logged(make_trainer, monkeypatch, recompute):
+    trainer = make_trainer(f"ppo.recompute_logprobs={recompute}", "ppo.iterations=1")
+
+    def off_by_a_half(*args, real=trainer._sample, **kwargs):
+        rollout = real(*args, **kwargs)
+        return dataclasses.replace(rollout, logprobs=rollout.logprobs - 0.5 * rollout.sequences.response_mask)
+
+    monkeypatch.setattr(trainer, "_sample", off_by_a_half)
+    trainer.train()
+    (row,) = rows_of(trainer)
+    assert row["rollout_gap"] == pytest.approx(0.5, abs=1e-3)
+
+
 # Loss and gradients
 
 
