@@ -257,19 +257,17 @@ class SharedBackbone(nn.Module):
         return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
     def logprobs(
-        self, role: Role, sequences: Sequences, temperature: float = 1.0, entropy_grad: bool = True
+        self, role: Role, sequences: Sequences, temperature: float = 1.0, with_entropy: bool = True
     ) -> tuple[Tensor, Tensor]:
         """Log-probability of each response token, and entropy of the distribution it was drawn from.
 
-        With `entropy_grad` off, only the log-probabilities can be differentiated, for less.
-
         Returns:
-            two [B, R] float32 tensors, 0 at padding.
+            two [B, R] float32 tensors, 0 at padding; the entropy is 0 if it is not asked for, which costs less.
         """
         before, mask = self._states_before_tokens(role, sequences)
         targets = _response_tokens(sequences)[mask]
         chunk = rows_a_chunk(self.causal_lm.get_output_embeddings().out_features, self.device)
-        logprobs, entropy = chunked_logprobs(before[mask], targets, self.logits, temperature, chunk, entropy_grad)
+        logprobs, entropy = chunked_logprobs(before[mask], targets, self.logits, temperature, chunk, with_entropy)
         return _scatter(logprobs, mask), _scatter(entropy, mask)
 
     def values(self, sequences: Sequences, below: TrunkStates | None = None) -> Tensor:

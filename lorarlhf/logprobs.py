@@ -25,7 +25,7 @@ def chunked_logprobs(
     logits_of: Head,
     temperature: float,
     chunk: int = 1024,
-    entropy_grad: bool = True,
+    with_entropy: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy of the distribution it was drawn from.
 
@@ -38,22 +38,21 @@ def chunked_logprobs(
         targets: [N] token ids.
         logits_of: the language-model head, [n, H] -> [n, V].
         chunk: rows at a time.
-        entropy_grad: whether the entropy will be differentiated too, which costs another product with the head.
+        with_entropy: off saves a quarter of the time, half again in training: another product with the head.
 
     Returns:
-        logprobs [N] and entropy [N], both float32.
+        logprobs [N] and entropy [N] (0 without), both float32.
     """
     if torch.is_grad_enabled() and hidden.requires_grad:
-        return _ChunkedLogprobs.apply(hidden, targets, logits_of, temperature, chunk, entropy_grad)
+        return _ChunkedLogprobs.apply(hidden, targets, logits_of, temperature, chunk, with_entropy)
     chunks = zip(hidden.split(chunk), targets.split(chunk), strict=True)
-    softmaxes = ((Softmax(logits_of(h), temperature), t) for h, t in chunks)
-    return _stack([(softmax.logprobs(t), softmax.entropy()) for softmax, t in softmaxes])
+    return _stack([_results(Softmax(logits_of(h), temperature), t, with_entropy) for h, t in chunks])
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, targets: Tensor, logits_of: Head, temperature: float, chunk: int, entropy_grad: bool
+        ctx: Any, hidden: Tensor, targets: Tensor, logits_of: Head, temperature: float, chunk: int, with_entropy: bool
     ) -> tuple[Tensor, Tensor]:
         results: list[tuple[Tensor, Tensor]] = []
         slopes: list[list[Tensor]] = []
@@ -62,19 +61,18 @@ class _ChunkedLogprobs(torch.autograd.Function):
             with torch.enable_grad():
                 logits = logits_of(h)
             softmax = Softmax(logits.detach(), temperature)
-            logprobs, entropy = softmax.logprobs(t), softmax.entropy()
-            results.append((logprobs, entropy))
+            results.append(_results(softmax, t, with_entropy))
             scale = -1 / (temperature * softmax.total)
             slopes.append([])
-            if entropy_grad:  # d entropy / d logits = -p (log p + entropy)
-                surprise = softmax.shifted + (entropy - softmax.total.log()).unsqueeze(1)
+            if with_entropy:  # d entropy / d logits = -p (log p + entropy)
+                surprise = softmax.shifted + (results[-1][1] - softmax.total.log()).unsqueeze(1)
                 slopes[-1].append(_product(logits, h, surprise.mul_(softmax.exp), scale))
             # d log p(target) / d logits = one_hot(target) - p; p x total is `exp`, which is not needed again.
             softmax.exp[torch.arange(len(t), device=t.device), t] -= softmax.total
             slopes[-1].insert(0, _product(logits, h, softmax.exp, scale))
         ctx.save_for_backward(*(torch.cat(column) for column in zip(*slopes, strict=True)))
         outputs = _stack(results)
-        if not entropy_grad:
+        if not with_entropy:
             ctx.mark_non_differentiable(outputs[1])
         return outputs
 
@@ -144,6 +142,11 @@ def _invert(weights: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
     weight = weights.gather(1, place).double()
     start = cumulative.gather(1, place) - weight
     return place, ((target - start) / weight).clamp(0, 1 - 2**-40)
+
+
+def _results(softmax: Softmax, targets: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor]:
+    logprobs = softmax.logprobs(targets)
+    return logprobs, softmax.entropy() if with_entropy else torch.zeros_like(logprobs)
 
 
 def _product(logits: Tensor, hidden: Tensor, d_logits: Tensor, scale: Tensor) -> Tensor:

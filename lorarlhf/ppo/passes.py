@@ -43,19 +43,23 @@ class Passes:
         """
         backbone = self.backbone
         layer = min(backbone.first_layer("reward"), backbone.first_layer("critic"))
+        length, width = sequences.tokens.shape[1], sequences.response_mask.shape[1]
         if layer == 0:
-            return self.logprobs("reference", sequences)[0], None
+            (logprobs,) = in_micro_batches(sequences, self.budget, lambda micro, _: (self._reference(micro),), (width,))
+            return logprobs, None
         layer = min(layer, len(backbone.layers) - 1)  # above the last one there is nothing to go on to
         bare = "reference" not in backbone.roles
-        length, width = sequences.tokens.shape[1], sequences.response_mask.shape[1]
 
         def compute(micro: Sequences, _: Tensor) -> tuple[Tensor, Tensor]:
             with recorded_input(backbone.layers[layer]) as recorded:
-                logprobs, _ = backbone.logprobs("reference", micro, self.temperature)
+                logprobs = self._reference(micro)
             return logprobs, recorded[0] if bare else backbone.trunk_states(micro, layer).states
 
         logprobs, states = in_micro_batches(sequences, self.budget, compute, (width, length))
         return logprobs, TrunkStates(states, layer)
+
+    def _reference(self, micro: Sequences) -> Tensor:
+        return self.backbone.logprobs("reference", micro, self.temperature, with_entropy=False)[0]
 
     def values(self, sequences: Sequences, trunk: TrunkStates | None) -> Tensor:
         """[B, R] of the critic."""

@@ -20,6 +20,7 @@ from lorarlhf.data.rows import request_text
 from lorarlhf.data.tokenize import PromptExample, tokenize_prompts
 from lorarlhf.errors import UserError
 from lorarlhf.memory import peak_memory_bytes
+from lorarlhf.planner.fit import auto_token_budget, check_memory
 from lorarlhf.ppo.passes import Passes
 from lorarlhf.ppo.rewards import function_scores, load_reward_functions
 from lorarlhf.ppo.rollout import Rollout, response_texts
@@ -60,7 +61,13 @@ def train_ppo(
     functions = load_reward_functions(config.reward_functions)
     folder = run.stage("ppo")
     checkpoint = last_checkpoint(folder) if resume else None
-    backbone = backbone or load_backbone(recipe.model, recipe.data.chat_template)
+    has_sft = run.has_adapter("sft")
+    if backbone is None:
+        check_memory("ppo", recipe, reference=has_sft)
+        backbone = load_backbone(recipe.model, recipe.data.chat_template)
+    if config.micro_batch_tokens == "auto":
+        config = config.model_copy(update={"micro_batch_tokens": auto_token_budget(recipe, reference=has_sft)})
+        recipe = recipe.model_copy(update={"ppo": config})
     prompts, eval_prompts = _prompts(recipe, backbone, "train"), _prompts(recipe, backbone, "test")
     if config.eval_every and not eval_prompts:
         raise UserError(
@@ -172,7 +179,7 @@ def _prompts(recipe: Recipe, backbone: SharedBackbone, split: Split) -> list[Pro
 
 def response_scorer(backbone: SharedBackbone, config: PPOConfig, functions: Sequence[Any]) -> Scorer:
     """Raw score [B] of each response: the reward model's, weighted, plus the functions'."""
-    passes = Passes(backbone, config.temperature, config.micro_batch_tokens)
+    passes = Passes(backbone, config.temperature, config.token_budget)
 
     @torch.no_grad()
     def score(rollout: Rollout, batch: Sequence[PromptExample], trunk: TrunkStates | None = None) -> Tensor:

@@ -67,9 +67,9 @@ class PPOTrainer(RoleCheckpoints, Trainer):
         self.prompts = prompts
         self.eval_prompts = eval_prompts[: config.eval_prompts]
         self.score = score
-        self.passes = Passes(backbone, config.temperature, config.micro_batch_tokens)
+        self.passes = Passes(backbone, config.temperature, config.token_budget)
         self.rollout_budget = TokenBudget("rollout", sys.maxsize)
-        self.update_budget = TokenBudget("update", config.micro_batch_tokens)
+        self.update_budget = TokenBudget("update", config.token_budget)
         self.folder = folder
         self.seed = seed
         self.iteration = 0

@@ -103,7 +103,7 @@ def trl_trainer(trainer: PPOTrainer) -> Any:
         # 1, and a micro-batch that no minibatch exceeds, it comes after each minibatch.
         per_device_train_batch_size=config.batch_size,
         gradient_accumulation_steps=1,
-        local_rollout_forward_batch_size=min(config.batch_size, max(1, config.micro_batch_tokens // longest)),
+        local_rollout_forward_batch_size=min(config.batch_size, max(1, config.token_budget // longest)),
         stop_token="eos",
         num_sample_generations=0,
         save_strategy="no",

@@ -101,12 +101,16 @@ def test_no_more_than_a_chunk_of_scores_is_made_or_kept(case, chunk):
     assert sum(head.calls) == TOKENS  # the backward pass makes none
 
 
-def test_an_entropy_without_gradient_costs_the_logprobs_nothing(case):
+def test_without_entropy_the_logprobs_are_the_same(case):
     hidden, targets, head = case
     leaf = hidden.clone().requires_grad_()
-    logprobs, entropy = chunked_logprobs(leaf, targets, head, temperature=0.7, chunk=3, entropy_grad=False)
+    logprobs, entropy = chunked_logprobs(leaf, targets, head, temperature=0.7, chunk=3, with_entropy=False)
     assert not entropy.requires_grad
+    assert not entropy.any()
     logprobs.sum().backward()
+    with torch.no_grad():
+        assert torch.equal(chunked_logprobs(leaf, targets, head, 0.7, 3, with_entropy=False)[0], logprobs)
+        assert torch.equal(chunked_logprobs(leaf, targets, head, 0.7, 3)[0], logprobs)
     expected = hidden.clone().requires_grad_()
     plain(expected, targets, head.weight, 0.7)[0].sum().backward()
     assert_close(leaf.grad, expected.grad, atol=1e-5, rtol=1e-5)
