@@ -98,11 +98,12 @@ def test_compute_type_is_the_one_asked_for():
     assert compute_dtype(ModelConfig(name="m")) in (torch.float32, torch.bfloat16)
 
 
-@pytest.mark.parametrize("amx", [True, False])
-def test_compute_type_on_a_cpu_is_bfloat16_only_with_amx(monkeypatch, amx):
+@pytest.mark.parametrize(("amx", "avx"), [(True, True), (True, False), (False, True), (False, False)])
+def test_compute_type_on_a_cpu_is_bfloat16_only_where_that_is_fast(monkeypatch, amx, avx):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    assert compute_dtype(ModelConfig(name="m")) is (torch.bfloat16 if amx else torch.float32)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)
+    assert compute_dtype(ModelConfig(name="m")) is (torch.bfloat16 if amx or avx else torch.float32)
 
 
 def remove(name):

@@ -108,3 +108,16 @@ def test_a_captured_step_gives_what_a_plain_one_does(with_policy, caplog):
             assert_close(captured.step(tokens), plain.step(tokens), rtol=1e-3, atol=1e-3)
     assert captured.graph is not None
     assert "without a CUDA graph" not in caplog.text
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_without_padding_the_empty_part_of_the_cache_is_not_looked_at(with_policy, family):
+    """Libraries leave a mask out where nothing is padded; a static cache still needs one."""
+    backbone = with_policy(family)
+    prompts = [[5, 6, 7], [8, 9, 10], [11, 12, 13]]
+    with torch.no_grad(), backbone.role("policy"):
+        growing, static = GrowingDecoder(backbone, prompts, 9), StaticDecoder(backbone, prompts, 9)
+        assert_close(static.start(), growing.start(), rtol=1e-4, atol=1e-5)
+        for step in range(8):
+            tokens = torch.tensor([5, 6, 7]) + step
+            assert_close(static.step(tokens), growing.step(tokens), rtol=1e-4, atol=1e-5)
