@@ -45,8 +45,13 @@ def chunked_logprobs(
     """
     if torch.is_grad_enabled() and hidden.requires_grad:
         return _ChunkedLogprobs.apply(hidden, targets, logits_of, temperature, chunk, with_entropy)
-    chunks = zip(hidden.split(chunk), targets.split(chunk), strict=True)
-    return _stack([_results(Softmax(logits_of(h), temperature), t, with_entropy) for h, t in chunks])
+    results: list[tuple[Tensor, Tensor]] = []
+    workspace = None
+    for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+        softmax = Softmax(logits_of(h), temperature, workspace)
+        workspace = softmax.workspace
+        results.append(_results(softmax, t, with_entropy))
+    return _stack(results)
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
@@ -56,11 +61,13 @@ class _ChunkedLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         results: list[tuple[Tensor, Tensor]] = []
         slopes: list[list[Tensor]] = []
+        workspace = None
         for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True):
             h = h.detach().requires_grad_()
             with torch.enable_grad():
                 logits = logits_of(h)
-            softmax = Softmax(logits.detach(), temperature)
+            softmax = Softmax(logits.detach(), temperature, workspace)
+            workspace = softmax.workspace
             results.append(_results(softmax, t, with_entropy))
             scale = -1 / (temperature * softmax.total)
             slopes.append([])
@@ -86,18 +93,25 @@ class _ChunkedLogprobs(torch.autograd.Function):
 class Softmax:
     """softmax(logits / temperature) of [n, V] in float32, with as few passes over [n, V] as it takes.
 
+    Args:
+        workspace: that of an earlier one with at least as many rows, which is then of no use: on a CPU, fresh memory
+            costs more than what is computed in it.
+
     Attributes:
         shifted: [n, V] logits / temperature less their maximum.
         exp: [n, V] exp(shifted); p = exp / total.
         total: [n].
     """
 
-    def __init__(self, logits: Tensor, temperature: float) -> None:
-        self.shifted = logits.to(torch.float32, copy=True)
+    def __init__(self, logits: Tensor, temperature: float, workspace: Tensor | None = None) -> None:
+        if workspace is None:
+            workspace = torch.empty(2, *logits.shape, device=logits.device)
+        self.workspace = workspace
+        self.shifted = workspace[0, : len(logits)].copy_(logits)
         if temperature != 1:
             self.shifted.div_(temperature)
         self.shifted.sub_(self.shifted.amax(-1, keepdim=True))
-        self.exp = self.shifted.exp()
+        self.exp = torch.exp(self.shifted, out=workspace[1, : len(logits)])
         self.total = self.exp.sum(-1)
 
     def logprobs(self, targets: Tensor) -> Tensor:

@@ -120,10 +120,12 @@ def _decode(
     logprobs_and_entropy = torch.zeros(n, response_length, 2, device=device)
     active = torch.arange(n, device=device)
     decoder = make_decoder(backbone, prompts, response_length)
+    workspace = None
     with backbone.role(role), backbone.autocast():
         logits = decoder.start()
         for step in range(response_length):
-            softmax = Softmax(logits, temperature)
+            softmax = Softmax(logits, temperature, workspace)
+            workspace = softmax.workspace
             drawn = softmax.draw(generator)
             tokens[active, step] = drawn
             logprobs_and_entropy[active, step] = torch.stack([softmax.logprobs(drawn), softmax.entropy()], 1)
