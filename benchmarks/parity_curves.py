@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def runs_of_seed(seed: int, folder: Path) -> list[dict[str, Any]]:
-    base = [f"seed={seed}", "ppo.eval_prompts=128", "ppo.save_every=0"]
+    base = [f"seed={seed}", "lora.reward.top_layers=1.0", "ppo.eval_prompts=128", "ppo.save_every=0"]
     train_reward(load_recipe("demo", sets=base), Run(folder))
     runs = []
     for name, (engine, sets, _) in SERIES.items():

@@ -129,7 +129,10 @@ class SharedBackbone(nn.Module):
             else:
                 self.peft_model.add_adapter(role, config)
         except ValueError as error:  # no such layers
-            raise UserError(f"{source}: {str(error).splitlines()[0]}") from error
+            reason = str(error).splitlines()[0]
+            if isinstance(source, Path):
+                raise self._made_for_another(source, reason) from error
+            raise UserError(f"{source}: {reason}") from error
         ends = (self.causal_lm.get_input_embeddings(), self.causal_lm.get_output_embeddings())
         if any(isinstance(module, LoraLayer) for module in ends):
             raise UserError(f"{source}: the embedding and the language-model head take no adapter; leave them out")
@@ -353,8 +356,11 @@ class SharedBackbone(nn.Module):
         except RuntimeError as error:  # tensors of another shape
             wrong = [str(error).splitlines()[-1].strip()]
         if wrong:
-            base = self.causal_lm.name_or_path
-            raise UserError(f"{folder}: the adapter was made for another model than {base}: {wrong[0]}")
+            raise self._made_for_another(folder, wrong[0])
+
+    def _made_for_another(self, folder: Path, reason: str) -> UserError:
+        base = self.causal_lm.name_or_path
+        return UserError(f"{folder}: the adapter was made for another model than {base}: {reason}")
 
     def _check_logits(self) -> None:
         """Some families scale their logits after the head; `logits` must not differ from the model's own forward."""

@@ -170,11 +170,11 @@ def test_micro_batches_of_any_size_give_the_same_gradients(off_policy):
     assert lengths.unique().numel() > 1, "responses of one length would prove nothing"
     calls = []
     trainer.policy_loss = lambda *args, real=trainer.policy_loss: calls.append(None) or real(*args)
-    for budget, micro_batches in ((1, 8), (60, 6), (100, 4)):
+    for budget in (1, 60, 100):
         trainer.update_budget.tokens = budget
         calls.clear()
         split_loss, split = gradients(trainer, experience)
-        assert len(calls) == micro_batches
+        assert len(calls) == len(list(experience.sequences.micro_batches(budget))) > 1
         assert split_loss == pytest.approx(loss, rel=1e-5)
         for role in whole:
             for a, b in zip(whole[role], split[role], strict=True):
