@@ -31,7 +31,8 @@ from peft import LoraConfig, TaskType, get_peft_model
 from random_models import ARCHITECTURES, architecture, placeholder_tokenizer, quantize_head, random_model
 from transformers import TrainerCallback
 
-from lorarlhf.memory import peak_memory_bytes
+from lorarlhf.config import PPOConfig
+from lorarlhf.memory import CUDA_CONTEXT, peak_memory_bytes, total_memory_bytes
 
 LORA_R, LORA_ALPHA = 16, 32
 
@@ -81,6 +82,7 @@ def main() -> None:
                 "seconds_an_iteration": round(total, 4),
                 "tokens_per_second": round(args.batch * args.response / total, 2),
                 "peak_memory_gb": round(peak_memory_bytes() / 1e9, 4),
+                "planned_peak_gb": round(planned_peak(args) / 1e9, 4) if args.engine == "lorarlhf" else None,
                 "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
                 "threads": torch.get_num_threads(),
                 "versions": {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes", "trl")},
@@ -99,7 +101,7 @@ def cap_memory(args: argparse.Namespace) -> None:
 def run_lorarlhf(args: argparse.Namespace, prompts: list[list[int]], folder: Path) -> list[dict[str, float]]:
     from lorarlhf.backbone import SharedBackbone
     from lorarlhf.base_model import attention
-    from lorarlhf.config import LoraShape, ModelConfig, PPOConfig
+    from lorarlhf.config import LoraShape, ModelConfig
     from lorarlhf.data.tokenize import PromptExample
     from lorarlhf.ppo.stage import response_scorer
     from lorarlhf.ppo.trainer import PPOTrainer
@@ -118,7 +120,22 @@ def run_lorarlhf(args: argparse.Namespace, prompts: list[list[int]], folder: Pat
     backbone.copy_role("reward", "critic")
     backbone.train_roles("policy", "critic")
     cap_memory(args)
-    ppo = PPOConfig(
+    ppo = ppo_config(args)
+    examples = [PromptExample("", ids) for ids in prompts]
+    seconds: list[dict[str, float]] = []
+
+    class Phases(TrainerCallback):
+        def on_log(self, *_: Any, logs: dict[str, Any], **__: Any) -> None:
+            if "iteration" in logs:
+                seconds.append({k.removeprefix("seconds_"): v for k, v in logs.items() if k.startswith("seconds_")})
+
+    scorer = response_scorer(backbone, ppo, [])
+    PPOTrainer(backbone, ppo, examples, [], scorer, folder, args.seed, [Phases()]).train()
+    return seconds
+
+
+def ppo_config(args: argparse.Namespace) -> PPOConfig:
+    return PPOConfig(
         iterations=args.iterations + 1,
         batch_size=args.batch,
         response_length=args.response,
@@ -131,17 +148,29 @@ def run_lorarlhf(args: argparse.Namespace, prompts: list[list[int]], folder: Pat
         eval_every=0,
         save_every=0,
     )
-    examples = [PromptExample("", ids) for ids in prompts]
-    seconds: list[dict[str, float]] = []
 
-    class Phases(TrainerCallback):
-        def on_log(self, *_: Any, logs: dict[str, Any], **__: Any) -> None:
-            if "iteration" in logs:
-                seconds.append({k.removeprefix("seconds_"): v for k, v in logs.items() if k.startswith("seconds_")})
 
-    scorer = response_scorer(backbone, ppo, [])
-    PPOTrainer(backbone, ppo, examples, [], scorer, folder, args.seed, [Phases()]).train()
-    return seconds
+def planned_peak(args: argparse.Namespace) -> int:
+    """What `lorarlhf plan` would say of this run: called after it, as planning takes memory too."""
+    from lorarlhf.config import DataConfig, LoraConfig, ModelConfig, Recipe, ScalarLoraOverride
+    from lorarlhf.planner.fit import this_target
+    from lorarlhf.planner.plan import Planner
+
+    recipe = Recipe(
+        model=ModelConfig(
+            name=args.model,
+            quantization=args.quantization,
+            quantize_head=args.quantize_head,
+            compute_dtype=args.dtype,
+            attn_implementation=args.attention or "auto",
+        ),
+        lora=LoraConfig(r=LORA_R, alpha=LORA_ALPHA, reward=ScalarLoraOverride(top_layers=args.top_layers)),
+        data=DataConfig(max_prompt_length=args.prompt),
+        ppo=ppo_config(args),
+    )
+    planner = Planner(recipe, architecture(args.model), this_target(), reference=False)
+    capacity = int(args.memory_cap * 2**30) + CUDA_CONTEXT if args.memory_cap else total_memory_bytes()
+    return planner.rollout_that_fits(capacity, args.micro_batch_tokens).allocated
 
 
 def run_trl(args: argparse.Namespace, prompts: list[list[int]], folder: Path) -> list[dict[str, float]]:

@@ -35,11 +35,6 @@ def load_backbone(config: ModelConfig, chat_template: str | None = None) -> Shar
         UserError: no such model, no safetensors in it, or a family transformers does not know.
     """
     model_config = load_model_config(config)
-    if config.quantize_head and model_config.get_text_config().tie_word_embeddings:
-        raise UserError(
-            f"model.quantize_head: the output layer of '{config.name}' is its embedding, which stays in 16 bits; "
-            "set it to false"
-        )
     tokenizer = load_tokenizer(config)
     dtype = compute_dtype(config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -65,7 +60,10 @@ def load_backbone(config: ModelConfig, chat_template: str | None = None) -> Shar
 
 
 def load_model_config(config: ModelConfig) -> PreTrainedConfig:
-    """The model's own configuration with every dropout set to 0: PPO's ratios would not be 1 with it."""
+    """The model's own configuration with every dropout set to 0: PPO's ratios would not be 1 with it.
+
+    Raises UserError if there is none, or if it has no output layer of its own and the recipe wants it quantised.
+    """
     with _plain_errors(config):
         model_config = AutoConfig.from_pretrained(
             resolve_path(config.name), revision=config.revision, trust_remote_code=config.trust_remote_code
@@ -73,6 +71,11 @@ def load_model_config(config: ModelConfig) -> PreTrainedConfig:
     for key, value in vars(model_config).items():
         if ("dropout" in key or key.endswith("pdrop")) and isinstance(value, float):
             setattr(model_config, key, 0.0)
+    if config.quantize_head and model_config.get_text_config().tie_word_embeddings:
+        raise UserError(
+            f"model.quantize_head: the output layer of '{config.name}' is its embedding, which stays in 16 bits; "
+            "set it to false"
+        )
     return model_config
 
 
@@ -109,7 +112,7 @@ def quantization_config(config: ModelConfig, dtype: torch.dtype) -> BitsAndBytes
     """How bitsandbytes holds the weights (NF4: Dettmers et al. 2023), multiplied in `dtype`; None for 16 or 32 bits."""
     if config.quantization == "none":
         return None
-    skipped = [] if config.quantize_head else None  # None leaves out the language-model head
+    skipped: list[str] | None = [] if config.quantize_head else None  # None leaves out the language-model head
     if config.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
     return BitsAndBytesConfig(

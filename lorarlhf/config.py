@@ -13,7 +13,7 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 TopLayers = Annotated[float, Field(gt=0, le=1)]
-TOP_LAYERS = 1.0
+TOP_LAYERS = 0.5  # of reward model and critic; docs/performance.md has the ablation
 
 
 def _names_a_function(text: str) -> str:
@@ -192,7 +192,7 @@ class PPOConfig(TrainingConfig):
     # Optimisation
     num_ppo_epochs: PositiveInt = 4
     num_mini_batches: PositiveInt = 4
-    micro_batch_tokens: PositiveInt = 4096
+    micro_batch_tokens: PositiveInt | Literal["auto"] = 4096
     cliprange: PositiveFloat = 0.2
     cliprange_value: PositiveFloat = 0.2
     vf_coef: NonNegativeFloat = 0.1
@@ -220,6 +220,12 @@ class PPOConfig(TrainingConfig):
     eval_every: NonNegativeInt = 20
     eval_prompts: PositiveInt = 64
     save_every: NonNegativeInt = 20
+
+    @property
+    def token_budget(self) -> int:
+        """`micro_batch_tokens`, which the stage has put a number in if it was "auto"."""
+        assert self.micro_batch_tokens != "auto"
+        return self.micro_batch_tokens
 
     @model_validator(mode="after")
     def _batches(self) -> PPOConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 from typing import Any
 
@@ -30,7 +31,10 @@ def fused_forward(layer: Any, x: Tensor) -> Tensor:
 
 
 class _AddLora(torch.autograd.Function):
-    """result + scaling * x A^T B^T (Hu et al. 2021, eq. 3), written over `result` where autograd lets it."""
+    """result + scaling * x A^T B^T (Hu et al. 2021, eq. 3), written over `result` where autograd lets it.
+
+    Rounded where PEFT rounds, so that an adapter computes the same in plain PEFT, to the last bit.
+    """
 
     @staticmethod
     def forward(ctx: Any, result: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
@@ -38,12 +42,14 @@ class _AddLora(torch.autograd.Function):
         low = rows @ a.t()
         ctx.save_for_backward(rows, low, a, b)
         ctx.scaling = scaling
-        wide = result.view(-1, result.shape[-1])
+        # A power of two only moves the exponent, so it may as well be applied on the narrow side.
+        is_exact = math.frexp(scaling)[0] == 0.5
+        update = (low * scaling) @ b.t() if is_exact else (low @ b.t()).mul_(scaling)
+        update = update.view(result.shape)
         if result._is_view():  # what bitsandbytes returns for a layer with a bias: not to be changed in place
-            return torch.addmm(wide, low, b.t(), alpha=scaling).view(result.shape)
-        wide.addmm_(low, b.t(), alpha=scaling)
+            return update.add_(result)
         ctx.mark_dirty(result)
-        return result
+        return result.add_(update)
 
     @staticmethod
     @once_differentiable

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lorarlhf.config import Recipe, Stage
 from lorarlhf.errors import UserError
-from lorarlhf.recipes import dump_recipe, load_recipe
+from lorarlhf.recipes import Option, dump_recipe, load_recipe
+
+LAST_FIRST: tuple[Stage, ...] = ("ppo", "sft", "reward")
 
 
 @dataclass(frozen=True)
@@ -25,17 +28,34 @@ class Run:
         """True once the stage has finished: its adapter is written last but for the summary."""
         return (self.stage(stage) / "adapter_config.json").is_file()
 
+    def adapter(self, stage: Stage) -> Path:
+        """Folder of the stage's adapter. Raises UserError if it has not finished."""
+        if not self.has_adapter(stage):
+            raise UserError(
+                f"{self.stage(stage)}: no adapter there; run `lorarlhf {stage} --output-dir {self.path}` first"
+            )
+        return self.stage(stage)
+
+    def last_stage(self) -> Stage:
+        """The last stage that has an adapter. Raises UserError if none has."""
+        self.read_recipe()  # says so if this is no run
+        for stage in LAST_FIRST:
+            if self.has_adapter(stage):
+                return stage
+        raise UserError(f"{self.path}: no stage of this run has an adapter; run `lorarlhf reward` or `ppo` first")
+
     def write_recipe(self, recipe: Recipe) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
 
-    def read_recipe(self) -> Recipe:
+    def read_recipe(self, named: Mapping[str, Option] | None = None, sets: Sequence[str] = ()) -> Recipe:
+        """What the stages were run with, with these on top (see `load_recipe`)."""
         path = self.path / "recipe.yaml"
         if not path.is_file():
             raise UserError(
                 f"{self.path}: not a run, there is no recipe.yaml; give the --output-dir of an earlier stage"
             )
-        return load_recipe(str(path))
+        return load_recipe(str(path), named, sets)
 
     def write_summary(self, stage: Stage, summary: dict[str, Any]) -> None:
         write_json(self.stage(stage) / "summary.json", summary)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -27,7 +27,11 @@ _BEGINNING = '{"prompt": '
 
 @dataclass(frozen=True)
 class Sampler:
-    """What a response is drawn from: roles of a backbone, with the names that the pairs file gives them."""
+    """What a response is drawn from: roles of a backbone, with the names that the pairs file gives them.
+
+    Attributes:
+        options: what the command was told, kept in each row: a file is only gone on with by the same.
+    """
 
     backbone: SharedBackbone
     roles: Sequence[Role]
@@ -36,6 +40,7 @@ class Sampler:
     response_length: int
     temperature: float
     seed: int
+    options: Mapping[str, Any]
 
 
 def write_pairs(sampler: Sampler, prompts: Sequence[PromptExample], out: Path, rank: bool, progress: Progress) -> int:
@@ -48,11 +53,9 @@ def write_pairs(sampler: Sampler, prompts: Sequence[PromptExample], out: Path, r
         rank: score the pairs with the reward role, and in the end put those nearest to 0.5 first.
 
     Raises:
-        UserError: `out` holds something else, or pairs without a score.
+        UserError: `out` holds something else, or pairs sampled with other options.
     """
-    pairs = finished_rows(out)
-    if rank and not all("predicted" in row for row in pairs):
-        raise UserError(f"{out}: holds pairs sampled without --pick uncertain; give another --out")
+    pairs = finished_rows(out, sampler.options)
     done = {row["batch"] for row in pairs}
     _replace(out, pairs)  # without what was cut short
     batches = [prompts[i : i + PROMPTS_A_BATCH] for i in range(0, len(prompts), PROMPTS_A_BATCH)]
@@ -69,8 +72,8 @@ def write_pairs(sampler: Sampler, prompts: Sequence[PromptExample], out: Path, r
     return len(pairs)
 
 
-def finished_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a pairs file that this module wrote; none if there is no file.
+def finished_rows(path: Path, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of a pairs file that this module wrote with these options; none if there is no file.
 
     A last line that was cut short is left out with all of its batch. Raises UserError for any other line.
     """
@@ -81,15 +84,25 @@ def finished_rows(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            row["batch"]
+            row["batch"], row["options"]["seed"]
         except (ValueError, KeyError, TypeError):
             raise _foreign(path, number) from None
+        _check_options(path, row, options)
         rows.append(row)
     if not last:
         return rows
     if not last.startswith(_BEGINNING[: len(last)]):  # someone's text, not ours to cut off
         raise _foreign(path, len(lines) + 1)
     return [row for row in rows if row["batch"] != rows[-1]["batch"]]
+
+
+def _check_options(path: Path, row: dict[str, Any], options: Mapping[str, Any]) -> None:
+    before = row["options"]
+    changed = [f"{key} {before.get(key)} (now {now})" for key, now in options.items() if before.get(key) != now]
+    if changed:
+        raise UserError(
+            f"{path}: holds pairs sampled with {', '.join(changed)}; give the same options, or another --out"
+        )
 
 
 def _foreign(path: Path, line: int) -> UserError:
@@ -125,6 +138,7 @@ def _pairs(sampler: Sampler, batch: Sequence[PromptExample], number: int, rank: 
                 "response_b": _completion(example.prompt, b[0]),
                 "source": f"{sampler.names[of_a]} / {sampler.names[of_b]}",
                 "batch": number,
+                "options": sampler.options,
             }
             if rank:
                 row["predicted"] = torch.sigmoid(torch.tensor(a[1] - b[1])).item()

@@ -85,10 +85,10 @@ def equal(left: list[Tensor], right: list[Tensor]) -> bool:
 
 
 def save_random_adapter(recipe: Recipe, run: Run, stage: str) -> None:
-    """What a finished sft or reward stage leaves behind, with an adapter that does something."""
-    role: Role = "policy" if stage == "sft" else "reward"
+    """The adapter that a finished stage leaves behind, one that does something."""
+    role: Role = "reward" if stage == "reward" else "policy"
     backbone = load_backbone(recipe.model)
-    torch.manual_seed(17)
+    torch.manual_seed({"ppo": 16, "sft": 17, "reward": 17}[stage])
     backbone.attach(role, recipe.lora.for_role(role))
     with torch.no_grad():
         for parameter in backbone.role_parameters(role):

@@ -5,7 +5,7 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from lorarlhf.config import LoraConfig, ScalarLoraOverride, LoraShape, PPOConfig, Recipe, RewardConfig
+from lorarlhf.config import LoraConfig, LoraShape, PPOConfig, Recipe, RewardConfig, ScalarLoraOverride
 
 MODEL = {"model": {"name": "m"}}
 

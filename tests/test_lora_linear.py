@@ -44,6 +44,24 @@ def test_outputs_and_gradients_equal_those_of_peft(load_tiny, family, quantizati
         assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * theirs.abs().max().item())
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2"])  # without and with biases
+@pytest.mark.parametrize("alpha", [8, 12])  # a scaling of 2 and of 3
+def test_bfloat16_outputs_equal_those_of_peft_to_the_last_bit(load_tiny, family, alpha):
+    backbone = load_tiny(family, compute_dtype="bfloat16")
+    backbone.attach("reward", SHAPE.model_copy(update={"alpha": alpha}))
+    randomise(backbone, "reward")
+    tokens = torch.randint(3, 20, (2, 5), generator=torch.Generator().manual_seed(0))
+
+    def run():
+        with torch.no_grad(), backbone.role("reward"), backbone.autocast():
+            return backbone.trunk(input_ids=tokens, use_cache=False).last_hidden_state
+
+    fused = run()
+    for layer in backbone._lora_layers:
+        del layer.forward
+    assert torch.equal(fused, run())
+
+
 def test_gradients_equal_finite_differences():
     generator = torch.Generator().manual_seed(0)
     result, x, a, b = (

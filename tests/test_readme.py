@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHORT = {
     "reward": ["reward.max_steps=2"],
+    "evaluate": ["ppo.response_length=8"],
     "ppo": ["ppo.iterations=1", "ppo.batch_size=8", "ppo.num_ppo_epochs=1", "ppo.eval_prompts=4"],
 }
 
@@ -22,7 +23,8 @@ def test_every_command_works(monkeypatch, tmp_path, capsys, run_collect):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     own = own_commands(README)
-    assert {arguments[0] for arguments in own} >= {"--help", "recipes", "reward", "sample", "collect", "ppo", "export"}
+    wanted = {"--help", "recipes", "reward", "sample", "collect", "ppo", "evaluate", "export"}
+    assert {arguments[0] for arguments in own} >= wanted
     for arguments in own:
         if opens_the_labelling_page(arguments):
             running = run_collect(*arguments[1:])

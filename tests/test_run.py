@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lorarlhf.errors import UserError
-from lorarlhf.recipes import load_recipe
+from lorarlhf.recipes import Option, load_recipe
 from lorarlhf.run import Run, write_json
 
 
@@ -30,6 +30,30 @@ def test_a_stage_has_an_adapter_once_its_config_is_written(tmp_path):
     (run.stage("sft") / "adapter_config.json").touch()
     assert run.has_adapter("sft")
     assert not run.has_adapter("ppo")
+
+
+def test_the_last_stage_done_is_chosen(tmp_path):
+    run = Run(tmp_path)
+    with pytest.raises(UserError, match="not a run"):
+        run.last_stage()
+    run.write_recipe(load_recipe("demo"))
+    with pytest.raises(UserError, match="no stage of this run has an adapter"):
+        run.last_stage()
+    for stage in ("reward", "sft", "ppo"):
+        with pytest.raises(UserError, match=f"{stage}: no adapter there; run `lorarlhf {stage} --output-dir"):
+            run.adapter(stage)
+        run.stage(stage).mkdir()
+        (run.stage(stage) / "adapter_config.json").touch()
+        assert run.adapter(stage) == tmp_path / stage
+        assert run.last_stage() == stage
+
+
+def test_a_run_is_read_with_changes(tmp_path):
+    run = Run(tmp_path)
+    run.write_recipe(load_recipe("demo"))
+    recipe = run.read_recipe({"data.prompts_test": Option("--dataset", "mine.jsonl")}, ["seed=9"])
+    assert (recipe.data.prompts_test, recipe.seed) == ("mine.jsonl", 9)
+    assert run.read_recipe() == load_recipe("demo")
 
 
 def test_summaries(tmp_path):

@@ -76,20 +76,29 @@ def test_a_batch_cut_short_is_sampled_again(monkeypatch, prompts, tmp_path):
     assert torn.read_text() == whole.read_text()
 
 
-@pytest.mark.parametrize("content", ["notes", "{}\n", '{"prompt": "a"}\n', '{"batch": 0}\nnotes'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "notes",
+        "{}\n",
+        '{"prompt": "a"}\n',
+        '{"batch": 0, "options": {"seed": 1}}\nnotes',
+        '{"batch": 0, "options": [1]}\n',
+    ],
+)
 def test_another_file_is_left_alone(tmp_path, content):
     path = tmp_path / "mine.jsonl"
     path.write_text(content)
     with pytest.raises(UserError, match=r"mine\.jsonl:\d: not a line of `lorarlhf sample`"):
-        finished_rows(path)
+        finished_rows(path, {"seed": 1})
     assert path.read_text() == content
 
 
 def test_any_text_survives_a_stop(tmp_path):
     path = tmp_path / "pairs.jsonl"
-    row = {"prompt": "line\u2028and\x85line", "batch": 0}
+    row = {"prompt": "line\u2028and\x85line", "batch": 0, "options": {"seed": 0}}
     path.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
-    assert finished_rows(path) == [row]
+    assert finished_rows(path, {"seed": 0}) == [row]
 
 
 def test_a_run_gives_its_own_temperature_and_length(monkeypatch, prompts, tmp_path):
@@ -102,11 +111,47 @@ def test_a_run_gives_its_own_temperature_and_length(monkeypatch, prompts, tmp_pa
     assert [(sampler.temperature, sampler.response_length) for sampler in given] == [(0.3, 7), (2.0, 7)]
 
 
+@pytest.mark.parametrize(
+    ("option", "changed"),
+    [
+        (["--seed", 1], "seed 0 (now 1)"),
+        (["--temperature", 0.5, "--n", 3], "n 2 (now 3), temperature 1.0 (now 0.5)"),
+        (["--response-length", 25], "response-length 24 (now 25)"),
+        (["--adapters", "base", "base"], "adapters base (now base / base)"),
+        (["--model", "other"], "model shipped:demo/model (now other)"),
+        (["--prompts", "other.jsonl"], "prompts.jsonl (now other.jsonl)"),
+    ],
+)
+def test_other_options_are_not_mixed_in(monkeypatch, prompts, tmp_path, capsys, option, changed):
+    """Nothing is loaded: the model and file named here need not be there."""
+    out = tmp_path / "pairs.jsonl"
+    monkeypatch.setattr("lorarlhf.sampling.sample_responses", None)
+    written = base(prompts, out)
+    options = {
+        "model": "shipped:demo/model",
+        "adapters": "base",
+        "prompts": str(prompts),
+        "n": 2,
+        "temperature": 1.0,
+        "response-length": 24,
+        "seed": 0,
+        "pick": "all",
+        "reward": None,
+    }
+    out.write_text(json.dumps({"prompt": "a", "batch": 0, "options": options}) + "\n")
+    before = out.read_text()
+    assert run(monkeypatch, *written, *option) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"Error: {out}: holds pairs sampled with ")
+    assert line.endswith(f"{changed}; give the same options, or another --out")
+    assert out.read_text() == before
+
+
 def test_pairs_without_a_score_cannot_be_ranked(monkeypatch, prompts, adapters, tmp_path, capsys):
     out = tmp_path / "pairs.jsonl"
     assert run(monkeypatch, *base(prompts, out)) == 0
     assert run(monkeypatch, *base(prompts, out), "--pick", "uncertain", "--reward", adapters[1]) == 2
-    assert "holds pairs sampled without --pick uncertain" in capsys.readouterr().err
+    assert f"sampled with pick all (now uncertain), reward None (now {adapters[1]})" in capsys.readouterr().err
 
 
 def test_two_policies_meet_and_close_calls_come_first(monkeypatch, prompts, adapters, tmp_path):

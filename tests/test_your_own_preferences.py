@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from statistics import mean
 
+import pytest
 from demo_runs import read_jsonl
 from labelling_page import label
 from pages import commands, opens_the_labelling_page, own_commands, run
@@ -32,15 +33,14 @@ def test_from_ones_own_labels_to_a_better_policy(monkeypatch, tmp_path, capsys, 
             running.stop(signal.SIGINT)
         else:
             assert run(monkeypatch, arguments) == 0, (arguments, capsys.readouterr().err)
-        printed[" ".join(arguments[:2])] = capsys.readouterr().out
-    check_agreement(printed["data agreement"])
-    check_export(tmp_path, printed["collect export"])
+        printed[" ".join(arguments[:3])] = capsys.readouterr().out
+    check_agreement(printed["data agreement labels.jsonl"])
+    check_export(tmp_path, printed["collect export labels.jsonl"])
     reward = json.loads((tmp_path / "runs/own/reward/summary.json").read_text())
     assert reward["train_examples"] + reward["eval_examples"] == len(read_jsonl(tmp_path / "prefs.jsonl"))
     assert reward["eval_accuracy"] > 0.6  # 0.79 to 0.91 in four draws
     check_duel(read_jsonl(tmp_path / "duel.jsonl"))
-    verdict = Counter(given.choice for given in read_labels(tmp_path / "verdict.jsonl"))
-    assert verdict["b"] > verdict["a"]
+    check_verdict(read_labels(tmp_path / "verdict.jsonl"), printed["data agreement verdict.jsonl"])
 
 
 def check_agreement(printed):
@@ -66,6 +66,16 @@ def check_export(folder, printed):
         for row in rows
     ]
     assert 0.83 < mean(right) < 0.97
+
+
+def check_verdict(labels, printed):
+    """The tuned policy (b) wins, and the report counts as we do."""
+    first = Counter(given.choice for given in labels if not given.repeat)
+    assert first["b"] > first["a"]
+    share = (first["b"] + 0.5 * first["tie"]) / first.total()
+    assert f"blind comparison: {first.total()} pairs, {first['tie']} of them ties" in printed
+    print(printed)
+    assert float(re.search(r"runs/own/ppo +([\d.]+) ", printed).group(1)) == pytest.approx(share, abs=6e-4)
 
 
 def check_duel(pairs):

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import Tensor
+from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from lorarlhf.backbone import SharedBackbone
@@ -124,3 +125,20 @@ def rows_of(sequences: Sequences) -> list[tuple[list[int], list[int]]]:
     spans = zip(sequences.prompt_lengths.tolist(), sequences.lengths.tolist(), strict=True)
     rows = zip(sequences.tokens.tolist(), spans, strict=True)
     return [(row[:start], row[start:end]) for row, (start, end) in rows]
+
+
+def assert_identical(actual, expected) -> None:
+    assert_close(actual, expected, rtol=0, atol=0)
+
+
+def expected_trained(backbone: SharedBackbone) -> set[str]:
+    """By PEFT's own names, not by what the backbone says belongs to a role."""
+    return {
+        name
+        for name, _ in backbone.named_parameters()
+        if ".policy." in name or ".critic." in name or name.startswith("value_head.")
+    }
+
+
+def requiring_grad(backbone: SharedBackbone) -> set[str]:
+    return {name for name, p in backbone.named_parameters() if p.requires_grad}

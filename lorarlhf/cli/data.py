@@ -8,22 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from lorarlhf.cli.options import SOURCE
 from lorarlhf.config import Column, DataConfig, ModelConfig
 from lorarlhf.errors import UserError
 
 if TYPE_CHECKING:
-    from lorarlhf.data.agreement import Agreement, Annotator, Estimate, Share
+    from lorarlhf.data.agreement import Agreement, Annotator, Share
+    from lorarlhf.data.duels import Duel
     from lorarlhf.data.inspect import Example, Measure, Report
+    from lorarlhf.intervals import Estimate
 
 data_app = typer.Typer(help="Look at preference data, convert, split and judge it.", no_args_is_help=True)
 
-Source = Annotated[
-    str,
-    typer.Argument(
-        help="Hub id, a .jsonl, .jsonl.gz, .json, .csv, .tsv or .parquet file, or a folder that `datasets` saved.",
-        show_default=False,
-    ),
-]
+Source = Annotated[str, typer.Argument(help=SOURCE, show_default=False)]
 SplitName = Annotated[str, typer.Option(help="Which split to read, of a source that has several.")]
 Columns = Annotated[
     list[str] | None,
@@ -119,19 +116,26 @@ def agreement(
         ),
     ],
     pairs: Annotated[
-        Path | None, typer.Option(help="The pairs that were labelled, to see whether longer responses are favoured.")
+        Path | None,
+        typer.Option(
+            help="The pairs that were labelled: whether longer responses are favoured, and which of two policies won."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the bootstrap intervals.")] = 0,
 ) -> None:
-    """Say how far annotators agree with each other and with themselves, and what noise that points to."""
+    """Say how far annotators agree with each other and with themselves, what noise that points to, and who won."""
     from lorarlhf.cli.quiet import quiet_libraries
 
     quiet_libraries()
     from lorarlhf.collect.pairs import read_pairs
     from lorarlhf.collect.votes import read_votes
     from lorarlhf.data.agreement import measure_agreement
+    from lorarlhf.data.duels import count_duels
 
-    _print_agreement(measure_agreement(read_votes(files, read_pairs(pairs) if pairs else []), seed))
+    votes = read_votes(files, read_pairs(pairs) if pairs else [])
+    _print_agreement(measure_agreement(votes, seed))
+    for duel in count_duels(votes):
+        _print_duel(duel)
 
 
 def _columns(given: list[str] | None) -> dict[Column, str]:
@@ -246,12 +250,17 @@ def _person(person: Annotator) -> tuple[str, ...]:
 def _noise(found: Agreement) -> str:
     from lorarlhf.data.agreement import suggested_smoothing
 
-    if found.noise is None or math.isnan(found.noise.value):
-        return "label noise: unknown, as no pair was decided by two annotators"
-    lines = [f"label noise: {_estimate(found.noise)} of decided labels flipped, if all err alike and at random"]
+    if found.noise is None:
+        return "label noise: unknown, as no pair was decided twice, by two annotators or by one when it came back"
+    lines = [
+        f"label noise: {_estimate(found.noise)} of decided labels flipped, if all err alike and at random",
+        "  from pairs that two annotators have decided"
+        if found.noise_from == "annotators"
+        else "  from pairs that came back to the same annotator; what one person gets wrong both times does not show",
+    ]
     smoothing = suggested_smoothing(found.noise.value)
     if smoothing is None:
-        return f"{lines[0]}\n  that is next to chance: say more clearly what better means, and label again"
+        return "\n".join([*lines, "  that is next to chance: say more clearly what better means, and label again"])
     lines.append(f"  for single labels    --set reward.label_smoothing={smoothing}")
     if found.majority_noise is not None:
         smoothed = suggested_smoothing(found.majority_noise)
@@ -259,6 +268,15 @@ def _noise(found: Agreement) -> str:
     if smoothing > MUCH_SMOOTHING:
         lines.append("  so much smoothing slows learning; rather let more people label the pairs, and take majorities")
     return "\n".join(lines)
+
+
+def _print_duel(duel: Duel) -> None:
+    from lorarlhf.intervals import Estimate
+
+    won, (first, second) = duel.won, duel.policies
+    lost = Estimate(1 - won.value, 1 - won.high, 1 - won.low)
+    typer.echo(f"\nblind comparison: {duel.pairs:,} pairs, {duel.ties:,} of them ties, half a win each")
+    typer.echo(_table([(first, _estimate(won)), (second, _estimate(lost))]))
 
 
 def _estimate(estimate: Estimate) -> str:

@@ -7,12 +7,13 @@ from typing import Annotated, Literal
 
 import typer
 
+from lorarlhf.cli.options import RunFolder
 from lorarlhf.config import Stage
 from lorarlhf.errors import UserError
 
 
 def export(
-    run: Annotated[Path, typer.Option(help="The run's folder.", show_default=False)],
+    run: RunFolder,
     to: Annotated[Path, typer.Option(help="A new folder, or that of an earlier export.", show_default=False)],
     stage: Annotated[Stage | None, typer.Option(help="What to export.", show_default="the last stage done")] = None,
     merge: Annotated[
@@ -33,10 +34,10 @@ def export(
 
     quiet_libraries()
     from lorarlhf.export.hub import push_to_hub as push
-    from lorarlhf.export.merge import export_run, last_stage
+    from lorarlhf.export.merge import export_run
     from lorarlhf.run import Run
 
-    chosen = stage or last_stage(Run(run))
+    chosen = stage or Run(run).last_stage()
     export_run(Run(run), to, chosen, merge, dtype)
     typer.echo(f"export: the {chosen} stage of {run} is in {to}")
     if push_to_hub is not None:

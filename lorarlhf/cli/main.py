@@ -13,7 +13,9 @@ from lorarlhf import __version__
 from lorarlhf.cli.collect import collect_app
 from lorarlhf.cli.data import data_app
 from lorarlhf.cli.demo import demo
+from lorarlhf.cli.evaluate import evaluate
 from lorarlhf.cli.export import export
+from lorarlhf.cli.plan import plan
 from lorarlhf.cli.recipes import recipes_app
 from lorarlhf.cli.sample import sample
 from lorarlhf.cli.stages import ppo, reward, sft
@@ -31,8 +33,10 @@ app.command()(demo)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
 app.add_typer(collect_app, name="collect")
+app.command()(plan)
 for stage in (sft, reward, ppo):
     app.command()(stage)
+app.command()(evaluate)
 app.command()(export)
 app.command()(sample)
 

@@ -45,19 +45,34 @@ def sample(
     quiet_libraries()
     from lorarlhf.base_model import load_backbone
     from lorarlhf.config import DataConfig, ModelConfig, Role
-    from lorarlhf.data.examples import load_prompts
-    from lorarlhf.data.tokenize import tokenize_prompts
+    from lorarlhf.data.stages import prompt_examples
     from lorarlhf.run import Run
-    from lorarlhf.sampling import Sampler, write_pairs
+    from lorarlhf.sampling import Sampler, finished_rows, write_pairs
 
     recipe = Run(run).read_recipe() if run else None
+    sources = list(adapters) if adapters else [_latest_adapter(run)]
+    reward_adapter = _reward_adapter(run, reward) if pick == "uncertain" else None
+    response_length = response_length or (recipe.ppo.response_length if recipe else 256)
+    temperature = temperature or (recipe.ppo.temperature if recipe else 1.0)
+    config = recipe.model if recipe else ModelConfig(name=str(model))
+    options = {
+        "model": config.name,
+        "adapters": " / ".join(sources),
+        "prompts": prompts,
+        "n": n,
+        "temperature": temperature,
+        "response-length": response_length,
+        "seed": seed,
+        "pick": pick,
+        "reward": reward_adapter and str(reward_adapter),
+    }
+    finished_rows(out, options)  # refuses before anything is loaded
     data = DataConfig(prompts=prompts, test_size=0.0) if recipe is None else recipe.data
     data = data.model_copy(update={"prompts": prompts, "prompts_test": None, "test_size": 0.0})
-    backbone = load_backbone(recipe.model if recipe else ModelConfig(name=str(model)), data.chat_template)
-    examples, _ = tokenize_prompts(load_prompts(data, "train").rows, backbone.tokenizer, data.max_prompt_length)
+    backbone = load_backbone(config, data.chat_template)
+    examples = prompt_examples(data, backbone.tokenizer, "train")
 
     roles: list[Role] = []
-    sources = list(adapters) if adapters else [_latest_adapter(run)]
     places: tuple[Role, Role] = ("policy", "reference")
     for role, source in zip(places, sources, strict=False):
         if source == "base":
@@ -65,17 +80,9 @@ def sample(
         else:
             backbone.load_role(role, Path(source))
             roles.append(role)
-    if pick == "uncertain":
-        backbone.load_role("reward", _reward_adapter(run, reward))
-    sampler = Sampler(
-        backbone,
-        roles,
-        sources,
-        n,
-        response_length or (recipe.ppo.response_length if recipe else 256),
-        temperature or (recipe.ppo.temperature if recipe else 1.0),
-        seed,
-    )
+    if reward_adapter:
+        backbone.load_role("reward", reward_adapter)
+    sampler = Sampler(backbone, roles, sources, n, response_length, temperature, seed, options)
     out.parent.mkdir(parents=True, exist_ok=True)
     with Progress() as progress:
         count = write_pairs(sampler, examples, out, pick == "uncertain", progress)

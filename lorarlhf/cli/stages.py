@@ -7,26 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from lorarlhf.cli.options import DATA_KEY, Dataset, DryRun, Model, OutputDir, RecipeOption, Resume, Set
 from lorarlhf.config import Recipe, Stage
-from lorarlhf.recipes import Option, dump_recipe, find_recipe, load_recipe
-
-RecipeOption = Annotated[str, typer.Option("--recipe", help="A name from `lorarlhf recipes list`, or your .yaml file.")]
-Model = Annotated[str | None, typer.Option(help="Hub id or folder of the base model, instead of the recipe's.")]
-Dataset = Annotated[
-    str | None,
-    typer.Option(
-        help="For this stage: Hub id, a .jsonl, .jsonl.gz, .json, .json.gz, .csv, .tsv or .parquet file, or a folder "
-        "that `datasets` saved."
-    ),
-]
-OutputDir = Annotated[
-    Path | None, typer.Option(help="The run's folder, shared by its stages.", show_default="runs/NAME of the recipe")
-]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any key of the recipe.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of an interrupted run.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and the plan; load nothing.")]
-
-DATA_KEY: dict[Stage, str] = {"sft": "data.sft", "reward": "data.preferences", "ppo": "data.prompts"}
+from lorarlhf.recipes import Option, dump_recipe, find_recipe, load_recipe, resolve_path
 
 
 def sft(
@@ -165,10 +148,30 @@ def _print_plan(stage: Stage, recipe: Recipe, run_path: Path, reward: str | None
         f"would train  {stage} on {source or f'(set {DATA_KEY[stage]} or --dataset)'}",
         f"would write  {run_path / stage}",
     ]
+    has_sft = (run_path / "sft" / "adapter_config.json").is_file()
     if stage == "ppo":
-        has_sft = (run_path / "sft" / "adapter_config.json").is_file()
         lines.insert(1, f"would start  from {run_path / 'sft' if has_sft else 'the bare base model'}")
         lines.insert(
             2, f"would score  with {reward or run_path / 'reward'}, {len(recipe.ppo.reward_functions)} functions"
         )
     typer.echo("\n".join(lines))
+    if not _has_config(recipe):
+        typer.echo("memory       see `lorarlhf plan`, which reads the model's config from the Hub")
+        return
+    from lorarlhf.cli.plan import show_fit
+    from lorarlhf.cli.quiet import quiet_libraries
+
+    quiet_libraries()
+    from lorarlhf.base_model import load_model_config
+
+    show_fit(recipe, load_model_config(recipe.model), stage, reference=stage != "ppo" or has_sft)
+
+
+def _has_config(recipe: Recipe) -> bool:
+    """Whether the model's config is here already: a dry run asks nobody for it."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = resolve_path(recipe.model.name)
+    if Path(path).is_dir():
+        return True
+    return isinstance(try_to_load_from_cache(path, "config.json", revision=recipe.model.revision), str)

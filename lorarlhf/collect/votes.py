@@ -20,21 +20,22 @@ _ANSWERS: dict[int, Answer] = {1: "a", -1: "b", 0: "tie"}
 def read_votes(files: list[str], pairs: list[Pair]) -> list[Vote]:
     """The votes in label files and PandaLM-style tables (`response1`, `response2`, `annotator1`, ...).
 
-    Both bad counts as a tie, a skip as no vote. Lengths of what was compared are taken from `pairs`, if they are there.
-    Raises UserError for a file that cannot be read or is neither.
+    Both bad counts as a tie, a skip as no vote. Lengths of what was compared, and whose it is (`source`), are taken
+    from `pairs`, if they are there. Raises UserError for a file that cannot be read or is neither.
     """
-    longer = {pair.id: _longer(completion_text(pair.response_a), completion_text(pair.response_b)) for pair in pairs}
+    known = {pair.id: pair for pair in pairs}
     votes: dict[tuple[str, str, bool], Vote] = {}
     for file in files:
         path = existing_file(file)
-        for vote in _table(file) if _is_table(file) else _labels(path, longer):
+        for vote in _table(file) if _is_table(file) else _labels(path, known):
             votes[vote.pair, vote.annotator, vote.repeat] = vote
     return list(votes.values())
 
 
-def _labels(path: Path, longer: dict[str, Side | None]) -> Iterator[Vote]:
+def _labels(path: Path, pairs: dict[str, Pair]) -> Iterator[Vote]:
     for label in read_labels(path):
         if label.choice != "skip":
+            pair = pairs.get(label.pair_id)
             yield Vote(
                 label.pair_id,
                 label.annotator,
@@ -42,7 +43,8 @@ def _labels(path: Path, longer: dict[str, Side | None]) -> Iterator[Vote]:
                 label.left,
                 label.repeat,
                 label.seconds,
-                longer.get(label.pair_id),
+                _longer(completion_text(pair.response_a), completion_text(pair.response_b)) if pair else None,
+                _policies(pair.source) if pair else None,
             )
 
 
@@ -69,6 +71,12 @@ def _row_votes(pair: str, row: Row) -> Iterator[Vote]:
     for column in annotator_columns(row):
         if row[column] not in (None, ""):
             yield Vote(pair, column, _ANSWERS[one_of(row, column, VOTES)], longer=longer)
+
+
+def _policies(source: str | None) -> tuple[str, str] | None:
+    """The two names in `a / b`, as `lorarlhf sample --adapters a b` writes them."""
+    names = (source or "").split(" / ")
+    return (names[0], names[1]) if len(names) == 2 and names[0] != names[1] else None
 
 
 def _longer(a: str, b: str) -> Side | None:

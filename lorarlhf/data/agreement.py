@@ -17,12 +17,13 @@ from typing import Literal
 import numpy as np
 
 from lorarlhf.errors import UserError
+from lorarlhf.intervals import Estimate, bootstrap, wilson
 
 Side = Literal["a", "b"]
 Answer = Literal["a", "b", "tie"]
+NoiseFrom = Literal["annotators", "repeats"]
 
 ANSWERS: tuple[Answer, ...] = ("a", "b", "tie")
-SAMPLES = 1000  # bootstrap samples of an interval
 MOST_DISPUTED = 10
 NEAR_CHANCE = 0.45  # a loss smoothed that much has a tenth of its gradient left
 
@@ -36,6 +37,7 @@ class Vote:
         repeat: the pair came back to the same person.
         seconds: how long the answer took.
         longer: the longer response, if that is known and they differ.
+        policies: the two that were compared, `a`'s first, if that is known and they differ.
     """
 
     pair: str
@@ -45,15 +47,7 @@ class Vote:
     repeat: bool = False
     seconds: float | None = None
     longer: Side | None = None
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with its 95% interval, from the bootstrap over pairs; NaN where it is not defined."""
-
-    value: float
-    low: float
-    high: float
+    policies: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +90,9 @@ class Agreement:
     Attributes:
         cohen: for two annotators. fleiss: over pairs that all have judged. alpha: Krippendorff's, with missing values.
         disputed: pairs with their votes, the most divided first.
-        noise: the share of decided labels that are flipped, see `flip_rate`; None without two votes on a pair.
+        noise: the share of decided labels that are flipped, see `flip_rate`; None where no pair was decided twice.
+        noise_from: the two decisions compared: those of different annotators or, only where there are none, of one
+            annotator when a pair came back.
         majority_noise: the same share after a vote of all annotators, if they are three or more.
     """
 
@@ -109,6 +105,7 @@ class Agreement:
     alpha: Estimate
     disputed: list[tuple[str, Counter[Answer]]]
     noise: Estimate | None
+    noise_from: NoiseFrom | None
     majority_noise: float | None
 
 
@@ -125,8 +122,11 @@ def measure_agreement(votes: Iterable[Vote], seed: int = 0) -> Agreement:
     by_pair: dict[str, dict[str, Answer]] = defaultdict(dict)
     for (pair, name), answer in first.items():
         by_pair[pair][name] = answer
-    counts = np.array([[list(given.values()).count(answer) for answer in ANSWERS] for given in by_pair.values()])
-    shared = counts[counts.sum(1) >= 2] if len(counts) else np.zeros((0, len(ANSWERS)), dtype=int)
+    counts = _counts(given.values() for given in by_pair.values())
+    shared = counts[counts.sum(1) >= 2]
+    repeated = _counts(
+        (first[given], vote.answer) for vote in votes if vote.repeat and (given := (vote.pair, vote.annotator)) in first
+    )
     complete = shared[shared.sum(1) == len(names)]
     both = np.array(
         [[ANSWERS.index(given[name]) for name in names] for given in by_pair.values() if len(given) == len(names) == 2]
@@ -135,7 +135,13 @@ def measure_agreement(votes: Iterable[Vote], seed: int = 0) -> Agreement:
     def estimate(statistic: Callable[[np.ndarray], float], items: np.ndarray) -> Estimate:
         return bootstrap(statistic, items, seed)
 
-    noise = estimate(lambda items: flip_rate(*decided_agreement(items)), shared) if len(shared) else None
+    noise: Estimate | None = None
+    noise_from: NoiseFrom | None = None
+    voters = len(names)
+    if decided_agreement(shared)[1]:
+        noise, noise_from = estimate(lambda items: flip_rate(*decided_agreement(items)), shared), "annotators"
+    elif decided_agreement(repeated)[1]:
+        noise, noise_from, voters = _flip_rate_of_one(*decided_agreement(repeated)), "repeats", 1
     return Agreement(
         pairs=len(by_pair),
         shared=len(shared),
@@ -146,8 +152,15 @@ def measure_agreement(votes: Iterable[Vote], seed: int = 0) -> Agreement:
         alpha=estimate(krippendorff_alpha, shared),
         disputed=_most_disputed(by_pair),
         noise=noise,
-        majority_noise=majority_flip_rate(noise.value, len(names)) if noise and len(names) > 2 else None,
+        noise_from=noise_from,
+        majority_noise=majority_flip_rate(noise.value, voters) if noise and voters > 2 else None,
     )
+
+
+def _counts(items: Iterable[Iterable[Answer]]) -> np.ndarray:
+    """[N, 3] how many of the votes on each of N items are for a, for b and a tie."""
+    found = [Counter(answers) for answers in items]
+    return np.array([[votes[answer] for answer in ANSWERS] for votes in found], dtype=int).reshape(-1, len(ANSWERS))
 
 
 # Coefficients, of [N, K] counts: how many of an item's votes fall in each of K categories
@@ -188,15 +201,6 @@ def krippendorff_alpha(counts: np.ndarray) -> float:
     return _beyond_chance(_ratio(agreeing, total), _ratio(by_chance, total * (total - 1)))
 
 
-def bootstrap(statistic: Callable[[np.ndarray], float], items: np.ndarray, seed: int = 0) -> Estimate:
-    """A statistic of [N, ...] items and the 2.5th and 97.5th percentile over samples of them (Efron 1979)."""
-    generator = np.random.default_rng(seed)
-    drawn = (items[generator.integers(len(items), size=len(items))] for _ in range(SAMPLES if len(items) else 0))
-    defined = [value for value in map(statistic, drawn) if not math.isnan(value)]
-    low, high = np.percentile(defined, [2.5, 97.5]) if defined else (math.nan, math.nan)
-    return Estimate(statistic(items), float(low), float(high))
-
-
 def _beyond_chance(observed: float, expected: float) -> float:
     return _ratio(observed - expected, 1 - expected)
 
@@ -215,15 +219,22 @@ def decided_agreement(counts: np.ndarray) -> tuple[int, int]:
     return int((decided * (decided - 1)).sum()) // 2, int((votes * (votes - 1)).sum()) // 2
 
 
-def flip_rate(agreeing: int, of: int) -> float:
+def flip_rate(agreeing: float, of: float) -> float:
     """The share e of labels that are flipped, from how often two decided labels of one pair agree.
 
     Let every label be the better response, save that it is flipped with probability e, on its own and on both sides
     alike: the model of Dawid & Skene 1979 with one error rate for all. Two labels agree if both are right or both are
     flipped, with probability p = (1 - e)^2 + e^2, so that e = (1 - sqrt(2p - 1)) / 2. Where p is 0.5 or less, e is 0.5.
+    Whether two people gave the two labels or one gave both makes no difference, as long as they are independent.
     """
     agreement = _ratio(agreeing, of)
     return agreement if math.isnan(agreement) else (1 - math.sqrt(max(2 * agreement - 1, 0.0))) / 2
+
+
+def _flip_rate_of_one(agreeing: int, of: int) -> Estimate:
+    """`flip_rate` of pairs that came back. They are few, and often all agree: no sample of them would say how few."""
+    agreement = wilson(agreeing / of, of)
+    return Estimate(flip_rate(agreeing, of), flip_rate(agreement.high, 1), flip_rate(agreement.low, 1))
 
 
 def majority_flip_rate(noise: float, voters: int) -> float:

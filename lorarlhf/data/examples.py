@@ -19,6 +19,7 @@ from lorarlhf.errors import UserError
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 Split = Literal["train", "test"]
+SPLITS: tuple[Split, Split] = ("train", "test")
 Key = Literal["sft", "preferences", "prompts"]
 
 

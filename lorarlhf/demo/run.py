@@ -7,23 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from lorarlhf.backbone import SharedBackbone
 from lorarlhf.base_model import load_backbone
 from lorarlhf.config import Recipe
-from lorarlhf.data.examples import load_prompts
 from lorarlhf.data.rows import request_text
-from lorarlhf.data.tokenize import tokenize_prompts
+from lorarlhf.data.stages import prompt_examples
 from lorarlhf.demo.world import gold_score, is_fluent
 from lorarlhf.evaluation.policy import Answers, answer, win_rate
+from lorarlhf.evaluation.report import show_samples
 from lorarlhf.export.merge import export_run
-from lorarlhf.ppo.stage import train_ppo
+from lorarlhf.ppo.stage import response_scorer, train_ppo
 from lorarlhf.recipes import load_recipe
 from lorarlhf.run import Run, write_json
 from lorarlhf.training.reward import train_reward
-
-SHOWN = 4
 
 
 def run_demo(output_dir: Path, seed: int, sets: tuple[str, ...] = (), console: Console | None = None) -> dict[str, Any]:
@@ -53,11 +50,10 @@ def run_demo(output_dir: Path, seed: int, sets: tuple[str, ...] = (), console: C
 
 
 def _answers(backbone: SharedBackbone, recipe: Recipe) -> tuple[list[str], Answers, Answers]:
-    loaded = load_prompts(recipe.data, "test")
-    prompts, _ = tokenize_prompts(loaded.rows, backbone.tokenizer, recipe.data.max_prompt_length)
+    prompts = prompt_examples(recipe.data, backbone.tokenizer, "test")
+    score = response_scorer(backbone, recipe.ppo, [])
     before, after = (
-        answer(backbone, role, prompts, recipe.ppo.response_length, recipe.ppo.temperature, recipe.seed)
-        for role in ("reference", "policy")
+        answer(backbone, role, prompts, recipe.ppo, recipe.seed, score) for role in ("reference", "policy")
     )
     return [request_text(example.prompt) for example in prompts], before, after
 
@@ -74,8 +70,8 @@ def _summary(
         "ppo": {
             "iterations": ppo["iterations"],
             "kl": after.kl,
-            "reward_before": before.scores.mean().item(),
-            "reward_after": after.scores.mean().item(),
+            "reward_before": before.reward,
+            "reward_after": after.reward,
         },
         "gold": {
             "before": sum(gold_before) / len(gold_before),
@@ -87,10 +83,7 @@ def _summary(
 
 
 def _show(console: Console, questions: list[str], before: Answers, after: Answers, summary: dict[str, Any]) -> None:
-    table = Table("Customer", "Before", "After", show_lines=True)
-    for row in list(zip(questions, before.texts, after.texts, strict=True))[:SHOWN]:
-        table.add_row(*row)
-    console.print(table)
+    show_samples(console, questions, before.texts, after.texts, asker="Customer")
     gold, ppo = summary["gold"], summary["ppo"]
     console.print(f"   gold score   {gold['before']:.2f} -> {gold['after']:.2f}, tuned wins {gold['win_rate']:.0%}")
     console.print(f"   reward       {ppo['reward_before']:.2f} -> {ppo['reward_after']:.2f}")

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lorarlhf.backbone import SharedBackbone
-from lorarlhf.config import Role
+from lorarlhf.config import PPOConfig, Role
 from lorarlhf.data.tokenize import PromptExample
-from lorarlhf.ppo.rollout import response_texts, sample_responses
+from lorarlhf.evaluation.reward_model import TOKEN_BUDGET
+from lorarlhf.intervals import wilson
+from lorarlhf.ppo.budget import TokenBudget
+from lorarlhf.ppo.passes import Passes
+from lorarlhf.ppo.rollout import Rollout, response_texts, sample_responses
+from lorarlhf.ppo.trainer import Scorer
 
 
 @dataclass(frozen=True)
@@ -20,13 +28,24 @@ class Answers:
 
     Attributes:
         texts: N responses without special tokens.
-        scores: [N] the reward model's.
+        scores: [N] the reward of each; None where nothing gives one.
         kl: nats a response from the reference, estimated from these samples.
+        entropy: nats a token.
+        response_length: tokens, the mean.
+        finished: share of responses that ended themselves.
     """
 
     texts: list[str]
-    scores: Tensor
+    scores: Tensor | None
     kl: float
+    entropy: float
+    response_length: float
+    finished: float
+
+    @property
+    def reward(self) -> float | None:
+        """The mean score."""
+        return None if self.scores is None else self.scores.mean().item()
 
 
 @torch.no_grad()
@@ -34,22 +53,82 @@ def answer(
     backbone: SharedBackbone,
     role: Role,
     prompts: Sequence[PromptExample],
-    response_length: int,
-    temperature: float,
+    config: PPOConfig,
     seed: int,
+    score: Scorer | None,
+    advance: Callable[[int], None] | None = None,
 ) -> Answers:
-    """Sample one response a prompt as `role`, and score it with the reward role."""
+    """Sample one response a prompt as `role`, as many at a time as an iteration of PPO does.
+
+    Args:
+        config: gives `response_length`, `temperature` and `batch_size`.
+        score: the reward [B] of each response of a rollout.
+        advance: called with the number of prompts just answered.
+    """
     backbone.eval()
-    generator = torch.Generator(backbone.device).manual_seed(seed)
-    ids = [example.ids for example in prompts]
-    rollout = sample_responses(backbone, ids, response_length, temperature, generator, role)
-    own, _ = backbone.logprobs(role, rollout.sequences, temperature)
-    reference, _ = backbone.logprobs("reference", rollout.sequences, temperature)
+    passes = Passes(backbone, config.temperature, TOKEN_BUDGET)
+    budget = TokenBudget("evaluation", sys.maxsize)
+    texts: list[str] = []
+    found: dict[str, list[Tensor]] = defaultdict(list)
+    for start in range(0, len(prompts), config.batch_size):
+        batch = prompts[start : start + config.batch_size]
+        rollout = _sample(backbone, role, batch, config, seed + start, budget)
+        own, entropy = passes.logprobs(role, rollout.sequences)
+        reference = own if role == "reference" else passes.logprobs("reference", rollout.sequences)[0]
+        texts += response_texts(backbone, rollout)
+        found["kl"].append((own - reference).sum(1))
+        found["entropy"].append(entropy.sum(1))
+        found["length"].append(rollout.sequences.response_lengths)
+        found["finished"].append(rollout.finished)
+        if score:
+            found["scores"].append(score(rollout, batch, None))
+        if advance:
+            advance(len(batch))
+    each = {name: torch.cat(parts).float().cpu() for name, parts in found.items()}
     return Answers(
-        texts=response_texts(backbone, rollout),
-        scores=backbone.scores(rollout.sequences).cpu(),
-        kl=(own - reference).sum().item() / len(prompts),
+        texts=texts,
+        scores=each.get("scores"),
+        kl=each["kl"].mean().item(),
+        entropy=(each["entropy"].sum() / each["length"].sum()).item(),
+        response_length=each["length"].mean().item(),
+        finished=each["finished"].mean().item(),
     )
+
+
+def _sample(
+    backbone: SharedBackbone,
+    role: Role,
+    batch: Sequence[PromptExample],
+    config: PPOConfig,
+    seed: int,
+    budget: TokenBudget,
+) -> Rollout:
+    prompts, limit = [example.ids for example in batch], config.response_length
+    longest = max(map(len, prompts)) + limit
+
+    def attempt(tokens: int) -> Rollout:
+        generator = torch.Generator(backbone.device).manual_seed(seed)
+        return sample_responses(backbone, prompts, limit, config.temperature, generator, role, tokens)
+
+    return budget.run(attempt, most=len(batch) * longest, least=longest)
+
+
+def policy_metrics(before: Answers, after: Answers) -> dict[str, Any]:
+    """The reference (`before`) and the tuned policy (`after`) side by side; with rewards, how often the latter wins."""
+    metrics: dict[str, Any] = {"before": _metrics(before), "after": {**_metrics(after), "kl": after.kl}}
+    if before.scores is not None and after.scores is not None:
+        won = wilson(win_rate(after.scores.tolist(), before.scores.tolist()), len(after.scores))
+        metrics |= {"win_rate": won.value, "win_rate_interval": [won.low, won.high]}
+    return metrics
+
+
+def _metrics(answers: Answers) -> dict[str, float | None]:
+    return {
+        "reward": answers.reward,
+        "entropy": answers.entropy,
+        "response_length": answers.response_length,
+        "finished": answers.finished,
+    }
 
 
 def win_rate(tuned: Sequence[float], base: Sequence[float]) -> float:

@@ -31,21 +31,7 @@ from lorarlhf.recipes import resolve_path
 from lorarlhf.run import Run, write_json
 
 MARKER = "lorarlhf_export.json"  # written last; lists the export's files, so that a later one may replace them
-STAGES: tuple[Stage, ...] = ("ppo", "sft", "reward")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-
-
-def last_stage(run: Run) -> Stage:
-    """The last stage of a run that has an adapter.
-
-    Raises:
-        UserError: none has.
-    """
-    run.read_recipe()  # says so if this is no run
-    for stage in STAGES:
-        if run.has_adapter(stage):
-            return stage
-    raise UserError(f"{run.path}: no stage of this run has an adapter to export; run `lorarlhf ppo` first")
 
 
 def export_run(run: Run, to: Path, stage: Stage, merge: bool | None = None, dtype: str | None = None) -> None:
@@ -60,11 +46,9 @@ def export_run(run: Run, to: Path, stage: Stage, merge: bool | None = None, dtyp
         UserError: the stage has no adapter, or `to` cannot be written or holds anything but an earlier export.
     """
     recipe = run.read_recipe()
-    source = run.stage(stage)
+    source = run.adapter(stage)
     merge = recipe.export.merge if merge is None else merge
     torch_dtype = _dtype(recipe, stage, dtype)
-    if not run.has_adapter(stage):
-        raise UserError(f"{source}: no adapter there to export; run `lorarlhf {stage} --output-dir {run.path}` first")
     _check_replaceable(to)
     to = to.resolve()
     try:

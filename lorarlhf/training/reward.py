@@ -18,16 +18,17 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 from lorarlhf.backbone import SharedBackbone
 from lorarlhf.base_model import load_backbone
 from lorarlhf.config import Recipe, RewardConfig
-from lorarlhf.data.examples import Split, stream_preferences, stream_scored
-from lorarlhf.data.tokenize import Tokenized, tokenize_preferences, tokenize_scored
+from lorarlhf.data.examples import SPLITS
+from lorarlhf.data.stages import reward_examples
 from lorarlhf.errors import UserError
-from lorarlhf.evaluation.reward_model import longer_wins, preference_metrics, regression_metrics, score_tokens
-from lorarlhf.memory import peak_memory_bytes
+from lorarlhf.evaluation.reward_model import reward_metrics
+from lorarlhf.planner.fit import check_memory
 from lorarlhf.run import Run
 from lorarlhf.training.arguments import check_optimizer, supervised_arguments
 from lorarlhf.training.checkpoint import RoleCheckpoints, last_checkpoint, move_aside
 from lorarlhf.training.objectives import bradley_terry_loss, regression_loss
 from lorarlhf.training.progress import StageProgress
+from lorarlhf.training.results import save_results, training_summary
 
 
 def train_reward(
@@ -43,8 +44,12 @@ def train_reward(
     check_optimizer(config, "reward")
     folder = run.stage("reward")
     checkpoint = last_checkpoint(folder) if resume else None
-    backbone = backbone or load_backbone(recipe.model, recipe.data.chat_template)
-    train, test = _examples(recipe, backbone, "train"), _examples(recipe, backbone, "test")
+    if backbone is None:
+        check_memory("reward", recipe)
+        backbone = load_backbone(recipe.model, recipe.data.chat_template)
+    train, test = (reward_examples(recipe, backbone.tokenizer, split) for split in SPLITS)
+    if config.use_margin and "margin" not in train.dataset.column_names:
+        raise UserError("reward.use_margin: not every row of data.preferences has a margin; set it to false")
     torch.manual_seed(recipe.seed)
     backbone.attach("reward", recipe.lora.for_role("reward"))
     backbone.reward_head.reset_parameters()
@@ -58,18 +63,10 @@ def train_reward(
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     summary = {
         "objective": config.objective,
-        **_evaluate(backbone, config, test.dataset),
-        "train_examples": len(train.dataset),
-        "eval_examples": len(test.dataset),
-        "dropped_too_long": train.dropped + test.dropped,
-        "steps": result.global_step,
-        "seconds": time.perf_counter() - start,
-        "peak_memory_gb": peak_memory_bytes() / 1e9,
+        **reward_metrics(backbone, test.dataset),
+        **training_summary(train, test, result.global_step, start),
     }
-    backbone.train_roles()
-    backbone.save_role("reward", folder)
-    backbone.tokenizer.save_pretrained(folder)
-    run.write_summary("reward", summary)
+    save_results(run, "reward", backbone, "reward", summary)
     return summary
 
 
@@ -154,23 +151,3 @@ class ScoredCollator:
             "attention_mask": pad(batch["attention_mask"], batch_first=True),
             "score": torch.tensor([row["score"] for row in rows], dtype=torch.float32),
         }
-
-
-def _examples(recipe: Recipe, backbone: SharedBackbone, split: Split) -> Tokenized:
-    if recipe.reward.objective == "regression":
-        scored = stream_scored(recipe.data, split)
-        return tokenize_scored(scored, backbone.tokenizer, recipe.data.max_length)
-    tokenized = tokenize_preferences(stream_preferences(recipe.data, split), backbone.tokenizer, recipe.data.max_length)
-    if recipe.reward.use_margin and split == "train" and "margin" not in tokenized.dataset.column_names:
-        raise UserError("reward.use_margin: not every row of data.preferences has a margin; set it to false")
-    return tokenized
-
-
-def _evaluate(backbone: SharedBackbone, config: RewardConfig, test: Dataset) -> dict[str, float | None]:
-    if not len(test):
-        return {}
-    if config.objective == "regression":
-        return regression_metrics(score_tokens(backbone, test["input_ids"]), torch.tensor(test["score"]))
-    chosen, rejected = test["chosen_ids"], test["rejected_ids"]  # read as they are iterated
-    metrics = preference_metrics(score_tokens(backbone, chosen), score_tokens(backbone, rejected))
-    return {**metrics, "longer_wins_accuracy": longer_wins(chosen, rejected)}

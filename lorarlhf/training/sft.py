@@ -16,13 +16,14 @@ from trl import SFTTrainer
 from lorarlhf.backbone import SharedBackbone
 from lorarlhf.base_model import load_backbone
 from lorarlhf.config import Recipe, SFTConfig
-from lorarlhf.data.examples import Split, stream_demonstrations
-from lorarlhf.data.tokenize import Tokenized, tokenize_demonstrations
-from lorarlhf.memory import peak_memory_bytes
+from lorarlhf.data.examples import SPLITS
+from lorarlhf.data.stages import sft_examples
+from lorarlhf.planner.fit import check_memory
 from lorarlhf.run import Run
 from lorarlhf.training.arguments import check_optimizer, supervised_arguments
 from lorarlhf.training.checkpoint import RoleCheckpoints, last_checkpoint, move_aside
 from lorarlhf.training.progress import StageProgress
+from lorarlhf.training.results import save_results, training_summary
 
 
 def train_sft(recipe: Recipe, run: Run, resume: bool = False, backbone: SharedBackbone | None = None) -> dict[str, Any]:
@@ -31,8 +32,10 @@ def train_sft(recipe: Recipe, run: Run, resume: bool = False, backbone: SharedBa
     check_optimizer(recipe.sft, "sft")
     folder = run.stage("sft")
     checkpoint = last_checkpoint(folder) if resume else None
-    backbone = backbone or load_backbone(recipe.model, recipe.data.chat_template)
-    train, test = _examples(recipe, backbone, "train"), _examples(recipe, backbone, "test")
+    if backbone is None:
+        check_memory("sft", recipe)
+        backbone = load_backbone(recipe.model, recipe.data.chat_template)
+    train, test = (sft_examples(recipe.data, backbone.tokenizer, split) for split in SPLITS)
     torch.manual_seed(recipe.seed)
     backbone.attach("policy", recipe.lora.for_role("policy"))
     if not resume:
@@ -44,25 +47,9 @@ def train_sft(recipe: Recipe, run: Run, resume: bool = False, backbone: SharedBa
     with progress, backbone.role("policy"):
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         held_out = _held_out(trainer.evaluate()) if len(test.dataset) else {}
-    summary = {
-        **held_out,
-        "train_examples": len(train.dataset),
-        "eval_examples": len(test.dataset),
-        "dropped_too_long": train.dropped + test.dropped,
-        "steps": result.global_step,
-        "seconds": time.perf_counter() - start,
-        "peak_memory_gb": peak_memory_bytes() / 1e9,
-    }
-    backbone.train_roles()
-    backbone.save_role("policy", folder)
-    backbone.tokenizer.save_pretrained(folder)
-    run.write_summary("sft", summary)
+    summary = {**held_out, **training_summary(train, test, result.global_step, start)}
+    save_results(run, "sft", backbone, "policy", summary)
     return summary
-
-
-def _examples(recipe: Recipe, backbone: SharedBackbone, split: Split) -> Tokenized:
-    rows = stream_demonstrations(recipe.data, split)
-    return tokenize_demonstrations(rows, backbone.tokenizer, recipe.data.max_length)
 
 
 def _held_out(metrics: dict[str, float]) -> dict[str, float]:

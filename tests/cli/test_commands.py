@@ -202,11 +202,11 @@ def test_anything_else_is_exit_1(command, monkeypatch, error, message):
 # Dry runs and help
 
 
-def test_dry_runs_of_every_recipe_and_help_load_nothing_heavy(environment, tmp_path):
+def test_dry_runs_of_recipes_from_the_hub_and_help_load_nothing_heavy(environment, tmp_path):
     program = f"""
 import sys
 from lorarlhf.cli.main import main
-for recipe in {[info.name for info in list_recipes()]}:
+for recipe in {[info.name for info in list_recipes() if info.name != "demo"]}:
     for stage in {STAGES}:
         sys.argv = ["lorarlhf", stage, "--recipe", recipe, "--dry-run"]
         try:
@@ -223,7 +223,7 @@ assert not heavy, heavy
 """
     code, out, err = script(environment, tmp_path, "-c", program, program=(sys.executable,))
     assert (code, err) == (0, "")
-    assert out.count("would load ") == len(STAGES) * len(list_recipes()) >= 27
+    assert out.count("would load ") == out.count("memory       see") == len(STAGES) * (len(list_recipes()) - 1) >= 24
     assert list(tmp_path.iterdir()) == []
 
 

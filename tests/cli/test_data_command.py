@@ -121,6 +121,7 @@ def test_agreement_of_two(tmp_path):
         "annotator2 50 0 70.0% of 50 - - 60.0% of 50 -",
         "votes.csv:21 1 1 0",
         "label noise: 0.184 (95%: 0.",
+        "from pairs that two annotators have decided",
         "--set reward.label_smoothing=0.18",
     ):
         assert expected in output
@@ -138,23 +139,42 @@ def test_much_noise_comes_with_a_warning(tmp_path):
     assert "slows learning" in output
 
 
+def label(pair, annotator, choice, left="a", repeat=False):
+    base = {"strength": None, "comment": None, "time": "2026-11-22T10:00:00.000+00:00", "seed": 0, "seconds": 2.5}
+    return base | {"pair_id": pair, "annotator": annotator, "choice": choice, "left": left, "repeat": repeat}
+
+
 def test_agreement_of_label_files_with_their_pairs(write):
-    base = {"strength": None, "comment": None, "time": "2026-11-22T10:00:00.000+00:00", "seed": 0}
     given = [("ann", "a", "a", False), ("ann", "a", "b", True), ("bob", "b", "a", False), ("cat", "tie", "b", False)]
-    labels = write(
-        [
-            base
-            | {"pair_id": "p1", "annotator": name, "choice": choice, "left": left, "repeat": repeat, "seconds": 2.5}
-            for name, choice, left, repeat in given
-        ],
-        "labels.jsonl",
-    )
+    labels = write([label("p1", *answer) for answer in given], "labels.jsonl")
     pairs = write([{"pair_id": "p1", "prompt": "q", "response_a": "long", "response_b": "no"}], "pairs.jsonl")
     output = words(run("agreement", labels, "--pairs", pairs))
     assert "ann 2 0 - 100.0% of 1 50.0% of 2 100.0% of 2 2.5" in output
     assert "bob 1 0 - - 0.0% of 1 0.0% of 1 2.5" in output
     assert "p1 1 1 1" in output
     assert "next to chance" in output
+    assert "blind comparison" not in output
+
+
+def test_one_annotator_alone_is_judged_by_repeats(write):
+    """Of 50 repeats, 9 are answered otherwise: 2p(1 - p) = 0.18 at p = 0.1."""
+    first = [label(f"p{i}", "ann", "a") for i in range(50)]
+    again = [label(f"p{i}", "ann", "b" if i < 9 else "a", "b", True) for i in range(50)]
+    output = words(run("agreement", write(first + again, "labels.jsonl")))
+    assert "label noise: 0.100 (95%: 0.0" in output
+    assert "from pairs that came back to the same annotator" in output
+    assert "--set reward.label_smoothing=0.1" in output
+
+
+def test_a_blind_comparison_says_who_won(write):
+    answers = ["b"] * 16 + ["a"] * 3 + ["tie", "both_bad", "skip"]
+    labels = write([label(f"p{i}", "ann", answer) for i, answer in enumerate(answers)], "labels.jsonl")
+    texts = {"prompt": "q", "response_a": "long", "response_b": "no", "source": "base / runs/mine/ppo"}
+    pairs = write([texts | {"pair_id": f"p{i}"} for i in range(len(answers))], "pairs.jsonl")
+    output = words(run("agreement", labels, "--pairs", pairs))
+    assert "blind comparison: 21 pairs, 2 of them ties, half a win each" in output
+    # Wilson's interval of 17 in 21: 0.600 to 0.923.
+    assert "base 0.190 (95%: 0.077 to 0.400) runs/mine/ppo 0.810 (95%: 0.600 to 0.923)" in output
 
 
 def test_agreement_of_one_says_what_is_missing(tmp_path):

@@ -45,6 +45,8 @@ def test_labels_of_several_files(tmp_path):
         Vote("p2", "bob", "tie", "a", False, 1.5, None),
         Vote("p2", "bob", "b", "a", True, 1.5, None),
     ]
+    duel = [Pair("p1", "q", "as", "so", "base / runs/ppo"), Pair("p2", "q", "as", "so", "base / base")]
+    assert [vote.policies for vote in read_votes(files[:1], duel)] == [("base", "runs/ppo"), None]
     assert read_votes(files[:1] * 2, []) == [
         Vote("p1", "ann", "a", "a", False, 1.5),
         Vote("p2", "ann", "tie", "b", False, 1.5),

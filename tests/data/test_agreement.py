@@ -7,11 +7,8 @@ import numpy as np
 import pytest
 
 from lorarlhf.data.agreement import (
-    SAMPLES,
-    Estimate,
     Share,
     Vote,
-    bootstrap,
     cohen_kappa,
     decided_agreement,
     fleiss_kappa,
@@ -23,6 +20,7 @@ from lorarlhf.data.agreement import (
     suggested_smoothing,
 )
 from lorarlhf.errors import UserError
+from lorarlhf.intervals import SAMPLES, Estimate, wilson
 
 # The table of Fleiss 1971 as usually reproduced: ten items, fourteen votes each, five categories.
 FLEISS = np.array(
@@ -86,20 +84,6 @@ def test_perfect_and_undefined(statistic):
     assert math.isnan(cohen_kappa(codes([[5, 0], [0, 0]])))
 
 
-def test_bootstrap_covers_and_repeats():
-    """The interval of a mean of N coin flips is that of the normal distribution, and one seed gives one interval."""
-    flips = (np.arange(400) % 4 == 0).astype(float)
-    found = bootstrap(lambda items: float(items.mean()), flips, seed=1)
-    half = 1.96 * math.sqrt(0.25 * 0.75 / 400)
-    assert found.value == 0.25
-    assert (found.low, found.high) == pytest.approx((0.25 - half, 0.25 + half), abs=0.006)
-    assert found == bootstrap(lambda items: float(items.mean()), flips, seed=1)
-    assert found != bootstrap(lambda items: float(items.mean()), flips, seed=2)
-    empty = bootstrap(lambda items: math.nan, flips[:0])
-    assert math.isnan(empty.value)
-    assert math.isnan(empty.low)
-
-
 @pytest.mark.parametrize("noise", [0.0, 0.1, 0.2, 0.3])
 def test_flip_rate_finds_the_noise_that_was_put_in(noise):
     assert flip_rate(*np.array([(1 - noise) ** 2 + noise**2, 1])) == pytest.approx(noise, abs=1e-12)
@@ -139,6 +123,7 @@ def test_two_annotators():
     # 3 of 5 observed; by chance 2/5 * 3/5 (a) + 2/5 * 2/5 (b) + 1/5 * 0 (tie) = 0.4
     assert found.cohen.value == pytest.approx((0.6 - 0.4) / 0.6)
     assert found.noise.value == pytest.approx((1 - math.sqrt(2 * 0.75 - 1)) / 2)
+    assert found.noise_from == "annotators"
     assert found.majority_noise is None
     assert found.disputed == [("p3", Counter(a=1, b=1)), ("p4", Counter(tie=1, b=1))]
     ann, bob = found.annotators
@@ -165,7 +150,7 @@ def test_one_annotator_alone():
     assert found.shared == 0
     assert math.isnan(found.raw.value)
     assert math.isnan(found.alpha.value)
-    assert found.noise is None
+    assert found.noise is found.noise_from is None
     with pytest.raises(UserError, match="no labels"):
         measure_agreement([])
 
@@ -193,6 +178,49 @@ def test_habits_of_one_annotator():
     assert ann.longer == Share(2, 3)
     assert ann.with_majority == Share(0, 0)
     assert math.isnan(ann.with_majority.value)
+
+
+def with_repeats(noise, pairs, names=("ann",)):
+    """Each of `names` judges pairs of their own twice, each time wrong with that probability."""
+    generator = np.random.default_rng(0)
+    return [
+        Vote(f"{name}{i}", name, "ab"[better ^ wrong], repeat=repeat)
+        for name in names
+        for i, better in enumerate(generator.integers(0, 2, size=pairs))
+        for repeat, wrong in zip((False, True), generator.random(2) < noise, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1, 0.2, 0.3])
+def test_repeats_of_one_annotator_find_the_noise_that_was_put_in(noise):
+    found = measure_agreement(with_repeats(noise, 5000))
+    [ann] = found.annotators
+    assert ann.self_consistency.value == pytest.approx(1 - 2 * noise * (1 - noise), abs=0.02)
+    assert found.noise.value == pytest.approx(noise, abs=0.03)  # more than three standard errors at 0.3
+    assert found.noise.low <= found.noise.value <= found.noise.high < found.noise.low + 0.06
+    assert (found.noise_from, found.majority_noise, found.shared) == ("repeats", None, 0)
+
+
+def test_few_repeats_that_agree_prove_little():
+    found = measure_agreement(with_repeats(0.0, 3))
+    agreement = wilson(1.0, 3)
+    assert (found.noise.value, found.noise.low) == (0.0, pytest.approx(0.0, abs=1e-6))
+    assert found.noise.high == flip_rate(agreement.low, 1) == 0.5
+    many = measure_agreement(with_repeats(0.0, 30)).noise
+    assert 0.02 < many.high < 0.1
+
+
+def test_repeats_count_only_where_no_two_annotators_have_decided_a_pair():
+    alone = with_repeats(0.2, 200, ("ann", "bob", "cat"))
+    assert measure_agreement(alone).noise_from == "repeats"
+    assert measure_agreement(alone).majority_noise is None
+    tied = [Vote("ann0", "bob", "tie"), Vote("ann1", "cat", "tie")]
+    assert measure_agreement(alone + tied).noise == measure_agreement(alone).noise
+    first = next(vote for vote in alone if vote.pair == "ann0")
+    found = measure_agreement([*alone, Vote("ann0", "bob", first.answer)])
+    assert (found.noise_from, found.noise.value) == ("annotators", 0.0)
+    undecided = [Vote("p", "ann", "a"), Vote("p", "ann", "tie", repeat=True), Vote("q", "ann", "b", repeat=True)]
+    assert measure_agreement(undecided).noise is None
 
 
 def test_intervals_enclose_and_narrow():

@@ -1,21 +1,10 @@
 """Each format on small rows written for the test, and each way for a row to be bad."""
 
 import pytest
+from turns import bot, system, user
 
 from lorarlhf.data.formats import DEMONSTRATIONS, PREFERENCES, PROMPTS, SCORED, UnknownColumns, recognise
 from lorarlhf.data.rows import BadRow, Demonstration, Preference, Scored
-
-
-def user(content):
-    return {"role": "user", "content": content}
-
-
-def bot(content):
-    return {"role": "assistant", "content": content}
-
-
-def system(content):
-    return {"role": "system", "content": content}
 
 
 def convert(row, table):

@@ -1,12 +1,17 @@
 """What a policy does on held-out prompts."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from demo_runs import small_recipe
 
 from lorarlhf.base_model import load_backbone
+from lorarlhf.config import PPOConfig
 from lorarlhf.data.tokenize import PromptExample, encode_prompt
-from lorarlhf.evaluation.policy import answer, win_rate
+from lorarlhf.evaluation.policy import answer, policy_metrics, win_rate
+from lorarlhf.intervals import wilson
+from lorarlhf.ppo.rollout import response_texts
 from lorarlhf.sequences import Sequences
 
 
@@ -43,8 +48,13 @@ def prompts(backbone):
     return [PromptExample(prompt, encode_prompt(backbone.tokenizer, prompt)) for prompt in conversations]
 
 
-def answers_of(backbone, role, prompts, seed=1):
-    return answer(backbone, role, prompts, response_length=16, temperature=0.7, seed=seed)
+def by_reward(backbone):
+    return lambda rollout, batch, trunk: backbone.scores(rollout.sequences)
+
+
+def answers_of(backbone, role, prompts, seed=1, batch_size=64):
+    config = PPOConfig(response_length=16, temperature=0.7, batch_size=batch_size, num_mini_batches=1)
+    return answer(backbone, role, prompts, config, seed, by_reward(backbone))
 
 
 def test_the_reference_is_0_nats_from_itself(backbone, prompts):
@@ -57,6 +67,49 @@ def test_a_seed_gives_the_same_answers(backbone, prompts):
     assert one.texts == two.texts != other.texts
     assert torch.equal(one.scores, two.scores)
     assert one.kl == two.kl
+
+
+def test_prompts_are_answered_batch_by_batch(backbone, prompts):
+    """Two at a time, with a seed each batch: together they are what each batch gives alone."""
+    together = answers_of(backbone, "policy", prompts, batch_size=2)
+    alone = [answers_of(backbone, "policy", part, seed) for part, seed in ((prompts[:2], 1), (prompts[2:], 3))]
+    assert together.texts == alone[0].texts + alone[1].texts
+    assert torch.equal(together.scores, torch.cat([part.scores for part in alone]))
+    for name in ("kl", "response_length", "finished"):
+        parts = [getattr(part, name) for part in alone]
+        assert getattr(together, name) == pytest.approx((2 * parts[0] + parts[1]) / 3, abs=1e-5), name
+    tokens = [2 * alone[0].response_length, alone[1].response_length]
+    entropy = sum(n * part.entropy for n, part in zip(tokens, alone, strict=True)) / sum(tokens)
+    assert together.entropy == pytest.approx(entropy, abs=1e-5)
+
+
+def test_figures_are_those_of_the_rollout(backbone, prompts):
+    rollouts = []
+    config = PPOConfig(response_length=9, temperature=0.7)
+    answers = answer(
+        backbone, "policy", prompts, config, 1, lambda rollout, *_: rollouts.append(rollout) or torch.zeros(3)
+    )
+    [rollout] = rollouts
+    sequences = rollout.sequences
+    assert answers.texts == response_texts(backbone, rollout)
+    assert answers.response_length == pytest.approx(sequences.response_lengths.float().mean().item())
+    assert answers.finished == pytest.approx(rollout.finished.float().mean().item())
+    own, entropy = (backbone.logprobs("policy", sequences, 0.7)[k] for k in (0, 1))
+    reference, _ = backbone.logprobs("reference", sequences, 0.7)
+    mask = sequences.response_mask
+    assert answers.entropy == pytest.approx(entropy[mask].mean().item(), abs=1e-5)
+    assert answers.kl == pytest.approx((own - reference)[mask].sum().item() / 3, abs=1e-5)
+    assert answer(backbone, "policy", prompts, config, 1, None).scores is None
+
+
+def test_before_and_after_side_by_side(backbone, prompts):
+    before, after = (answers_of(backbone, role, prompts) for role in ("reference", "policy"))
+    metrics = policy_metrics(before, after)
+    assert metrics["before"]["reward"] == pytest.approx(before.scores.mean().item())
+    assert metrics["after"]["kl"] == after.kl
+    won = wilson(win_rate(after.scores.tolist(), before.scores.tolist()), 3)
+    assert [metrics["win_rate"], *metrics["win_rate_interval"]] == [won.value, won.low, won.high]
+    assert "win_rate" not in policy_metrics(replace(before, scores=None), replace(after, scores=None))
 
 
 def test_texts_and_scores_belong_together(backbone, prompts):

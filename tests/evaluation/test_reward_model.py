@@ -9,6 +9,7 @@ from demo_runs import small_recipe
 
 from lorarlhf.base_model import load_backbone
 from lorarlhf.evaluation.reward_model import longer_wins, preference_metrics, regression_metrics, score_tokens
+from lorarlhf.intervals import wilson
 from lorarlhf.sequences import Sequences
 
 CHOSEN, REJECTED = [2.0, 0.5, -1.0, 3.0], [1.0, 0.5, 1.0, -2.0]
@@ -21,6 +22,8 @@ def test_preference_metrics():
     assert metrics["eval_margin"] == pytest.approx(sum(margins) / 4)
     assert metrics["eval_loss"] == pytest.approx(sum(math.log(1 + math.exp(-m)) for m in margins) / 4)
     assert 0 <= metrics["eval_calibration_error"] <= 1
+    interval = wilson(2.5 / 4, 4)
+    assert metrics["eval_accuracy_interval"] == pytest.approx([interval.low, interval.high])
 
 
 def test_the_longer_wins():
@@ -49,4 +52,4 @@ def test_scores_keep_their_order_in_batches_of_any_size(backbone, token_budget):
     with torch.no_grad():
         alone = [backbone.scores(Sequences.from_lists([row], [[]])).item() for row in rows]
     assert len(set(alone)) == len(rows)
-    assert score_tokens(backbone, rows, token_budget).tolist() == pytest.approx(alone, abs=1e-5)
+    assert score_tokens(backbone, rows, token_budget=token_budget).tolist() == pytest.approx(alone, abs=1e-5)

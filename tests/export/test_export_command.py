@@ -54,7 +54,7 @@ def test_it_merges_in_the_type_asked_for_and_uploads(lorarlhf, make_run, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--stage", "ppo"], "no adapter there to export; run `lorarlhf ppo"),
+        (["--stage", "ppo"], "no adapter there; run `lorarlhf ppo"),
         (["--private"], "--push-to-hub"),
     ],
 )

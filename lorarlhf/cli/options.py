@@ -1,0 +1,24 @@
+"""Options that several commands have, spelt and explained once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorarlhf.config import Stage
+
+SOURCE = "Hub id, a .jsonl, .jsonl.gz, .json, .json.gz, .csv, .tsv or .parquet file, or a folder that `datasets` saved."
+DATA_KEY: dict[Stage, str] = {"sft": "data.sft", "reward": "data.preferences", "ppo": "data.prompts"}
+
+RecipeOption = Annotated[str, typer.Option("--recipe", help="A name from `lorarlhf recipes list`, or your .yaml file.")]
+Model = Annotated[str | None, typer.Option(help="Hub id or folder of the base model, instead of the recipe's.")]
+Dataset = Annotated[str | None, typer.Option(help=f"For this stage: {SOURCE}")]
+OutputDir = Annotated[
+    Path | None, typer.Option(help="The run's folder, shared by its stages.", show_default="runs/NAME of the recipe")
+]
+RunFolder = Annotated[Path, typer.Option("--run", help="The run's folder.", show_default=False)]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any key of the recipe.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of an interrupted run.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and the plan; load no weights.")]

@@ -1,0 +1,51 @@
+"""What a person sees of an evaluation: how far it is, and what was answered before and after."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
+
+SHOWN = 4
+
+
+@contextlib.contextmanager
+def counting(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Yield a function to call with the number just done: a bar on a terminal, a line each tenth elsewhere."""
+    if console.is_terminal:
+        with Progress(console=console) as progress:
+            task = progress.add_task(what, total=total)
+            yield lambda number: progress.advance(task, number)
+        return
+    done = 0
+
+    def advance(number: int) -> None:
+        nonlocal done
+        tenths = 10 * done // total
+        done += number
+        if 10 * done // total > tenths:
+            console.print(f"{what} {done:,}/{total:,}", highlight=False, soft_wrap=True)
+
+    yield advance
+
+
+def show_samples(
+    console: Console, prompts: Sequence[str], before: Sequence[str], after: Sequence[str], asker: str = "Prompt"
+) -> None:
+    """The first few prompts with the response before and after: a table on a terminal, plain lines elsewhere."""
+    heads = (asker, "Before", "After")
+    rows = list(zip(prompts, before, after, strict=True))[:SHOWN]
+    if console.is_terminal:
+        table = Table(*heads, show_lines=True)
+        for row in rows:
+            table.add_row(*map(escape, row))
+        console.print(table)
+        return
+    for row in rows:
+        for head, text in zip(heads, row, strict=True):
+            console.print(f"   {head:10} {text}", markup=False, highlight=False, soft_wrap=True)
+        console.print()

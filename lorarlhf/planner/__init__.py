@@ -1,0 +1,1 @@
+"""What memory a stage takes, before anything is loaded."""

@@ -1,0 +1,178 @@
+"""Whether a stage fits, and what to change if it does not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+from lorarlhf.base_model import load_model_config
+from lorarlhf.config import Recipe, Stage
+from lorarlhf.errors import UserError
+from lorarlhf.memory import available_memory_bytes
+from lorarlhf.planner.plan import CPU_BUDGET, CannotPlanError, Planner, StagePlan, Target
+
+logger = logging.getLogger(__name__)
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Change:
+    """Another value of a recipe's key, and the stage's peak with it."""
+
+    key: str
+    value: object
+    peak: int
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A stage's plan beside the memory there is.
+
+    Attributes:
+        largest_budget: the most `ppo.micro_batch_tokens` that fit, 0 if none do; None for the other stages.
+        changes: where it does not fit, what helps, the most helpful first.
+    """
+
+    plan: StagePlan
+    capacity: int
+    largest_budget: int | None
+    changes: list[Change]
+
+    @property
+    def fits(self) -> bool:
+        return self.plan.peak.total <= self.capacity
+
+
+def this_target() -> Target:
+    """What a stage would run on here."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def fit(
+    recipe: Recipe,
+    model_config: PreTrainedConfig,
+    stage: Stage,
+    target: Target,
+    capacity: int,
+    reference: bool = True,
+) -> Fit:
+    """Plan a stage for so many bytes of memory.
+
+    Raises:
+        UserError: adapters where the model has no layers for them, or a model that cannot be planned.
+    """
+    planner = Planner(recipe, model_config, target, reference)
+    plan, largest = _plan(planner, stage, capacity), None
+    if stage == "ppo":
+        largest = planner.largest_budget(capacity)
+    changes: list[Change] = []
+    if plan.peak.total > capacity:
+        for key, value in _candidates(recipe, stage, target):
+            changed = Planner(_with(recipe, key, value), model_config, target, reference)
+            changes.append(Change(key, value, _plan(changed, stage, capacity).peak.total))
+        worth = 0.99 * plan.peak.total
+        changes = sorted((change for change in changes if change.peak < worth), key=lambda change: change.peak)
+    return Fit(plan, capacity, largest, changes)
+
+
+def check_memory(stage: Stage, recipe: Recipe, reference: bool = True) -> None:
+    """Before the model is loaded: can the stage run in the memory that is free?
+
+    ppo lowers its token budgets by itself, and examples may be shorter than the recipe allows, so a stage is refused
+    only if a single sequence of full length is too much; if the recipe's batch is, that is said.
+
+    Raises:
+        UserError: the stage cannot run.
+    """
+    capacity = available_memory_bytes()
+    try:
+        planner = Planner(recipe, load_model_config(recipe.model), this_target(), reference)
+        least, plan = planner.smallest(stage), _plan(planner, stage, capacity)
+    except CannotPlanError as error:
+        logger.warning("%s; memory is not checked", error)
+        return
+    if least.peak.total > capacity:
+        raise UserError(
+            f"{stage}: takes {least.peak.total / GIB:.1f} GiB even with one sequence at a time ({least.peak.name}), "
+            f"and {capacity / GIB:.1f} GiB are free; {_advice(stage, recipe)} (see `lorarlhf plan`)"
+        )
+    if plan.peak.total > capacity and stage != "ppo":
+        logger.warning(
+            "%s: full batches take %.1f GiB (%s), %.1f GiB are free; if it runs out, lower %s.per_device_%s_batch_size",
+            stage,
+            plan.peak.total / GIB,
+            plan.peak.name,
+            capacity / GIB,
+            stage,
+            "eval" if plan.peak.name == "evaluation" else "train",
+        )
+
+
+def auto_token_budget(recipe: Recipe, reference: bool = True) -> int:
+    """What `ppo.micro_batch_tokens: auto` comes to: on a GPU the most that fits what is free, else 4096."""
+    if this_target() == "cpu":
+        return CPU_BUDGET
+    planner = Planner(recipe, load_model_config(recipe.model), "cuda", reference)
+    return planner.largest_budget(available_memory_bytes()) or planner.sequence_length
+
+
+def _plan(planner: Planner, stage: Stage, capacity: int) -> StagePlan:
+    """The plan of what would really happen: on a GPU, ppo decodes fewer responses at a time if it must."""
+    if stage != "ppo":
+        return planner.supervised(stage)
+    budget = planner.recipe.ppo.micro_batch_tokens
+    if budget == "auto":
+        budget = CPU_BUDGET
+        if planner.target == "cuda":
+            budget = planner.largest_budget(capacity) or planner.sequence_length
+    return planner.rollout_that_fits(capacity, budget) if planner.target == "cuda" else planner.ppo(budget)
+
+
+def _candidates(recipe: Recipe, stage: Stage, target: Target) -> Iterator[tuple[str, Any]]:
+    """Keys that take less memory, each with the value to try."""
+    config = getattr(recipe, stage)
+    if recipe.model.quantization != "nf4":
+        yield "model.quantization", "nf4"
+    if not config.gradient_checkpointing:
+        yield f"{stage}.gradient_checkpointing", True
+    if target == "cuda" and "8bit" not in config.optim:
+        yield f"{stage}.optim", "paged_adamw_8bit"
+    if recipe.lora.r > 8:
+        yield "lora.r", 8
+    if stage == "ppo":
+        length = recipe.data.max_prompt_length + recipe.ppo.response_length
+        if recipe.ppo.micro_batch_tokens == "auto" or recipe.ppo.micro_batch_tokens > length:
+            yield "ppo.micro_batch_tokens", length
+        if target == "cpu" and recipe.ppo.num_mini_batches < recipe.ppo.batch_size:
+            yield "ppo.batch_size", recipe.ppo.num_mini_batches
+        if target == "cpu" and recipe.ppo.eval_every:
+            yield "ppo.eval_prompts", recipe.ppo.num_mini_batches
+        yield "ppo.response_length", max(1, recipe.ppo.response_length // 2)
+        yield "data.max_prompt_length", max(1, recipe.data.max_prompt_length // 2)
+        return
+    if config.per_device_train_batch_size > 1:
+        yield f"{stage}.per_device_train_batch_size", 1
+    if config.per_device_eval_batch_size > 1:
+        yield f"{stage}.per_device_eval_batch_size", 1
+    yield "data.max_length", max(1, recipe.data.max_length // 2)
+
+
+def _advice(stage: Stage, recipe: Recipe) -> str:
+    config = getattr(recipe, stage)
+    keys = []
+    if recipe.model.quantization != "nf4":
+        keys.append("set model.quantization=nf4")
+    if not config.gradient_checkpointing:
+        keys.append(f"set {stage}.gradient_checkpointing=true")
+    keys.append(f"lower {'ppo.response_length' if stage == 'ppo' else 'data.max_length'}")
+    return ", ".join([*keys, "or take a smaller model"])
+
+
+def _with(recipe: Recipe, key: str, value: object) -> Recipe:
+    section, name = key.split(".")
+    return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update={name: value})})

@@ -1,0 +1,33 @@
+"""What a stage that goes through a data set leaves behind."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from lorarlhf.backbone import SharedBackbone
+from lorarlhf.config import Role, Stage
+from lorarlhf.data.tokenize import Tokenized
+from lorarlhf.memory import peak_memory_bytes
+from lorarlhf.run import Run
+
+
+def training_summary(train: Tokenized, test: Tokenized, steps: int, start: float) -> dict[str, Any]:
+    """How much a stage has seen, and what that took since `start` of `time.perf_counter`."""
+    return {
+        "train_examples": len(train.dataset),
+        "eval_examples": len(test.dataset),
+        "dropped_too_long": train.dropped + test.dropped,
+        "steps": steps,
+        "seconds": time.perf_counter() - start,
+        "peak_memory_gb": peak_memory_bytes() / 1e9,
+    }
+
+
+def save_results(run: Run, stage: Stage, backbone: SharedBackbone, role: Role, summary: dict[str, Any]) -> None:
+    """Write the role's adapter, the tokenizer and, last, `summary.json`; nothing trains any more."""
+    folder = run.stage(stage)
+    backbone.train_roles()
+    backbone.save_role(role, folder)
+    backbone.tokenizer.save_pretrained(folder)
+    run.write_summary(stage, summary)

@@ -1,0 +1,159 @@
+"""`lorarlhf evaluate`: any stage of a run on held-out or other data."""
+
+import json
+import shutil
+import sys
+
+import pytest
+from demo_runs import DEMO, read_jsonl, save_random_adapter, small_recipe, write_jsonl
+
+from lorarlhf.cli.main import main
+from lorarlhf.data.examples import in_test_part
+from lorarlhf.run import Run
+from lorarlhf.training.reward import train_reward
+
+
+@pytest.fixture
+def evaluate(monkeypatch, capsys):
+    """`evaluate(run, *arguments)`: exit code, stdout and stderr."""
+
+    def call(run, *arguments):
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["lorarlhf", "evaluate", "--run", str(run.path), *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return stop.value.code or 0, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """`make_run(stages, *sets)`: a run with random adapters of these stages."""
+
+    def make(stages, *sets):
+        recipe, run = small_recipe(tmp_path, *sets), Run(tmp_path / "run")
+        run.write_recipe(recipe)
+        for stage in stages:
+            save_random_adapter(recipe, run, stage)
+        return run
+
+    return make
+
+
+def written(run, stage):
+    return json.loads((run.stage(stage) / "evaluation.json").read_text())
+
+
+def test_a_reward_model_is_as_good_as_its_training_said(evaluate, tmp_path):
+    run = Run(tmp_path / "run")
+    summary = train_reward(small_recipe(tmp_path), run)
+    code, out, err = evaluate(run)
+    assert code == 0, err
+    found = written(run, "reward")
+    shared = {key for key in found if key in summary and key.startswith(("eval_", "longer_"))}
+    assert len(shared) == 6
+    assert all(found[key] == pytest.approx(summary[key]) for key in shared)
+    assert (found["examples"], found["dropped_too_long"]) == (summary["eval_examples"], 0)
+    low, high = found["eval_accuracy_interval"]
+    assert f"accuracy           {found['eval_accuracy']:.1%}  (95%: {low:.1%} to {high:.1%})" in out
+    assert "reward on 12 comparisons of " in out
+    assert "scored 24/24" in out
+    assert "\x1b" not in out
+
+
+def test_a_reward_model_on_other_data(evaluate, make_run, tmp_path):
+    run = make_run(["reward"])
+    rows = [json.loads(line) for line in (DEMO / "preferences_test.jsonl").read_text().splitlines()[:5]]
+    other = write_jsonl(tmp_path / "other.jsonl", rows)
+    code, out, err = evaluate(run, "--stage", "reward", "--dataset", other, "--out", tmp_path / "new" / "e.json")
+    assert code == 0, err
+    found = json.loads((tmp_path / "new" / "e.json").read_text())
+    assert (found["examples"], found["data"]) == (5, str(other))
+    assert not (run.stage("reward") / "evaluation.json").exists()
+    rated = write_jsonl(
+        tmp_path / "rated.jsonl",
+        [{"prompt": r["prompt"], "completion": r["chosen"], "score": i} for i, r in enumerate(rows)],
+    )
+    code, out, err = evaluate(run, "--dataset", rated, "--set", "reward.objective=regression")
+    assert code == 0, err
+    assert "reward on 5 ratings" in out
+    assert set(written(run, "reward")) >= {"eval_loss", "eval_correlation"}
+
+
+def test_ppo_is_compared_with_where_it_started(evaluate, make_run, tmp_path):
+    run = make_run(["sft", "reward", "ppo"])
+    code, out, err = evaluate(run)
+    assert code == 0, err
+    found = written(run, "ppo")
+    assert (found["stage"], found["reference"], found["prompts"]) == ("ppo", "sft", 8)
+    assert abs(found["after"]["kl"]) > 1e-3
+    assert found["before"]["reward"] != found["after"]["reward"]
+    assert all(found[when]["response_length"] <= 12 for when in ("before", "after"))
+    assert 0 <= found["win_rate_interval"][0] <= found["win_rate"] <= found["win_rate_interval"][1] <= 1
+    [first, *_] = found["samples"]
+    assert set(first) == {"prompt", "before", "after", "reward_before", "reward_after"}
+    assert first["before"] in out
+    assert "ppo against sft on 8 prompts" in out
+    assert "wins by reward" in out
+    run.write_summary("ppo", {"reference": "base"})
+    assert evaluate(run, "--set", "ppo.response_length=3", "--dataset", tmp_path / "data" / "prompts.jsonl")[0] == 0
+    other = written(run, "ppo")
+    assert (other["reference"], other["prompts"], other["after"]["response_length"]) == ("base", 20, 3)
+
+
+def test_a_policy_that_did_not_change_is_level(evaluate, make_run):
+    run = make_run(["sft", "reward"])
+    shutil.copytree(run.stage("sft"), run.stage("ppo"))
+    assert evaluate(run)[0] == 0
+    found = written(run, "ppo")
+    assert found["win_rate"] == 0.5
+    assert found["after"].pop("kl") == pytest.approx(0, abs=1e-6)
+    assert found["before"] == found["after"]
+
+
+def test_sft_without_a_reward_model(evaluate, make_run, tmp_path):
+    run = make_run(["sft"])
+    code, out, err = evaluate(run)
+    assert code == 0, err
+    found = written(run, "sft")
+    prompts = [row["messages"][:-1] for row in read_jsonl(tmp_path / "data" / "sft.jsonl")]
+    held_out = list({str(prompt): prompt for prompt in prompts if in_test_part(prompt, 0.2)}.values())
+    assert (found["reference"], found["prompts"]) == ("base", len(held_out))
+    assert found["samples"][0]["prompt"] == held_out[0][-1]["content"]
+    assert found["before"]["reward"] is None
+    assert "win_rate" not in found
+    assert "none: this run has no reward adapter" in out
+
+
+def test_functions_give_a_reward_too(evaluate, make_run):
+    run = make_run(["ppo"], 'ppo.reward_functions=["demo_runs:short_is_good"]')
+    assert evaluate(run)[0] == 0
+    sample = written(run, "ppo")["samples"][0]
+    assert sample["reward_after"] == pytest.approx(-len(sample["after"]) / 10)
+
+
+@pytest.mark.parametrize(
+    ("stages", "arguments", "message"),
+    [
+        ([], [], "run: no stage of this run has an adapter; run `lorarlhf reward`"),
+        (["reward"], ["--stage", "ppo"], "run/ppo: no adapter there; run `lorarlhf ppo --output-dir"),
+        (["sft"], ["--stage", "reward"], "run/reward: no adapter there; run `lorarlhf reward --output-dir"),
+        (["reward"], ["--set", "rewards.x=1"], "--set rewards.x=1: rewards: unknown key; did you mean reward?"),
+        (["reward"], ["--dataset", "none.jsonl"], "none.jsonl: no such file"),
+        (["reward"], ["--set", "data.preferences_test=null", "--set", "data.test_size=0"], "nothing is held out"),
+        (["ppo"], ["--set", "data.prompts_test=null", "--set", "data.test_size=0"], "nothing is held out"),
+        (["reward"], ["--out", "."], ".: cannot be written: Is a directory; give --out another place"),
+    ],
+)
+def test_faults_are_one_line(evaluate, make_run, monkeypatch, tmp_path, stages, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = evaluate(make_run(stages), *arguments)
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    assert message in err
+    assert "Traceback" not in out + err
+
+
+def test_a_folder_that_is_no_run(evaluate, tmp_path):
+    assert "not a run, there is no recipe.yaml" in evaluate(Run(tmp_path))[2]
