@@ -62,12 +62,12 @@ def train_ppo(
     folder = run.stage("ppo")
     checkpoint = last_checkpoint(folder) if resume else None
     has_sft = run.has_adapter("sft")
+    if config.micro_batch_tokens == "auto":  # before the model takes its share of the memory that is free
+        config = config.model_copy(update={"micro_batch_tokens": auto_token_budget(recipe, reference=has_sft)})
+        recipe = recipe.model_copy(update={"ppo": config})
     if backbone is None:
         check_memory("ppo", recipe, reference=has_sft)
         backbone = load_backbone(recipe.model, recipe.data.chat_template)
-    if config.micro_batch_tokens == "auto":
-        config = config.model_copy(update={"micro_batch_tokens": auto_token_budget(recipe, reference=has_sft)})
-        recipe = recipe.model_copy(update={"ppo": config})
     prompts, eval_prompts = _prompts(recipe, backbone, "train"), _prompts(recipe, backbone, "test")
     if config.eval_every and not eval_prompts:
         raise UserError(

@@ -4,7 +4,13 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from demo_runs import small_recipe
 from torch import Tensor
+from trainers import length_score, prompts, randomise
+
+from lorarlhf.base_model import load_backbone
+from lorarlhf.ppo.trainer import PPOTrainer
+from lorarlhf.training.progress import StageProgress
 
 
 class Batch(NamedTuple):
@@ -47,3 +53,28 @@ def batch(request) -> Batch:
         advantages=noise(2.0),
         scores=torch.randn(len(lengths), generator=generator),
     )
+
+
+@pytest.fixture
+def make_trainer(tmp_path):
+    """`make_trainer(*sets, score=..., scale=...)`: a trainer on a fresh backbone.
+
+    `scale` is how far the policy's adapter is from zero; the reference is a copy of it. The critic's never is at zero.
+    """
+
+    def make(*sets, score=length_score, scale=0.05):
+        recipe = small_recipe(tmp_path, "ppo.eval_every=0", "ppo.save_every=0", *sets)
+        backbone = load_backbone(recipe.model)
+        torch.manual_seed(1)
+        for role in ("policy", "critic", "reward"):
+            backbone.attach(role, recipe.lora.for_role(role))
+        randomise(backbone, scale, "policy")
+        randomise(backbone, 0.05, "critic", "reward")
+        backbone.copy_role("policy", "reference")
+        backbone.train_roles("policy", "critic")
+        train, test = (prompts(recipe, backbone.tokenizer, split) for split in ("train", "test"))
+        folder = tmp_path / "ppo"
+        progress = StageProgress("ppo", folder, resumed=False, total=recipe.ppo.iterations)
+        return PPOTrainer(backbone, recipe.ppo, train, test, score, folder, recipe.seed, callbacks=[progress])
+
+    return make

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from lorarlhf.base_model import load_backbone
 from lorarlhf.config import PPOConfig
 from lorarlhf.errors import UserError
+from lorarlhf.ppo import stage as ppo_stage
 from lorarlhf.ppo.rollout import Rollout
 from lorarlhf.ppo.stage import attach_roles, find_reward_adapter, response_scorer, train_ppo
 from lorarlhf.ppo.trainer import PPOTrainer
@@ -384,3 +385,14 @@ def test_nothing_to_resume(run, tmp_path):
     run = run("reward")
     with pytest.raises(UserError, match="no checkpoint to resume from; run again without --resume"):
         train_ppo(small_recipe(tmp_path), run, resume=True)
+
+
+def test_an_automatic_budget_is_found_before_the_model_takes_its_memory(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(ppo_stage, "find_reward_adapter", lambda *_: None)
+    monkeypatch.setattr(ppo_stage, "check_memory", lambda _, recipe, **__: done.append(recipe.ppo.micro_batch_tokens))
+    monkeypatch.setattr(ppo_stage, "auto_token_budget", lambda *_, **__: done.append("budget") or 512)
+    monkeypatch.setattr(ppo_stage, "load_backbone", lambda *_: done.append("model") or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train_ppo(small_recipe(tmp_path, "ppo.micro_batch_tokens=auto"), Run(tmp_path / "run"))
+    assert done == ["budget", 512, "model"]

@@ -2,76 +2,16 @@
 
 import dataclasses
 import math
-from itertools import product
 
 import ppo_reference as reference
 import pytest
 import torch
-from demo_runs import equal, read_jsonl, small_recipe, weights
+from demo_runs import equal, weights
+from trainers import gradients, randomise, rows_of
 
-from lorarlhf.base_model import load_backbone
-from lorarlhf.data.examples import load_prompts
-from lorarlhf.data.tokenize import tokenize_prompts
 from lorarlhf.ppo import rollout
-from lorarlhf.ppo.schedule import is_due, prompt_rows
+from lorarlhf.ppo.schedule import prompt_rows
 from lorarlhf.ppo.trainer import PPOTrainer
-from lorarlhf.training.progress import StageProgress
-
-
-def length_score(rollout, batch, trunk=None):
-    return -rollout.sequences.response_lengths.float() / 4
-
-
-@pytest.fixture
-def make_trainer(tmp_path):
-    """`make_trainer(*sets, score=..., scale=...)`: a trainer on a fresh backbone.
-
-    `scale` is how far the policy's adapter is from zero; the reference is a copy of it. The critic's never is at zero.
-    """
-
-    def make(*sets, score=length_score, scale=0.05):
-        recipe = small_recipe(tmp_path, "ppo.eval_every=0", "ppo.save_every=0", *sets)
-        backbone = load_backbone(recipe.model)
-        torch.manual_seed(1)
-        for role in ("policy", "critic", "reward"):
-            backbone.attach(role, recipe.lora.for_role(role))
-        randomise(backbone, scale, "policy")
-        randomise(backbone, 0.05, "critic", "reward")
-        backbone.copy_role("policy", "reference")
-        backbone.train_roles("policy", "critic")
-        train, test = (prompts(recipe, backbone.tokenizer, split) for split in ("train", "test"))
-        folder = tmp_path / "ppo"
-        progress = StageProgress("ppo", folder, resumed=False, total=recipe.ppo.iterations)
-        return PPOTrainer(backbone, recipe.ppo, train, test, score, folder, recipe.seed, callbacks=[progress])
-
-    return make
-
-
-def prompts(recipe, tokenizer, split):
-    return tokenize_prompts(load_prompts(recipe.data, split).rows, tokenizer, recipe.data.max_prompt_length)[0]
-
-
-@torch.no_grad()
-def randomise(backbone, scale, *roles):
-    for role in roles:
-        for parameter in backbone.role_parameters(role):
-            parameter.add_(scale * torch.randn_like(parameter))
-
-
-def rows_of(trainer):
-    return read_jsonl(trainer.folder / "metrics.jsonl")
-
-
-def gradients(trainer, experience):
-    """Loss and gradients of one training step, with no optimiser behind it."""
-    trainer.backbone.zero_grad()
-    loss = trainer.training_step(trainer.backbone, {"experience": experience, "last": False})
-    grads = {
-        role: [p.grad.clone() for p in trainer.backbone.role_parameters(role) if p.grad is not None]
-        for role in ("policy", "critic")
-    }
-    return loss.item(), grads
-
 
 # The first minibatch
 
@@ -406,94 +346,3 @@ def test_the_policy_learns_what_is_rewarded(make_trainer, tiny_model, sign):
     trainer.train()
     rewards = [row["reward"] for row in rows_of(trainer)]
     assert rewards[-1] > rewards[0] + 1.5, rewards
-
-
-# Evaluation
-
-
-def test_the_best_evaluation_is_kept(make_trainer):
-    scores = iter([1.0, 3.0, 2.0, 3.0])
-    trainer = make_trainer(
-        "ppo.kl_coef=0.0", score=lambda rollout, batch, trunk: torch.full((len(batch),), next(scores))
-    )
-    kept = []
-    for iteration in range(4):
-        trainer.iteration = iteration
-        trainer.evaluate()
-        kept.append(weights(trainer.backbone, "policy"))
-        randomise(trainer.backbone, 0.01, "policy")
-    assert trainer.best["iteration"] == 1, "the first of equals"
-    trainer.backbone.load_role("policy", trainer.folder / "best")
-    assert equal(weights(trainer.backbone, "policy"), kept[1])
-    assert [row["eval_reward"] for row in trainer.evaluations] == [1.0, 3.0, 2.0, 3.0]
-
-
-def test_the_best_is_so_by_reward_less_kl(make_trainer):
-    scores = iter([1.0, 2.0, 3.0])
-    trainer = make_trainer(
-        "ppo.kl_coef=100.0", score=lambda rollout, batch, trunk: torch.full((len(batch),), next(scores))
-    )
-    for iteration in range(3):
-        trainer.iteration = iteration
-        trainer.evaluate()
-        randomise(trainer.backbone, 0.1, "policy")
-    objectives = [row["eval_reward"] - 100 * row["eval_kl"] for row in trainer.evaluations]
-    assert [row["eval_objective"] for row in trainer.evaluations] == pytest.approx(objectives)
-    assert trainer.best["iteration"] == objectives.index(max(objectives)) < 2, "far from the reference, it is not best"
-
-
-def test_evaluation_is_on_held_out_prompts_with_samples(make_trainer):
-    trainer = make_trainer(score=lambda rollout, batch, trunk: seen.append(batch) or length_score(rollout, batch))
-    seen = []
-    metrics = trainer.evaluate()
-    assert seen == [trainer.eval_prompts]
-    rows = read_jsonl(trainer.folder / "samples.jsonl")
-    assert [row["prompt"] for row in rows] == [example.prompt for example in trainer.eval_prompts]
-    assert len(rows) == trainer.config.eval_prompts == 4
-    trained_on = {str(example.prompt) for example in trainer.prompts}
-    assert not trained_on & {str(row["prompt"]) for row in rows}
-    assert metrics["eval_kl"] == pytest.approx(0, abs=1e-6)
-    assert metrics["eval_reward"] == pytest.approx(sum(row["reward"] for row in rows) / 4)
-    assert all(row["response"] for row in rows)
-
-
-def test_evaluation_repeats_itself_and_disturbs_nothing(make_trainer):
-    trainer = make_trainer()
-    state = torch.get_rng_state()
-    assert trainer.evaluate() == trainer.evaluate()
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-# Order of prompts and minibatches
-
-
-def test_each_epoch_of_an_iteration_sees_every_row_once_in_its_own_order(make_trainer, monkeypatch):
-    trainer = make_trainer("ppo.num_ppo_epochs=2", "ppo.num_mini_batches=4")
-
-    class Rows:
-        def select(self, rows):
-            return rows.tolist()
-
-    monkeypatch.setattr(trainer, "make_experience", Rows)
-    steps = []
-    for step in trainer.minibatches():
-        steps.append(step)
-        trainer.iteration += step["last"]
-    assert [step["last"] for step in steps] == 2 * ([False] * 7 + [True])
-    epochs = [[row for step in steps[i : i + 4] for row in step["experience"]] for i in range(0, 16, 4)]
-    assert all(sorted(epoch) == list(range(8)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 4
-
-
-@pytest.mark.parametrize(("n_prompts", "batch_size"), [(10, 4), (3, 8), (5, 5)])
-def test_prompts_come_in_shuffled_epochs(n_prompts, batch_size):
-    stream = [row for i in range(n_prompts) for row in prompt_rows(n_prompts, batch_size, i, seed=7)]
-    epochs = [stream[i : i + n_prompts] for i in range(0, len(stream), n_prompts)]
-    assert all(sorted(epoch) == list(range(n_prompts)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) > 1
-    assert stream != [row for i in range(n_prompts) for row in prompt_rows(n_prompts, batch_size, i, seed=8)]
-
-
-def test_due():
-    due = {(i, every) for i, every in product(range(1, 8), (0, 1, 3)) if is_due(i, every, is_last=i == 7)}
-    assert due == {(i, 1) for i in range(1, 8)} | {(3, 3), (6, 3), (7, 3)}
