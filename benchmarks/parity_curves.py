@@ -28,9 +28,9 @@ import torch
 from lorarlhf.cli.quiet import quiet_libraries
 from lorarlhf.data.rows import request_text
 from lorarlhf.demo.world import gold_score, is_fluent
-from lorarlhf.ppo.stage import train_ppo
-from lorarlhf.recipes import load_recipe
+from lorarlhf.recipe.load import load_recipe
 from lorarlhf.run import Run, write_json
+from lorarlhf.stages.ppo import train_ppo
 from lorarlhf.training.progress import read_metrics
 from lorarlhf.training.reward import train_reward
 

@@ -31,8 +31,8 @@ from peft import LoraConfig, TaskType, get_peft_model
 from random_models import ARCHITECTURES, architecture, placeholder_tokenizer, quantize_head, random_model
 from transformers import TrainerCallback
 
-from lorarlhf.config import PPOConfig
 from lorarlhf.memory import CUDA_CONTEXT, peak_memory_bytes, total_memory_bytes
+from lorarlhf.recipe.sections import PPOConfig
 
 LORA_R, LORA_ALPHA = 16, 32
 
@@ -99,12 +99,12 @@ def cap_memory(args: argparse.Namespace) -> None:
 
 
 def run_lorarlhf(args: argparse.Namespace, prompts: list[list[int]], folder: Path) -> list[dict[str, float]]:
-    from lorarlhf.backbone import SharedBackbone
-    from lorarlhf.base_model import attention
-    from lorarlhf.config import LoraShape, ModelConfig
+    from lorarlhf.backbone.load import attention
+    from lorarlhf.backbone.shared import SharedBackbone
     from lorarlhf.data.tokenize import PromptExample
-    from lorarlhf.ppo.stage import response_scorer
-    from lorarlhf.ppo.trainer import PPOTrainer
+    from lorarlhf.recipe.sections import LoraShape, ModelConfig
+    from lorarlhf.rl.trainer import PPOTrainer
+    from lorarlhf.stages.ppo import response_scorer
 
     dtype = getattr(torch, args.dtype)
     config = ModelConfig(name=args.model, attn_implementation=args.attention or "auto")
@@ -152,9 +152,9 @@ def ppo_config(args: argparse.Namespace) -> PPOConfig:
 
 def planned_peak(args: argparse.Namespace) -> int:
     """What `lorarlhf plan` would say of this run: called after it, as planning takes memory too."""
-    from lorarlhf.config import DataConfig, LoraConfig, ModelConfig, Recipe, ScalarLoraOverride
     from lorarlhf.planner.fit import this_target
     from lorarlhf.planner.plan import Planner
+    from lorarlhf.recipe.sections import DataConfig, LoraConfig, ModelConfig, Recipe, ScalarLoraOverride
 
     recipe = Recipe(
         model=ModelConfig(

@@ -24,12 +24,12 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from lorarlhf.backbone import HEAD_OF_ROLE, SharedBackbone
-from lorarlhf.base_model import load_backbone
+from lorarlhf.backbone.load import load_backbone
+from lorarlhf.backbone.shared import HEAD_OF_ROLE, SharedBackbone
 from lorarlhf.cli.quiet import quiet_libraries
-from lorarlhf.config import ModelConfig, Role
 from lorarlhf.demo import run as demo_run
-from lorarlhf.recipes import load_recipe
+from lorarlhf.recipe.load import load_recipe
+from lorarlhf.recipe.sections import ModelConfig, Role
 from lorarlhf.run import Run
 from lorarlhf.training.reward import train_reward
 

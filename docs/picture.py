@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lorarlhf.cli.quiet import quiet_libraries
-from lorarlhf.demo.run import run_demo
+from lorarlhf.stages.demo import run_demo
 
 PICTURE = Path(__file__).resolve().with_name("demo.svg")
 

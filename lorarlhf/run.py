@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorarlhf.config import Recipe, Stage
 from lorarlhf.errors import UserError
-from lorarlhf.recipes import Option, dump_recipe, load_recipe
+from lorarlhf.recipe.load import Option, dump_recipe, load_recipe
+from lorarlhf.recipe.sections import Recipe, Stage
 
 LAST_FIRST: tuple[Stage, ...] = ("ppo", "sft", "reward")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from lorarlhf.backbone import SharedBackbone
+    from lorarlhf.backbone.shared import SharedBackbone
 
 
 @pytest.fixture(scope="session")
@@ -32,8 +32,8 @@ def load_tiny(tiny_model) -> Callable[..., SharedBackbone]:
     """`load_tiny(family, **ModelConfig)`: a new backbone, NF4 in float32 unless told otherwise, and torch seeded."""
     import torch
 
-    from lorarlhf.base_model import load_backbone
-    from lorarlhf.config import ModelConfig
+    from lorarlhf.backbone.load import load_backbone
+    from lorarlhf.recipe.sections import ModelConfig
 
     def load(family: str, **options) -> SharedBackbone:
         name = str(tiny_model(family))
@@ -48,8 +48,8 @@ def demo_backbone() -> SharedBackbone:
     """The demo's base model, NF4 in float32."""
     import torch
 
-    from lorarlhf.base_model import load_backbone
-    from lorarlhf.config import ModelConfig
+    from lorarlhf.backbone.load import load_backbone
+    from lorarlhf.recipe.sections import ModelConfig
 
     torch.manual_seed(0)
     return load_backbone(ModelConfig(name="shipped:demo/model", compute_dtype="float32"))

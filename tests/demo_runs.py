@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorarlhf.backbone import SharedBackbone
-from lorarlhf.base_model import load_backbone
-from lorarlhf.config import Recipe, Role
-from lorarlhf.recipes import load_recipe
+from lorarlhf.backbone.load import load_backbone
+from lorarlhf.backbone.shared import SharedBackbone
+from lorarlhf.recipe.load import load_recipe
+from lorarlhf.recipe.sections import Recipe, Role
 from lorarlhf.run import Run
 
 DEMO = Path(__file__).parents[1] / "data" / "demo"

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lorarlhf.errors import UserError
-from lorarlhf.recipes import Option, load_recipe
+from lorarlhf.recipe.load import Option, load_recipe
 from lorarlhf.run import Run, write_json
 
 

@@ -12,8 +12,8 @@ from demo_runs import read_jsonl
 from labelling_page import label
 from pages import commands, opens_the_labelling_page, own_commands, run
 
-from lorarlhf.collect.labels import read_labels
 from lorarlhf.demo.world import gold_score, is_fluent
+from lorarlhf.preferences.labels import read_labels
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "your-own-preferences.md").read_text(encoding="utf-8")

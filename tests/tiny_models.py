@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from lorarlhf.backbone import SharedBackbone
-from lorarlhf.config import LoraShape
-from lorarlhf.sequences import Sequences
+from lorarlhf.backbone.batch import Sequences
+from lorarlhf.backbone.shared import SharedBackbone
+from lorarlhf.recipe.sections import LoraShape
 
 PAD, BOS, EOS = 0, 1, 2
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]

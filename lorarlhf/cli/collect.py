@@ -31,12 +31,12 @@ def collect(
         missing = "--pairs" if pairs is None else "--out"
         raise UserError(f"{missing}: missing; run `lorarlhf collect --pairs pairs.jsonl --out labels.jsonl`")
     try:
-        from lorarlhf.collect.server import open_browser, serve
+        from lorarlhf.preferences.server import open_browser, serve
     except ModuleNotFoundError as error:
         raise UserError(f"the page needs {error.name}; install it with: pip install 'lorarlhf[collect]'") from None
-    from lorarlhf.collect.labelling import Labelling, annotator_name
-    from lorarlhf.collect.labels import LabelFile
-    from lorarlhf.collect.pairs import read_pairs
+    from lorarlhf.preferences.labelling import Labelling, annotator_name
+    from lorarlhf.preferences.labels import LabelFile
+    from lorarlhf.preferences.pairs import read_pairs
 
     if out.suffix != ".jsonl":  # as `data agreement` knows it by
         raise UserError(f"{out}: must end in .jsonl; write for example {out}.jsonl")
@@ -71,9 +71,9 @@ def export(
     ] = 0.0,
 ) -> None:
     """Write labels as preference rows for `lorarlhf reward`. Ties, skips and both bad are left out and counted."""
-    from lorarlhf.collect.export import preference_rows
-    from lorarlhf.collect.labels import read_labels
-    from lorarlhf.collect.pairs import read_pairs
+    from lorarlhf.preferences.label_rows import preference_rows
+    from lorarlhf.preferences.labels import read_labels
+    from lorarlhf.preferences.pairs import read_pairs
 
     if out.suffix != ".jsonl":
         raise UserError(f"{out}: must end in .jsonl; write for example {out}.jsonl")

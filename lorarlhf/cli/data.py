@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from lorarlhf.cli.options import SOURCE
-from lorarlhf.config import Column, DataConfig, ModelConfig
 from lorarlhf.errors import UserError
+from lorarlhf.recipe.sections import Column, DataConfig, ModelConfig
 
 if TYPE_CHECKING:
-    from lorarlhf.data.agreement import Agreement, Annotator, Share
-    from lorarlhf.data.duels import Duel
     from lorarlhf.data.inspect import Example, Measure, Report
     from lorarlhf.intervals import Estimate
+    from lorarlhf.preferences.agreement import Agreement, Annotator, Share
+    from lorarlhf.preferences.duels import Duel
 
 data_app = typer.Typer(help="Look at preference data, convert, split and judge it.", no_args_is_help=True)
 
@@ -127,10 +127,10 @@ def agreement(
     from lorarlhf.cli.quiet import quiet_libraries
 
     quiet_libraries()
-    from lorarlhf.collect.pairs import read_pairs
-    from lorarlhf.collect.votes import read_votes
-    from lorarlhf.data.agreement import measure_agreement
-    from lorarlhf.data.duels import count_duels
+    from lorarlhf.preferences.agreement import measure_agreement
+    from lorarlhf.preferences.duels import count_duels
+    from lorarlhf.preferences.pairs import read_pairs
+    from lorarlhf.preferences.votes import read_votes
 
     votes = read_votes(files, read_pairs(pairs) if pairs else [])
     _print_agreement(measure_agreement(votes, seed))
@@ -157,7 +157,7 @@ def _columns(given: list[str] | None) -> dict[Column, str]:
 
 def _tokens(model: str) -> Measure:
     """Lengths as training will see them."""
-    from lorarlhf.base_model import load_tokenizer
+    from lorarlhf.backbone.load import load_tokenizer
     from lorarlhf.data.rows import Completion, Prompt
     from lorarlhf.data.tokenize import encode_completion, prepare_tokenizer
 
@@ -248,7 +248,7 @@ def _person(person: Annotator) -> tuple[str, ...]:
 
 
 def _noise(found: Agreement) -> str:
-    from lorarlhf.data.agreement import suggested_smoothing
+    from lorarlhf.preferences.agreement import suggested_smoothing
 
     if found.noise is None:
         return "label noise: unknown, as no pair was decided twice, by two annotators or by one when it came back"

@@ -16,6 +16,6 @@ def demo(
     from lorarlhf.cli.quiet import quiet_libraries
 
     quiet_libraries()
-    from lorarlhf.demo.run import run_demo
+    from lorarlhf.stages.demo import run_demo
 
     run_demo(output_dir, seed)

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from lorarlhf.cli.options import DATA_KEY, SOURCE, RunFolder, Set
-from lorarlhf.config import Stage
 from lorarlhf.errors import UserError
-from lorarlhf.recipes import Option
+from lorarlhf.recipe.load import Option
+from lorarlhf.recipe.sections import Stage
 
 
 def evaluate(
@@ -37,7 +37,7 @@ def evaluate(
 
     quiet_libraries()
     from lorarlhf.evaluation.report import show_samples
-    from lorarlhf.evaluation.run import evaluate_run
+    from lorarlhf.stages.evaluate import evaluate_run
 
     console = Console()
     found = evaluate_run(folder, recipe, chosen, console)

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import typer
 
 from lorarlhf.cli.options import RunFolder
-from lorarlhf.config import Stage
 from lorarlhf.errors import UserError
+from lorarlhf.recipe.sections import Stage
 
 
 def export(

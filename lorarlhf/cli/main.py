@@ -18,7 +18,7 @@ from lorarlhf.cli.export import export
 from lorarlhf.cli.plan import plan
 from lorarlhf.cli.recipes import recipes_app
 from lorarlhf.cli.sample import sample
-from lorarlhf.cli.stages import ppo, reward, sft
+from lorarlhf.cli.train import ppo, reward, sft
 from lorarlhf.errors import UserError
 
 INTERRUPTED = 130  # what Typer makes of Ctrl-C

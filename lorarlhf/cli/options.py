@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lorarlhf.config import Stage
+from lorarlhf.recipe.sections import Stage
 
 SOURCE = "Hub id, a .jsonl, .jsonl.gz, .json, .json.gz, .csv, .tsv or .parquet file, or a folder that `datasets` saved."
 DATA_KEY: dict[Stage, str] = {"sft": "data.sft", "reward": "data.preferences", "ppo": "data.prompts"}

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorarlhf.cli.options import Model, RecipeOption, Set
-from lorarlhf.config import Recipe, Stage
 from lorarlhf.errors import UserError
-from lorarlhf.recipes import Option, load_recipe
+from lorarlhf.recipe.load import Option, load_recipe
+from lorarlhf.recipe.sections import Recipe, Stage
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,7 +37,7 @@ def plan(
     from lorarlhf.cli.quiet import quiet_libraries
 
     quiet_libraries()
-    from lorarlhf.base_model import load_model_config
+    from lorarlhf.backbone.load import load_model_config
 
     model_config = load_model_config(resolved.model)
     fits = [show_fit(resolved, model_config, stage, gpu_memory) for stage in STAGES]

@@ -43,11 +43,11 @@ def sample(
     from lorarlhf.cli.quiet import quiet_libraries
 
     quiet_libraries()
-    from lorarlhf.base_model import load_backbone
-    from lorarlhf.config import DataConfig, ModelConfig, Role
-    from lorarlhf.data.stages import prompt_examples
+    from lorarlhf.backbone.load import load_backbone
+    from lorarlhf.data.tokenized import prompt_examples
+    from lorarlhf.preferences.sampling import Sampler, finished_rows, write_pairs
+    from lorarlhf.recipe.sections import DataConfig, ModelConfig, Role
     from lorarlhf.run import Run
-    from lorarlhf.sampling import Sampler, finished_rows, write_pairs
 
     recipe = Run(run).read_recipe() if run else None
     sources = list(adapters) if adapters else [_latest_adapter(run)]

@@ -10,13 +10,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from lorarlhf.config import DataConfig
 from lorarlhf.data.examples import in_test_part
 from lorarlhf.data.formats import PREFERENCES
 from lorarlhf.data.reading import Reader
 from lorarlhf.data.rows import Completion, Message, Preference, Prompt
 from lorarlhf.data.sources import is_path, iter_rows
 from lorarlhf.errors import UserError
+from lorarlhf.recipe.sections import DataConfig
 
 
 def convert(source: str, config: DataConfig, path: Path) -> tuple[int, dict[str, int]]:

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Generic, Literal, TypeVar
 
-from lorarlhf.config import DataConfig
 from lorarlhf.data.formats import DEMONSTRATIONS, PREFERENCES, PROMPTS, SCORED, Table
 from lorarlhf.data.reading import Reader
 from lorarlhf.data.rows import Demonstration, Preference, Prompt, Scored, prompt_text
 from lorarlhf.data.sources import iter_rows, splits_of
 from lorarlhf.errors import UserError
+from lorarlhf.recipe.sections import DataConfig
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)

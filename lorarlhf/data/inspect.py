@@ -11,7 +11,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from lorarlhf.config import Column
 from lorarlhf.data.formats import DEMONSTRATIONS, PREFERENCES, PROMPTS, SCORED, Table, recognise
 from lorarlhf.data.formats.trees import gathered
 from lorarlhf.data.reading import Reader, renamed
@@ -26,6 +25,7 @@ from lorarlhf.data.rows import (
     prompt_text,
 )
 from lorarlhf.data.sources import iter_rows, splits_of
+from lorarlhf.recipe.sections import Column
 
 Example: TypeAlias = Preference | Demonstration | Scored | Prompt
 Measure: TypeAlias = Callable[[Prompt, Completion], tuple[int, int]]

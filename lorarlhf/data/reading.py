@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar, get_args
 
-from lorarlhf.config import Column
 from lorarlhf.data.formats import Format, Table, UnknownColumns, recognise
 from lorarlhf.data.formats.trees import gathered
 from lorarlhf.data.formats.values import Row
 from lorarlhf.data.rows import BadRow
 from lorarlhf.data.sources import Placed
 from lorarlhf.errors import UserError
+from lorarlhf.recipe.sections import Column
 
 T = TypeVar("T")
 

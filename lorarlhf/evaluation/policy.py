@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorarlhf.backbone import SharedBackbone
-from lorarlhf.config import PPOConfig, Role
+from lorarlhf.backbone.budget import TokenBudget
+from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.tokenize import PromptExample
 from lorarlhf.evaluation.reward_model import TOKEN_BUDGET
+from lorarlhf.generation.sample import Rollout, response_texts, sample_responses
 from lorarlhf.intervals import wilson
-from lorarlhf.ppo.budget import TokenBudget
-from lorarlhf.ppo.passes import Passes
-from lorarlhf.ppo.rollout import Rollout, response_texts, sample_responses
-from lorarlhf.ppo.trainer import Scorer
+from lorarlhf.recipe.sections import PPOConfig, Role
+from lorarlhf.rl.score import Passes
+from lorarlhf.rl.trainer import Scorer
 
 
 @dataclass(frozen=True)

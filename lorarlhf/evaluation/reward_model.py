@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
 
-from lorarlhf.backbone import SharedBackbone
+from lorarlhf.backbone.batch import Sequences
+from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.intervals import wilson
-from lorarlhf.sequences import Sequences
 from lorarlhf.training.objectives import pair_calibration
 
 TOKEN_BUDGET = 16_384  # padded tokens a forward pass

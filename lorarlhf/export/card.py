@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from lorarlhf import __version__, strict_yaml
-from lorarlhf.config import Recipe, Stage
-from lorarlhf.recipes import SHIPPED
+from lorarlhf import __version__
+from lorarlhf.recipe import yaml as strict_yaml
+from lorarlhf.recipe.load import SHIPPED
+from lorarlhf.recipe.sections import Recipe, Stage
 
 LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
 KINDS: dict[Stage, str] = {

@@ -23,11 +23,11 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from lorarlhf import __version__
-from lorarlhf.base_model import compute_dtype, load_model_config, quantization_config
-from lorarlhf.config import ModelConfig, Recipe, Stage
+from lorarlhf.backbone.load import compute_dtype, load_model_config, quantization_config
 from lorarlhf.errors import UserError
 from lorarlhf.export.card import model_card, without_folders
-from lorarlhf.recipes import resolve_path
+from lorarlhf.recipe.load import resolve_path
+from lorarlhf.recipe.sections import ModelConfig, Recipe, Stage
 from lorarlhf.run import Run, write_json
 
 MARKER = "lorarlhf_export.json"  # written last; lists the export's files, so that a later one may replace them

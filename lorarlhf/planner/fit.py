@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from lorarlhf.base_model import load_model_config
-from lorarlhf.config import Recipe, Stage
+from lorarlhf.backbone.load import load_model_config
 from lorarlhf.errors import UserError
 from lorarlhf.memory import available_memory_bytes
 from lorarlhf.planner.plan import CPU_BUDGET, CannotPlanError, Planner, StagePlan, Target
+from lorarlhf.recipe.sections import Recipe, Stage
 
 logger = logging.getLogger(__name__)
 GIB = 2**30

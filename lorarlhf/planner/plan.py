@@ -16,12 +16,12 @@ from typing import Any, Literal
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from lorarlhf.config import Recipe, Role, ScalarLoraOverride, Stage, SupervisedConfig, TrainingConfig
 from lorarlhf.errors import UserError
 from lorarlhf.evaluation.reward_model import TOKEN_BUDGET
 from lorarlhf.memory import CUDA_CONTEXT
-from lorarlhf.planner import passes
+from lorarlhf.planner import shadow_steps
 from lorarlhf.planner.shadow import Allocations, ShadowBackbone, shadow_model, stored_bytes
+from lorarlhf.recipe.sections import Recipe, Role, ScalarLoraOverride, Stage, SupervisedConfig, TrainingConfig
 
 Target = Literal["cuda", "cpu"]
 # Resident memory of a Linux process that has imported everything and trained a model of no size: measured.
@@ -116,7 +116,7 @@ class Planner:
         rows = config.per_device_train_batch_size * (2 if pairwise else 1)
         held = {**self._weights(), **self._adapters([role], config)}
         step = functools.partial(
-            passes.sft_step if stage == "sft" else passes.reward_step,
+            shadow_steps.sft_step if stage == "sft" else shadow_steps.reward_step,
             rows=rows,
             length=length,
             again=config.gradient_accumulation_steps > 1,
@@ -124,9 +124,9 @@ class Planner:
         training = self._run(step, layers, config.gradient_checkpointing, padded=True)
         phases = [self._phase("training", held, training)]
         if evaluation:
-            work = functools.partial(passes.reward_scores, rows=max(1, TOKEN_BUDGET // length), length=length)
+            work = functools.partial(shadow_steps.reward_scores, rows=max(1, TOKEN_BUDGET // length), length=length)
             if stage == "sft":
-                work = functools.partial(passes.sft_loss, rows=config.per_device_eval_batch_size, length=length)
+                work = functools.partial(shadow_steps.sft_loss, rows=config.per_device_eval_batch_size, length=length)
             phases.append(self._phase("evaluation", held, self._run(work, layers, padded=stage == "sft")))
         return StagePlan(stage, phases)
 
@@ -146,16 +146,16 @@ class Planner:
         if max(critic_layers, self._role_layers("reward")) < self.layers:
             states = length * self.hidden * self._element_size
 
-        decode = functools.partial(passes.decode, rows=decoded, prompt=prompt, response=response)
+        decode = functools.partial(shadow_steps.decode, rows=decoded, prompt=prompt, response=response)
         rollout = self._run(decode, self.layers, padded=True)
-        score = functools.partial(passes.score, rows=scored, prompt=prompt, response=response)
+        score = functools.partial(shadow_steps.score, rows=scored, prompt=prompt, response=response)
         scoring = self._run(score, self.layers)
         scored_states = {"trunk states": states * (max(batch, evaluated) + scored)}
 
         again = updated < minibatch
         micro: dict[str, Any] = {"rows": updated, "prompt": prompt, "response": response, "again": again}
-        policy = functools.partial(passes.policy_step, **micro, entropy=config.entropy_coef > 0)
-        critic = functools.partial(passes.critic_step, **micro)
+        policy = functools.partial(shadow_steps.policy_step, **micro, entropy=config.entropy_coef > 0)
+        critic = functools.partial(shadow_steps.critic_step, **micro)
         of_policy = self._run(policy, self.layers, config.gradient_checkpointing)
         of_critic = self._run(critic, critic_layers, config.gradient_checkpointing)
         of_critic = of_critic + Counter({"gradients": self._trained_bytes("policy")})

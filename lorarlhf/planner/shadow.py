@@ -24,10 +24,10 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.quantizers import AutoHfQuantizer
 
-from lorarlhf.backbone import SharedBackbone
-from lorarlhf.base_model import attention, compute_dtype, quantization_config
-from lorarlhf.config import ModelConfig
-from lorarlhf.sequences import Sequences
+from lorarlhf.backbone.batch import Sequences
+from lorarlhf.backbone.load import attention, compute_dtype, quantization_config
+from lorarlhf.backbone.shared import SharedBackbone
+from lorarlhf.recipe.sections import ModelConfig
 
 aten = torch.ops.aten
 QUANTISED = (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from lorarlhf.config import Stage, SupervisedConfig, TrainingConfig
 from lorarlhf.errors import UserError
+from lorarlhf.recipe.sections import Stage, SupervisedConfig, TrainingConfig
 
 
 def check_optimizer(config: TrainingConfig, stage: Stage) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from lorarlhf.backbone import SharedBackbone
+from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lorarlhf.config import Stage
 from lorarlhf.data.rows import request_text
+from lorarlhf.recipe.sections import Stage
 
 # Column names of the display for the logged numbers that matter.
 SHOWN: dict[Stage, dict[str, str]] = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from lorarlhf.backbone import SharedBackbone
-from lorarlhf.config import Role, Stage
+from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.tokenize import Tokenized
 from lorarlhf.memory import peak_memory_bytes
+from lorarlhf.recipe.sections import Role, Stage
 from lorarlhf.run import Run
 
 

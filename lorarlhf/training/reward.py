@@ -15,14 +15,14 @@ from trl import RewardConfig as TRLRewardConfig
 from trl import RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from lorarlhf.backbone import SharedBackbone
-from lorarlhf.base_model import load_backbone
-from lorarlhf.config import Recipe, RewardConfig
+from lorarlhf.backbone.load import load_backbone
+from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.examples import SPLITS
-from lorarlhf.data.stages import reward_examples
+from lorarlhf.data.tokenized import reward_examples
 from lorarlhf.errors import UserError
 from lorarlhf.evaluation.reward_model import reward_metrics
 from lorarlhf.planner.fit import check_memory
+from lorarlhf.recipe.sections import Recipe, RewardConfig
 from lorarlhf.run import Run
 from lorarlhf.training.arguments import check_optimizer, supervised_arguments
 from lorarlhf.training.checkpoint import RoleCheckpoints, last_checkpoint, move_aside

@@ -13,12 +13,12 @@ from transformers import PrinterCallback
 from trl import SFTConfig as TRLSFTConfig
 from trl import SFTTrainer
 
-from lorarlhf.backbone import SharedBackbone
-from lorarlhf.base_model import load_backbone
-from lorarlhf.config import Recipe, SFTConfig
+from lorarlhf.backbone.load import load_backbone
+from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.examples import SPLITS
-from lorarlhf.data.stages import sft_examples
+from lorarlhf.data.tokenized import sft_examples
 from lorarlhf.planner.fit import check_memory
+from lorarlhf.recipe.sections import Recipe, SFTConfig
 from lorarlhf.run import Run
 from lorarlhf.training.arguments import check_optimizer, supervised_arguments
 from lorarlhf.training.checkpoint import RoleCheckpoints, last_checkpoint, move_aside

@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 
 from lorarlhf.cli.recipes import recipes_app
 from lorarlhf.errors import UserError
-from lorarlhf.recipes import list_recipes, load_recipe
+from lorarlhf.recipe.load import list_recipes, load_recipe
 
 
 def run(*args, ok=True):

@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from lorarlhf.config import DataConfig
 from lorarlhf.data import Preference, load_preferences
 from lorarlhf.data.convert import canonical, convert, split
 from lorarlhf.errors import UserError
+from lorarlhf.recipe.sections import DataConfig
 
 
 def user(content):

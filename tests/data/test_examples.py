@@ -8,7 +8,6 @@ from typing import Any
 import datasets
 import pytest
 
-from lorarlhf.config import DataConfig
 from lorarlhf.data import (
     Preference,
     load_demonstrations,
@@ -20,6 +19,7 @@ from lorarlhf.data import (
 )
 from lorarlhf.data.examples import stream_preferences
 from lorarlhf.errors import UserError
+from lorarlhf.recipe.sections import DataConfig
 
 PAIRS = [{"prompt": f"Question {i}?", "chosen": f"Yes {i}.", "rejected": "No."} for i in range(400)]
 

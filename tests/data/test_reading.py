@@ -5,12 +5,12 @@ import json
 import datasets
 import pytest
 
-from lorarlhf.config import DataConfig
 from lorarlhf.data import Demonstration, Preference, Scored, load_demonstrations, load_preferences, load_prompts
 from lorarlhf.data.examples import load_scored
 from lorarlhf.data.formats import DEMONSTRATIONS, PREFERENCES, PROMPTS, UnknownColumns
 from lorarlhf.data.reading import renamed
 from lorarlhf.errors import UserError
+from lorarlhf.recipe.sections import DataConfig
 
 MAPPING = {"prompt": "query", "chosen": "good", "rejected": "bad"}
 OWN = {"query": "a", "good": "b", "bad": "c", "subset": "x", "margin": 2}

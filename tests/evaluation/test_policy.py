@@ -6,13 +6,13 @@ import pytest
 import torch
 from demo_runs import small_recipe
 
-from lorarlhf.base_model import load_backbone
-from lorarlhf.config import PPOConfig
+from lorarlhf.backbone.batch import Sequences
+from lorarlhf.backbone.load import load_backbone
 from lorarlhf.data.tokenize import PromptExample, encode_prompt
 from lorarlhf.evaluation.policy import answer, policy_metrics, win_rate
+from lorarlhf.generation.sample import response_texts
 from lorarlhf.intervals import wilson
-from lorarlhf.ppo.rollout import response_texts
-from lorarlhf.sequences import Sequences
+from lorarlhf.recipe.sections import PPOConfig
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ import pytest
 import torch
 from demo_runs import small_recipe
 
-from lorarlhf.base_model import load_backbone
+from lorarlhf.backbone.batch import Sequences
+from lorarlhf.backbone.load import load_backbone
 from lorarlhf.evaluation.reward_model import longer_wins, preference_metrics, regression_metrics, score_tokens
 from lorarlhf.intervals import wilson
-from lorarlhf.sequences import Sequences
 
 CHOSEN, REJECTED = [2.0, 0.5, -1.0, 3.0], [1.0, 0.5, 1.0, -2.0]
 

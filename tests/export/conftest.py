@@ -8,9 +8,9 @@ from typing import Literal
 import pytest
 import torch
 
-from lorarlhf.base_model import load_backbone
-from lorarlhf.config import Recipe, Stage
-from lorarlhf.recipes import load_recipe
+from lorarlhf.backbone.load import load_backbone
+from lorarlhf.recipe.load import load_recipe
+from lorarlhf.recipe.sections import Recipe, Stage
 from lorarlhf.run import Run
 
 

@@ -17,13 +17,13 @@ from transformers import (
     GenerationConfig,
 )
 
-from lorarlhf.base_model import attention, load_backbone
+from lorarlhf.backbone.batch import Sequences
+from lorarlhf.backbone.load import attention, load_backbone
 from lorarlhf.errors import UserError
 from lorarlhf.export import merge
 from lorarlhf.export.merge import export_run
-from lorarlhf.recipes import shipped_folder
+from lorarlhf.recipe.load import shipped_folder
 from lorarlhf.run import Run
-from lorarlhf.sequences import Sequences
 
 BASE = shipped_folder("data") / "demo" / "model"
 ROWS = 24

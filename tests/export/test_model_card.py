@@ -4,9 +4,9 @@ import pytest
 import torch
 import yaml
 
-from lorarlhf.config import Recipe
 from lorarlhf.export.card import is_hub_id, model_card, without_folders
-from lorarlhf.recipes import load_recipe
+from lorarlhf.recipe.load import load_recipe
+from lorarlhf.recipe.sections import Recipe
 
 SUMMARY = {"eval_accuracy": 0.81254321, "steps": 20, "best": {"eval_reward": 1.5, "iteration": 8}, "before": None}
 

@@ -26,16 +26,16 @@ from transformers import TrainerCallback
 from trl.experimental import ppo as trl
 from trl.experimental.ppo import ppo_trainer
 
-import lorarlhf.ppo.trainer as our_module
-from lorarlhf.backbone import SharedBackbone
-from lorarlhf.base_model import load_backbone
-from lorarlhf.config import Role
+import lorarlhf.rl.trainer as our_module
+from lorarlhf.backbone.load import load_backbone
+from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.examples import load_prompts
 from lorarlhf.data.tokenize import tokenize_prompts
-from lorarlhf.ppo.rollout import Rollout
-from lorarlhf.ppo.stage import response_scorer
-from lorarlhf.ppo.trainer import PPOTrainer
-from lorarlhf.ppo.trl_engine import trl_trainer
+from lorarlhf.generation.sample import Rollout
+from lorarlhf.recipe.sections import Role
+from lorarlhf.rl.trainer import PPOTrainer
+from lorarlhf.rl.trl_engine import trl_trainer
+from lorarlhf.stages.ppo import response_scorer
 
 ROLES: tuple[Role, ...] = ("policy", "reference", "reward", "critic")
 TRAINED: tuple[Role, ...] = ("policy", "critic")

@@ -7,14 +7,14 @@ import logging
 import pytest
 from published_models import BILLIONS, PUBLISHED
 
-from lorarlhf.base_model import load_backbone, load_model_config
-from lorarlhf.config import LoraConfig, ModelConfig, PPOConfig, Recipe, ScalarLoraOverride
+from lorarlhf.backbone.load import load_backbone, load_model_config
 from lorarlhf.errors import UserError
 from lorarlhf.planner import fit as fitting
 from lorarlhf.planner.fit import GIB, auto_token_budget, check_memory, fit
 from lorarlhf.planner.plan import CannotPlanError, Planner
 from lorarlhf.planner.shadow import shadow_model
-from lorarlhf.recipes import list_recipes, load_recipe
+from lorarlhf.recipe.load import list_recipes, load_recipe
+from lorarlhf.recipe.sections import LoraConfig, ModelConfig, PPOConfig, Recipe, ScalarLoraOverride
 
 QWEN = PUBLISHED["Qwen/Qwen2.5-7B-Instruct"]
 STAGES = ("sft", "reward", "ppo")
@@ -151,8 +151,8 @@ def test_rollouts_that_do_not_fit_are_halved_on_a_gpu_only():
 
 
 def test_a_stage_that_cannot_fit_is_refused_before_the_model_is_loaded(tiny, monkeypatch, tmp_path):
-    from lorarlhf.ppo.stage import train_ppo
     from lorarlhf.run import Run
+    from lorarlhf.stages.ppo import train_ppo
     from lorarlhf.training.reward import train_reward
     from lorarlhf.training.sft import train_sft
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from tiny_models import FAMILIES, SHAPE, VOCABULARY
 
-from lorarlhf.base_model import load_model_config
-from lorarlhf.config import ModelConfig
-from lorarlhf.planner import passes
+from lorarlhf.backbone.batch import Sequences
+from lorarlhf.backbone.load import load_model_config
+from lorarlhf.generation.sample import sample_responses
+from lorarlhf.planner import shadow_steps
 from lorarlhf.planner.shadow import Allocations, ShadowBackbone, shadow_model, stored_bytes
-from lorarlhf.ppo.rollout import sample_responses
-from lorarlhf.sequences import Sequences
+from lorarlhf.recipe.sections import ModelConfig
 
 PROMPT, RESPONSE = 40, 56
 
@@ -79,8 +79,8 @@ def test_a_step_of_policy_and_critic_allocates_what_its_shadow_does(both, family
     sizes = {"rows": 6, "prompt": PROMPT, "response": RESPONSE, "again": False}
     sequences = full_sequences(6)
     for role, of_shadow in [
-        ("policy", functools.partial(passes.policy_step, **sizes, entropy=False)),
-        ("critic", functools.partial(passes.critic_step, **sizes)),
+        ("policy", functools.partial(shadow_steps.policy_step, **sizes, entropy=False)),
+        ("critic", functools.partial(shadow_steps.critic_step, **sizes)),
     ]:
 
         def step(role=role):
@@ -104,7 +104,7 @@ def test_a_rollout_allocates_what_its_shadow_does(both):
         sample_responses(real, prompts, RESPONSE, 1.0, torch.Generator().manual_seed(0))
 
     rollout()
-    planned = shadow_peak(shadow, functools.partial(passes.decode, rows=8, prompt=PROMPT, response=RESPONSE))
+    planned = shadow_peak(shadow, functools.partial(shadow_steps.decode, rows=8, prompt=PROMPT, response=RESPONSE))
     assert planned == pytest.approx(real_peak(rollout), rel=0.1)
 
 
@@ -144,9 +144,9 @@ def test_every_family_can_be_run_without_weights(tiny_model, family):
     shadow.attach("policy", SHAPE)
     shadow.train_roles("policy")
     sizes = {"rows": 2, "prompt": 5, "response": 3}
-    assert shadow_peak(shadow, functools.partial(passes.policy_step, **sizes, again=True, entropy=True)) > 0
-    assert shadow_peak(shadow, functools.partial(passes.decode, **sizes)) > 0
-    assert shadow_peak(shadow, functools.partial(passes.sft_step, rows=2, length=8, again=False)) > 0
+    assert shadow_peak(shadow, functools.partial(shadow_steps.policy_step, **sizes, again=True, entropy=True)) > 0
+    assert shadow_peak(shadow, functools.partial(shadow_steps.decode, **sizes)) > 0
+    assert shadow_peak(shadow, functools.partial(shadow_steps.sft_step, rows=2, length=8, again=False)) > 0
 
 
 def test_what_is_let_go_is_not_counted():

@@ -6,10 +6,10 @@ import random
 import pytest
 from demo_runs import DEMO, write_jsonl
 
-from lorarlhf.base_model import load_backbone
-from lorarlhf.data.agreement import Vote, measure_agreement, suggested_smoothing
+from lorarlhf.backbone.load import load_backbone
 from lorarlhf.demo.world import gold_score
-from lorarlhf.recipes import load_recipe
+from lorarlhf.preferences.agreement import Vote, measure_agreement, suggested_smoothing
+from lorarlhf.recipe.load import load_recipe
 from lorarlhf.run import Run
 from lorarlhf.training.reward import train_reward
 

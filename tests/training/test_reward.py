@@ -8,7 +8,7 @@ import torch
 from demo_runs import DEMO, equal, read_jsonl, small_recipe, untimed, weights, write_jsonl
 from safetensors.torch import load_file
 
-from lorarlhf.base_model import load_backbone
+from lorarlhf.backbone.load import load_backbone
 from lorarlhf.errors import UserError
 from lorarlhf.evaluation.reward_model import score_tokens
 from lorarlhf.run import Run

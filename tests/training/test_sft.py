@@ -10,9 +10,9 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lorarlhf.base_model import load_backbone
+from lorarlhf.backbone.batch import Sequences
+from lorarlhf.backbone.load import load_backbone
 from lorarlhf.run import Run
-from lorarlhf.sequences import Sequences
 from lorarlhf.training.sft import PolicySFTTrainer, train_sft
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from demo_runs import DEMO, small_recipe, write_jsonl
 
-from lorarlhf.base_model import load_backbone
+from lorarlhf.backbone.load import load_backbone
 from lorarlhf.run import Run
 from lorarlhf.training.objectives import bradley_terry_loss
 from lorarlhf.training.reward import PairCollator, RewardModelTrainer, train_reward

@@ -1,0 +1,145 @@
+"""Load the frozen base model: quantised, without dropout, from safetensors only."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+import bitsandbytes as bnb
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from lorarlhf.backbone.shared import SharedBackbone
+from lorarlhf.data.tokenize import prepare_tokenizer
+from lorarlhf.errors import UserError
+from lorarlhf.recipe.load import resolve_path
+from lorarlhf.recipe.sections import ModelConfig
+
+logger = logging.getLogger(__name__)
+
+
+def load_backbone(config: ModelConfig, chat_template: str | None = None) -> SharedBackbone:
+    """Load base model and tokenizer onto the GPU if there is one, else the CPU.
+
+    Raises:
+        UserError: no such model, no safetensors in it, or a family transformers does not know.
+    """
+    model_config = load_model_config(config)
+    tokenizer = load_tokenizer(config)
+    dtype = compute_dtype(config)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with _plain_errors(config):
+        causal_lm = AutoModelForCausalLM.from_pretrained(
+            resolve_path(config.name),
+            config=model_config,
+            revision=config.revision,
+            dtype=dtype,
+            quantization_config=quantization_config(config, dtype),
+            attn_implementation=attention(config, dtype),
+            trust_remote_code=config.trust_remote_code,
+            use_safetensors=True,
+            device_map={"": device},
+        )
+    used = causal_lm.config._attn_implementation
+    if config.attn_implementation not in ("auto", used):
+        logger.warning("this model has no %s attention: %s is used", config.attn_implementation, used)
+    _keep_autograd_on_cpu(causal_lm)
+    for choice in prepare_tokenizer(tokenizer, causal_lm.config.get_text_config().vocab_size, chat_template):
+        logger.warning(choice)
+    return SharedBackbone(causal_lm, tokenizer, dtype)
+
+
+def load_model_config(config: ModelConfig) -> PreTrainedConfig:
+    """The model's own configuration with every dropout set to 0: PPO's ratios would not be 1 with it.
+
+    Raises UserError if there is none, or if it has no output layer of its own and the recipe wants it quantised.
+    """
+    with _plain_errors(config):
+        model_config = AutoConfig.from_pretrained(
+            resolve_path(config.name), revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    for key, value in vars(model_config).items():
+        if ("dropout" in key or key.endswith("pdrop")) and isinstance(value, float):
+            setattr(model_config, key, 0.0)
+    if config.quantize_head and model_config.get_text_config().tie_word_embeddings:
+        raise UserError(
+            f"model.quantize_head: the output layer of '{config.name}' is its embedding, which stays in 16 bits; "
+            "set it to false"
+        )
+    return model_config
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    with _plain_errors(config):
+        return AutoTokenizer.from_pretrained(
+            resolve_path(config.name), revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+
+
+def compute_dtype(config: ModelConfig) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it faster than float32, unless the recipe says which."""
+    if config.compute_dtype != "auto":
+        return {"bfloat16": torch.bfloat16, "float32": torch.float32}[config.compute_dtype]
+    if torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def attention(config: ModelConfig, dtype: torch.dtype) -> str | None:
+    """What to ask transformers for; None takes its own choice, sdpa where the family has it.
+
+    torch's CPU kernel for sdpa in bfloat16 is up to ten times slower than plain matrix products at the lengths of PPO.
+    """
+    if config.attn_implementation == "auto":
+        return "eager" if dtype == torch.bfloat16 and not torch.cuda.is_available() else None
+    # Said out loud, sdpa is an error for families that have no such attention (Gemma 2).
+    return None if config.attn_implementation == "sdpa" else config.attn_implementation
+
+
+def quantization_config(config: ModelConfig, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """How bitsandbytes holds the weights (NF4: Dettmers et al. 2023), multiplied in `dtype`; None for 16 or 32 bits."""
+    if config.quantization == "none":
+        return None
+    skipped: list[str] | None = [] if config.quantize_head else None  # None leaves out the language-model head
+    if config.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        llm_int8_skip_modules=skipped,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=config.double_quant,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _keep_autograd_on_cpu(model: PreTrainedModel) -> None:
+    """On AVX512-BF16 CPUs a no-grad forward repacks 4-bit weights, and training through them then goes wrong."""
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+@contextlib.contextmanager
+def _plain_errors(config: ModelConfig) -> Iterator[None]:
+    """Turn what `from_pretrained` raises about a wrong name into one line."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        if os.path.isdir(resolve_path(config.name)):
+            hint = "the folder needs config.json, a tokenizer and *.safetensors"
+        else:
+            hint = "give a Hub id you have access to, or a local folder"
+        raise UserError(f"model.name: cannot load '{config.name}': {reason}; {hint}") from error

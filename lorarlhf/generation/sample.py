@@ -1,0 +1,150 @@
+"""Sample responses from the policy, recording the log-probability of each token as it is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lorarlhf.backbone.batch import Sequences
+from lorarlhf.backbone.logprobs import Softmax
+from lorarlhf.backbone.shared import SharedBackbone
+from lorarlhf.generation.decode import make_decoder
+from lorarlhf.recipe.sections import Role
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Prompts and sampled responses.
+
+    Attributes:
+        sequences: B prompts and responses, in the order of the prompts given.
+        logprobs, entropy: [B, R] log-probability of each token when it was drawn, and entropy of what it was drawn
+            from, 0 at padding.
+        finished: [B] True where the response ended itself; False where it was cut at the limit.
+    """
+
+    sequences: Sequences
+    logprobs: Tensor
+    entropy: Tensor
+    finished: Tensor
+
+
+def response_lengths(tokens: Tensor, stop_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Where each response ends: with its first stop token, which counts, or at the limit.
+
+    Args:
+        tokens: [B, R] sampled ids; what follows the first stop token does not matter.
+
+    Returns:
+        lengths [B] and finished [B], False where there is no stop token.
+    """
+    is_stop = torch.isin(tokens, torch.tensor(list(stop_ids), device=tokens.device, dtype=tokens.dtype))
+    finished = is_stop.any(1)
+    first = is_stop.long().argmax(1) + 1
+    return torch.where(finished, first, tokens.shape[1]), finished
+
+
+def sample_responses(
+    backbone: SharedBackbone,
+    prompts: Sequence[Sequence[int]],
+    response_length: int,
+    temperature: float,
+    generator: torch.Generator,
+    role: Role = "policy",
+    token_budget: int | None = None,
+) -> Rollout:
+    """Sample one response a prompt from softmax(logits / temperature), nothing filtered.
+
+    Args:
+        prompts: B lists of token ids, none of them empty.
+        generator: the only source of randomness, on the backbone's device.
+        token_budget: most tokens (prompt and full response, padded) decoded at a time; None for all at once.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    responses: list[list[int]] = [[] for _ in prompts]
+    per_token: list[Tensor] = [torch.empty(0, 2) for _ in prompts]
+    finished = torch.zeros(len(prompts), dtype=torch.bool)
+    for rows in _decode_batches(order, prompts, response_length, token_budget):
+        tokens, logprobs_and_entropy = _decode(
+            backbone, role, [prompts[i] for i in rows], response_length, temperature, generator
+        )
+        lengths, ended = response_lengths(tokens, backbone.stop_ids)
+        for k, i in enumerate(rows):
+            responses[i] = tokens[k, : lengths[k]].tolist()
+            per_token[i] = logprobs_and_entropy[k, : lengths[k]]
+            finished[i] = ended[k]
+    logprobs, entropy = torch.nn.utils.rnn.pad_sequence(per_token, batch_first=True).to(backbone.device).unbind(-1)
+    return Rollout(
+        sequences=Sequences.from_lists(prompts, responses).to(backbone.device),
+        logprobs=logprobs,
+        entropy=entropy,
+        finished=finished.to(backbone.device),
+    )
+
+
+def _decode_batches(
+    order: list[int], prompts: Sequence[Sequence[int]], response_length: int, token_budget: int | None
+) -> list[list[int]]:
+    """Rows of similar prompt length together, shortest first, each batch within the budget (or one row)."""
+    batches: list[list[int]] = []
+    for i in order:
+        width = len(prompts[i]) + response_length
+        if not batches or (token_budget is not None and (len(batches[-1]) + 1) * width > token_budget):
+            batches.append([])
+        batches[-1].append(i)
+    return batches
+
+
+@torch.no_grad()
+def _decode(
+    backbone: SharedBackbone,
+    role: Role,
+    prompts: list[Sequence[int]],
+    response_length: int,
+    temperature: float,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Token by token with a key-value cache; rows that have ended leave the batch.
+
+    Returns:
+        tokens [B, R], and [B, R, 2] their log-probability and the entropy they were drawn with; after a row's stop
+        token, the stop token and 0.
+    """
+    device, n = backbone.device, len(prompts)
+    stop_ids = torch.tensor(backbone.stop_ids, device=device)
+    after_end = int(stop_ids[0]) if len(stop_ids) else 0
+    tokens = torch.full((n, response_length), after_end, device=device)
+    logprobs_and_entropy = torch.zeros(n, response_length, 2, device=device)
+    active = torch.arange(n, device=device)
+    decoder = make_decoder(backbone, prompts, response_length)
+    workspace = None
+    with backbone.role(role), backbone.autocast():
+        logits = decoder.start()
+        for step in range(response_length):
+            softmax = Softmax(logits, temperature, workspace)
+            workspace = softmax.workspace
+            drawn = softmax.draw(generator)
+            tokens[active, step] = drawn
+            logprobs_and_entropy[active, step] = torch.stack([softmax.logprobs(drawn), softmax.entropy()], 1)
+            if step + 1 == response_length:
+                break
+            going_on = ~torch.isin(drawn, stop_ids)
+            if not going_on.all():
+                if not going_on.any():
+                    break
+                kept = torch.nonzero(going_on).squeeze(1)
+                decoder.keep(kept)
+                active, drawn = active[kept], drawn[kept]
+            logits = decoder.step(drawn)
+    return tokens, logprobs_and_entropy
+
+
+def response_texts(backbone: SharedBackbone, rollout: Rollout) -> list[str]:
+    """What a person reads of each response: special tokens left out."""
+    sequences = rollout.sequences
+    spans = zip(sequences.prompt_lengths.tolist(), sequences.lengths.tolist(), strict=True)
+    ids = [row[start:end] for row, (start, end) in zip(sequences.tokens.tolist(), spans, strict=True)]
+    return backbone.tokenizer.batch_decode(ids, skip_special_tokens=True)

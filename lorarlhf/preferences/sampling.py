@@ -1,0 +1,168 @@
+"""Sample pairs of different responses to compare, from one policy or from two."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+
+from lorarlhf.backbone.shared import SharedBackbone
+from lorarlhf.data.rows import Completion, Prompt
+from lorarlhf.data.tokenize import PromptExample
+from lorarlhf.errors import UserError
+from lorarlhf.generation.sample import response_texts, sample_responses
+from lorarlhf.recipe.sections import Role
+
+PROMPTS_A_BATCH = 32
+TOKEN_BUDGET = 16_384
+
+_BEGINNING = '{"prompt": '
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What a response is drawn from: roles of a backbone, with the names that the pairs file gives them.
+
+    Attributes:
+        options: what the command was told, kept in each row: a file is only gone on with by the same.
+    """
+
+    backbone: SharedBackbone
+    roles: Sequence[Role]
+    names: Sequence[str]
+    n: int
+    response_length: int
+    temperature: float
+    seed: int
+    options: Mapping[str, Any]
+
+
+def write_pairs(sampler: Sampler, prompts: Sequence[PromptExample], out: Path, rank: bool, progress: Progress) -> int:
+    """Append pairs of different responses to `out`, a batch of prompts at a time; return how many pairs it holds.
+
+    Batches that an interrupted run has finished are known by `out` and not sampled again. With one role, the pairs of
+    a prompt are those of its `n` responses; with two, each response of one meets each of the other.
+
+    Args:
+        rank: score the pairs with the reward role, and in the end put those nearest to 0.5 first.
+
+    Raises:
+        UserError: `out` holds something else, or pairs sampled with other options.
+    """
+    pairs = finished_rows(out, sampler.options)
+    done = {row["batch"] for row in pairs}
+    _replace(out, pairs)  # without what was cut short
+    batches = [prompts[i : i + PROMPTS_A_BATCH] for i in range(0, len(prompts), PROMPTS_A_BATCH)]
+    task = progress.add_task("prompts", total=len(prompts))
+    for number, batch in enumerate(batches):
+        if number not in done:
+            rows = _pairs(sampler, batch, number, rank)
+            with out.open("a", encoding="utf-8") as file:
+                file.write(_lines(rows))
+            pairs += rows
+        progress.update(task, advance=len(batch))
+    if rank:
+        _replace(out, sorted(pairs, key=lambda row: abs(row["predicted"] - 0.5)))
+    return len(pairs)
+
+
+def finished_rows(path: Path, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of a pairs file that this module wrote with these options; none if there is no file.
+
+    A last line that was cut short is left out with all of its batch. Raises UserError for any other line.
+    """
+    rows: list[dict[str, Any]] = []
+    if not path.exists():
+        return rows
+    *lines, last = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            row["batch"], row["options"]["seed"]
+        except (ValueError, KeyError, TypeError):
+            raise _foreign(path, number) from None
+        _check_options(path, row, options)
+        rows.append(row)
+    if not last:
+        return rows
+    if not last.startswith(_BEGINNING[: len(last)]):  # someone's text, not ours to cut off
+        raise _foreign(path, len(lines) + 1)
+    return [row for row in rows if row["batch"] != rows[-1]["batch"]]
+
+
+def _check_options(path: Path, row: dict[str, Any], options: Mapping[str, Any]) -> None:
+    before = row["options"]
+    changed = [f"{key} {before.get(key)} (now {now})" for key, now in options.items() if before.get(key) != now]
+    if changed:
+        raise UserError(
+            f"{path}: holds pairs sampled with {', '.join(changed)}; give the same options, or another --out"
+        )
+
+
+def _foreign(path: Path, line: int) -> UserError:
+    return UserError(f"{path}:{line}: not a line of `lorarlhf sample`; remove it or give another --out")
+
+
+def _lines(rows: Sequence[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _replace(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write the whole file anew, beside the old one until it is complete."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(_lines(rows), encoding="utf-8")
+    new.replace(path)
+
+
+@torch.no_grad()
+def _pairs(sampler: Sampler, batch: Sequence[PromptExample], number: int, rank: bool) -> list[dict[str, Any]]:
+    drawn = [_responses(sampler, batch, k, number) for k in range(len(sampler.roles))]
+    rows = []
+    for i, example in enumerate(batch):
+        if len(drawn) == 1:
+            candidates = [(a, b, 0, 0) for a, b in combinations(dict.fromkeys(drawn[0][i]), 2)]
+        else:
+            candidates = [
+                (a, b, 0, 1) for a in dict.fromkeys(drawn[0][i]) for b in dict.fromkeys(drawn[1][i]) if a != b
+            ]
+        for a, b, of_a, of_b in candidates:
+            row: dict[str, Any] = {
+                "prompt": example.prompt,
+                "response_a": _completion(example.prompt, a[0]),
+                "response_b": _completion(example.prompt, b[0]),
+                "source": f"{sampler.names[of_a]} / {sampler.names[of_b]}",
+                "batch": number,
+                "options": sampler.options,
+            }
+            if rank:
+                row["predicted"] = torch.sigmoid(torch.tensor(a[1] - b[1])).item()
+            rows.append(row)
+    return rows
+
+
+def _responses(sampler: Sampler, batch: Sequence[PromptExample], k: int, number: int) -> list[list[tuple[str, float]]]:
+    """`n` responses of one role to each prompt, each with its score by the reward role (0 without one)."""
+    backbone = sampler.backbone
+    backbone.eval()
+    generator = torch.Generator(backbone.device).manual_seed((sampler.seed * 1009 + k) * 1_000_003 + number)
+    ids = [example.ids for example in batch for _ in range(sampler.n)]
+    rollout = sample_responses(
+        backbone, ids, sampler.response_length, sampler.temperature, generator, sampler.roles[k], TOKEN_BUDGET
+    )
+    scores = torch.zeros(len(ids))
+    if "reward" in backbone.roles:
+        for rows in rollout.sequences.micro_batches(TOKEN_BUDGET):
+            scores[rows.cpu()] = backbone.scores(rollout.sequences.select(rows)).cpu()
+    each = list(zip(response_texts(backbone, rollout), scores.tolist(), strict=True))
+    kept = [[pair for pair in each[i * sampler.n : (i + 1) * sampler.n] if pair[0].strip()] for i in range(len(batch))]
+    return [list({text: (text, score) for text, score in pairs}.values()) for pairs in kept]
+
+
+def _completion(prompt: Prompt, text: str) -> Completion:
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]

@@ -1,0 +1,212 @@
+"""Recipes: find one by name or path, follow `extends`, override, validate once, write back.
+
+Later wins: defaults < `extends` < the recipe < named options < `--set a.b=v`. Mappings merge, lists are replaced.
+Relative paths in `data.*` and `model.name` are taken from the current directory, as on the command line; what begins
+with `shipped:` lies in the `data` folder that ships with lorarlhf (`resolve_path`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import ValidationError
+
+from lorarlhf.errors import UserError
+from lorarlhf.recipe import yaml as strict_yaml
+from lorarlhf.recipe.faults import explain, line
+from lorarlhf.recipe.sections import Recipe
+from lorarlhf.recipe.yaml import Document, KeyPath
+
+PACKAGE = Path(__file__).resolve().parents[1]
+SHIPPED = "shipped:"
+
+
+class Option(NamedTuple):
+    """A value given by a command-line option; `flag` is what messages call it. None is a value: it sets null."""
+
+    flag: str
+    value: object
+
+
+class RecipeInfo(NamedTuple):
+    """A recipe that ships with lorarlhf; the summary is the first line of its header comment."""
+
+    name: str
+    path: Path
+    summary: str
+
+
+def shipped_folder(name: Literal["recipes", "data"]) -> Path:
+    """Inside the package when installed from a wheel, next to it in the repository."""
+    for folder in (PACKAGE / "shipped" / name, PACKAGE.parent / name):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(f"the {name} that ship with lorarlhf are not in {PACKAGE}; install it again")
+
+
+def resolve_path(value: str) -> str:
+    """`shipped:demo/model` as the path of that file or folder, `~` expanded, everything else (Hub ids, paths) as it is.
+
+    Raises:
+        UserError: nothing of that name ships.
+    """
+    if value.startswith("~"):
+        return str(Path(value).expanduser())
+    if not value.startswith(SHIPPED):
+        return value
+    folder = shipped_folder("data")
+    path = folder / value.removeprefix(SHIPPED)
+    if not path.exists() or folder.resolve() not in path.resolve().parents:
+        raise UserError(f"{value}: nothing of that name ships with lorarlhf; look in {folder}")
+    return str(path)
+
+
+def list_recipes() -> list[RecipeInfo]:
+    """The recipes that ship, sorted by name; what they extend (`base/...`) is left out."""
+    infos = []
+    for path in sorted(shipped_folder("recipes").glob("*.yaml")):
+        first = path.read_text(encoding="utf-8").partition("\n")[0]
+        infos.append(RecipeInfo(path.stem, path, first.removeprefix("#").strip()))
+    return infos
+
+
+def find_recipe(name_or_path: str, relative_to: Path = Path()) -> Path:
+    """The file of a recipe: what ends in .yaml or .yml is a path, anything else the name of one that ships.
+
+    Raises:
+        UserError: no such file or name.
+    """
+    if name_or_path.endswith((".yaml", ".yml")):
+        path = relative_to / Path(name_or_path).expanduser()
+        if not path.is_file():
+            raise UserError(f"{path}: no such recipe file; check the path")
+        return path
+    folder = shipped_folder("recipes")
+    shipped = {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.yaml")}
+    if name_or_path in shipped:
+        return shipped[name_or_path]
+    near = get_close_matches(name_or_path.lower(), shipped, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else "`lorarlhf recipes list` shows the names"
+    raise UserError(f"{name_or_path}: no recipe of that name; {hint} (a path to your own must end in .yaml)")
+
+
+def load_recipe(name_or_path: str, named: Mapping[str, Option] | None = None, sets: Sequence[str] = ()) -> Recipe:
+    """A recipe with everything that overrides it, validated.
+
+    Args:
+        named: dotted key to the option that gives its value, as `{"model.name": Option("--model", "gpt2")}`.
+        sets: the texts of `--set`, as `ppo.kl_coef=0.1`; values are YAML.
+
+    Raises:
+        UserError: every fault found, one a line, each with its file and line or its option.
+    """
+    draft = _Draft()
+    chain = _follow_extends(find_recipe(name_or_path))
+    for path, document in chain:
+        draft.add_file(path, document)
+    for key, option in (named or {}).items():
+        draft.add_value(tuple(key.split(".")), Document(option.value), option.flag)
+    for text in sets:
+        draft.add_set(text)
+    return draft.validated(str(chain[-1][0]))
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Every key of the recipe as YAML; loading it gives an equal recipe."""
+    return strict_yaml.dump(recipe.model_dump(mode="json"))
+
+
+@dataclass
+class _Draft:
+    """What has been put together so far, and who wrote each key."""
+
+    data: dict[str, Any] = field(default_factory=dict)
+    origins: dict[KeyPath, str] = field(default_factory=dict)
+    faults: list[tuple[KeyPath, str]] = field(default_factory=list)
+
+    def add_file(self, path: Path, document: Document) -> None:
+        self._add(document.data, {key: f"{path}:{number}" for key, number in document.lines.items()})
+        for fault in document.faults:
+            self.faults.append((fault.path, line(f"{path}:{fault.line}", fault.path, fault.message)))
+
+    def add_value(self, at: KeyPath, document: Document, origin: str) -> None:
+        data = document.data
+        for key in reversed(at):
+            data = {key: data}
+        self._add(data, {(*at, *key): origin for key in [(), *document.lines]})
+        for fault in document.faults:
+            path = (*at, *fault.path)
+            self.faults.append((path, line(origin, path, fault.message)))
+
+    def add_set(self, text: str) -> None:
+        dotted_key, equals, value = text.partition("=")
+        at = tuple(part.strip() for part in dotted_key.split("."))
+        origin = f"--set {text}"
+        if not equals or not all(at):
+            self.faults.append(((), f"{origin}: not of the form key=value; write for example --set ppo.kl_coef=0.1"))
+        elif at == ("extends",):
+            self.faults.append((at, f"{origin}: only a file can extend; choose the recipe with --recipe"))
+        else:
+            self.add_value(at, strict_yaml.parse(value), origin)
+
+    def validated(self, file: str) -> Recipe:
+        faults = list(self.faults)
+        try:
+            recipe = Recipe.model_validate(self.data)
+        except ValidationError as error:
+            known = {path for path, _ in faults}
+            lines = explain(error, self.data, self.origins, file)
+            faults += [(path, text) for path, text in lines.items() if path not in known]
+        if faults:
+            raise UserError("\n".join(text for _, text in sorted(faults, key=self._written)))
+        return recipe
+
+    def _written(self, fault: tuple[KeyPath, str]) -> int:
+        """Sorts faults in the order that their keys were written."""
+        path = fault[0]
+        order = list(self.origins)
+        return next((order.index(path[:end]) for end in range(len(path), 0, -1) if path[:end] in order), -1)
+
+    def _add(self, data: dict[str, Any], origins: dict[KeyPath, str]) -> None:
+        replaced = set(_merge(self.data, data))
+        kept = {
+            key: origin
+            for key, origin in self.origins.items()
+            if key not in origins and not any(key[:end] in replaced for end in range(1, len(key) + 1))
+        }
+        self.origins = kept | origins
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any], at: KeyPath = ()) -> Iterator[KeyPath]:
+    """Lay one mapping over another in place; yields the keys whose whole value is a new one."""
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            yield from _merge(base[key], value, (*at, key))
+        else:
+            base[key] = value
+            yield (*at, key)
+
+
+def _follow_extends(path: Path) -> list[tuple[Path, Document]]:
+    """The recipe and what it extends, the most basic one first."""
+    chain: list[tuple[Path, Document]] = []
+    while True:
+        document = strict_yaml.read(path)
+        chain.insert(0, (path, document))
+        parent = document.data.pop("extends", None)
+        if parent is None:
+            return chain
+        where = f"{path}:{document.lines['extends',]}: extends"
+        if not isinstance(parent, str) or not parent:
+            raise UserError(f"{where}: expected a recipe's name or path, got {strict_yaml.show(parent)}")
+        try:
+            path = find_recipe(parent, relative_to=path.parent)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        if any(path.samefile(seen) for seen, _ in chain):
+            circle = " -> ".join(str(seen) for seen in [*(seen for seen, _ in reversed(chain)), path])
+            raise UserError(f"{where}: recipes extend each other in a circle: {circle}; remove one `extends`")

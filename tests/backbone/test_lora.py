@@ -1,0 +1,100 @@
+"""The fused LoRA layer against PEFT's own forward and against plain float64 autograd."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lorarlhf.backbone.lora import _AddLora
+from lorarlhf.recipe.sections import LoraShape
+
+SHAPE = LoraShape(r=4, alpha=12, target_modules="all-linear")
+
+
+def randomise(backbone, *roles):
+    generator = torch.Generator().manual_seed(0)
+    for role in roles:
+        for parameter in backbone.role_parameters(role):
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8", "none"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+def test_outputs_and_gradients_equal_those_of_peft(load_tiny, family, quantization):
+    backbone = load_tiny(family, quantization=quantization)
+    backbone.attach("policy", SHAPE)
+    backbone.train_roles("policy")
+    randomise(backbone, "policy")
+    tokens = torch.randint(3, 20, (2, 5), generator=torch.Generator().manual_seed(0))
+
+    def run():
+        backbone.zero_grad()
+        with backbone.role("policy"):
+            hidden = backbone.trunk(input_ids=tokens, use_cache=False).last_hidden_state
+        hidden.square().sum().backward()
+        return [hidden, *(p.grad for p in backbone.role_parameters("policy"))]
+
+    fused = run()
+    for layer in backbone._lora_layers:
+        del layer.forward  # what is left is PEFT's
+    peft = run()
+    assert all(p.abs().max() > 0 for p in peft)
+    for ours, theirs in zip(fused, peft, strict=True):
+        assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * theirs.abs().max().item())
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])  # without and with biases
+@pytest.mark.parametrize("alpha", [8, 12])  # a scaling of 2 and of 3
+def test_bfloat16_outputs_equal_those_of_peft_to_the_last_bit(load_tiny, family, alpha):
+    backbone = load_tiny(family, compute_dtype="bfloat16")
+    backbone.attach("reward", SHAPE.model_copy(update={"alpha": alpha}))
+    randomise(backbone, "reward")
+    tokens = torch.randint(3, 20, (2, 5), generator=torch.Generator().manual_seed(0))
+
+    def run():
+        with torch.no_grad(), backbone.role("reward"), backbone.autocast():
+            return backbone.trunk(input_ids=tokens, use_cache=False).last_hidden_state
+
+    fused = run()
+    for layer in backbone._lora_layers:
+        del layer.forward
+    assert torch.equal(fused, run())
+
+
+def test_gradients_equal_finite_differences():
+    generator = torch.Generator().manual_seed(0)
+    result, x, a, b = (
+        torch.randn(shape, dtype=torch.float64, generator=generator, requires_grad=True)
+        for shape in [(2, 3, 5), (2, 3, 4), (2, 4), (5, 2)]
+    )
+    # `result` is written over, so it must be something that was computed.
+    assert torch.autograd.gradcheck(lambda r, *rest: _AddLora.apply(r.clone(), *rest, 1.7), (result, x, a, b))
+
+
+def test_a_frozen_or_absent_adapter_leaves_the_input_its_gradient(load_tiny):
+    backbone = load_tiny("llama")
+    backbone.attach("reward", SHAPE)
+    randomise(backbone, "reward")
+    layer = backbone._lora_layers[0]
+    x = torch.randn(2, 3, layer.in_features, requires_grad=True)
+    for role in ("reward", "reference"):
+        with backbone.role(role):
+            (gradient,) = torch.autograd.grad(layer(x).sum(), x)
+        assert gradient.abs().max() > 0
+    assert all(p.grad is None for p in backbone.parameters())
+
+
+def test_under_autocast_the_layer_computes_in_the_type_of_its_base(load_tiny):
+    backbone = load_tiny("llama", compute_dtype="bfloat16")
+    backbone.attach("policy", SHAPE)
+    backbone.train_roles("policy")
+    randomise(backbone, "policy")
+    layer = backbone._lora_layers[0]
+    x = torch.randn(2, 3, layer.in_features, dtype=torch.bfloat16, requires_grad=True)
+    with backbone.role("policy"), backbone.autocast():
+        output = layer(x)
+    output.float().sum().backward()
+    assert output.dtype == x.grad.dtype == torch.bfloat16
+    a = layer.lora_A["policy"].weight
+    assert a.dtype == a.grad.dtype == torch.float32

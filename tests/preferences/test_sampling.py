@@ -1,0 +1,179 @@
+"""`lorarlhf sample`: pairs of different responses, resumable, ranked by how close the call is."""
+
+import json
+import sys
+
+import pytest
+from demo_runs import small_recipe
+
+from lorarlhf.cli.main import main
+from lorarlhf.errors import UserError
+from lorarlhf.preferences.pairs import read_pairs
+from lorarlhf.preferences.sampling import finished_rows
+from lorarlhf.run import Run
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    texts = [f"Do you have {item} in stock?" for item in ("plates", "mugs", "carrots")] * 20
+    rows = [{"prompt": [{"role": "user", "content": f"{text} {i}"}]} for i, text in enumerate(texts)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def adapters(load_tiny, tmp_path, demo_backbone):
+    from tiny_models import randomise
+
+    from lorarlhf.recipe.sections import LoraShape
+
+    shape = LoraShape(r=4, alpha=8, target_modules="all-linear")
+    for role in ("policy", "reward"):
+        demo_backbone.attach(role, shape)
+        randomise(demo_backbone, role)
+        demo_backbone.save_role(role, tmp_path / role)
+    return tmp_path / "policy", tmp_path / "reward"
+
+
+def run(monkeypatch, *arguments) -> int:
+    monkeypatch.setattr(sys, "argv", ["lorarlhf", "sample", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return stop.value.code
+
+
+def base(prompts, out) -> list:
+    return ["--model", "shipped:demo/model", "--prompts", prompts, "--out", out, "--response-length", 24]
+
+
+def test_pairs_differ_and_can_be_collected(monkeypatch, prompts, tmp_path):
+    out = tmp_path / "pairs.jsonl"
+    assert run(monkeypatch, *base(prompts, out), "--n", 3) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(rows) > 60  # three responses a prompt make up to three pairs
+    assert all(row["response_a"] != row["response_b"] for row in rows)
+    assert len({row["prompt"][0]["content"] for row in rows}) == 60
+    assert len(read_pairs(out)) == len(rows)
+
+
+def test_an_interrupted_run_goes_on_as_if_it_had_not_stopped(monkeypatch, prompts, tmp_path):
+    whole, torn = tmp_path / "whole.jsonl", tmp_path / "torn.jsonl"
+    assert run(monkeypatch, *base(prompts, whole)) == 0
+    lines = whole.read_text().splitlines(keepends=True)
+    first_batch = [line for line in lines if json.loads(line)["batch"] == 0]
+    assert 0 < len(first_batch) < len(lines)
+    torn.write_text("".join(first_batch))
+    assert run(monkeypatch, *base(prompts, torn)) == 0
+    assert torn.read_text() == whole.read_text()
+
+
+def test_a_batch_cut_short_is_sampled_again(monkeypatch, prompts, tmp_path):
+    whole, torn = tmp_path / "whole.jsonl", tmp_path / "torn.jsonl"
+    assert run(monkeypatch, *base(prompts, whole)) == 0
+    torn.write_text(whole.read_text()[:-300])
+    assert run(monkeypatch, *base(prompts, torn)) == 0
+    assert torn.read_text() == whole.read_text()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "notes",
+        "{}\n",
+        '{"prompt": "a"}\n',
+        '{"batch": 0, "options": {"seed": 1}}\nnotes',
+        '{"batch": 0, "options": [1]}\n',
+    ],
+)
+def test_another_file_is_left_alone(tmp_path, content):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"mine\.jsonl:\d: not a line of `lorarlhf sample`"):
+        finished_rows(path, {"seed": 1})
+    assert path.read_text() == content
+
+
+def test_any_text_survives_a_stop(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    row = {"prompt": "line\u2028and\x85line", "batch": 0, "options": {"seed": 0}}
+    path.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert finished_rows(path, {"seed": 0}) == [row]
+
+
+def test_a_run_gives_its_own_temperature_and_length(monkeypatch, prompts, tmp_path):
+    recipe = small_recipe(tmp_path, "ppo.temperature=0.3", "ppo.response_length=7")
+    Run(tmp_path / "run").write_recipe(recipe)
+    given = []
+    monkeypatch.setattr("lorarlhf.preferences.sampling.write_pairs", lambda sampler, *args: given.append(sampler) or 0)
+    arguments = ["--run", tmp_path / "run", "--prompts", prompts, "--out", tmp_path / "new" / "o.jsonl"]
+    assert run(monkeypatch, *arguments) == run(monkeypatch, *arguments, "--temperature", 2) == 0
+    assert [(sampler.temperature, sampler.response_length) for sampler in given] == [(0.3, 7), (2.0, 7)]
+
+
+@pytest.mark.parametrize(
+    ("option", "changed"),
+    [
+        (["--seed", 1], "seed 0 (now 1)"),
+        (["--temperature", 0.5, "--n", 3], "n 2 (now 3), temperature 1.0 (now 0.5)"),
+        (["--response-length", 25], "response-length 24 (now 25)"),
+        (["--adapters", "base", "base"], "adapters base (now base / base)"),
+        (["--model", "other"], "model shipped:demo/model (now other)"),
+        (["--prompts", "other.jsonl"], "prompts.jsonl (now other.jsonl)"),
+    ],
+)
+def test_other_options_are_not_mixed_in(monkeypatch, prompts, tmp_path, capsys, option, changed):
+    """Nothing is loaded: the model and file named here need not be there."""
+    out = tmp_path / "pairs.jsonl"
+    monkeypatch.setattr("lorarlhf.preferences.sampling.sample_responses", None)
+    written = base(prompts, out)
+    options = {
+        "model": "shipped:demo/model",
+        "adapters": "base",
+        "prompts": str(prompts),
+        "n": 2,
+        "temperature": 1.0,
+        "response-length": 24,
+        "seed": 0,
+        "pick": "all",
+        "reward": None,
+    }
+    out.write_text(json.dumps({"prompt": "a", "batch": 0, "options": options}) + "\n")
+    before = out.read_text()
+    assert run(monkeypatch, *written, *option) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"Error: {out}: holds pairs sampled with ")
+    assert line.endswith(f"{changed}; give the same options, or another --out")
+    assert out.read_text() == before
+
+
+def test_pairs_without_a_score_cannot_be_ranked(monkeypatch, prompts, adapters, tmp_path, capsys):
+    out = tmp_path / "pairs.jsonl"
+    assert run(monkeypatch, *base(prompts, out)) == 0
+    assert run(monkeypatch, *base(prompts, out), "--pick", "uncertain", "--reward", adapters[1]) == 2
+    assert f"sampled with pick all (now uncertain), reward None (now {adapters[1]})" in capsys.readouterr().err
+
+
+def test_two_policies_meet_and_close_calls_come_first(monkeypatch, prompts, adapters, tmp_path):
+    policy, reward = adapters
+    out = tmp_path / "pairs.jsonl"
+    arguments = ["--adapters", "base", policy, "--n", 1, "--pick", "uncertain", "--reward", reward]
+    assert run(monkeypatch, *base(prompts, out), *arguments) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {row["source"] for row in rows} == {f"base / {policy}"}
+    distances = [abs(row["predicted"] - 0.5) for row in rows]
+    assert distances == sorted(distances)
+    assert distances[-1] > distances[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompts", "p.jsonl", "--out", "o.jsonl"], "give either --run or --model"),
+        (["--model", "m", "--prompts", "p.jsonl", "--out", "o.jsonl", "--n", "1"], "--n must be at least 2"),
+        (["--model", "m", "--prompts", "p.jsonl", "--out", "o.txt"], "o.txt: must end in .jsonl"),
+    ],
+)
+def test_what_is_missing_is_named(monkeypatch, capsys, arguments, message):
+    assert run(monkeypatch, *arguments) == 2
+    assert message in capsys.readouterr().err

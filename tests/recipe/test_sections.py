@@ -1,0 +1,93 @@
+"""The rules that the sections of a recipe keep by themselves."""
+
+import math
+
+import pytest
+from pydantic import ValidationError
+
+from lorarlhf.recipe.sections import LoraConfig, LoraShape, PPOConfig, Recipe, RewardConfig, ScalarLoraOverride
+
+MODEL = {"model": {"name": "m"}}
+
+
+def test_only_the_models_name_is_required():
+    recipe = Recipe.model_validate(MODEL)
+    assert recipe.model.quantization == "nf4"
+    assert recipe.model.trust_remote_code is False
+    assert recipe.seed == 42
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("model", "name", ""),
+        ("model", "quantization", "nf3"),
+        ("model", "trust_remote_code", "true"),
+        ("lora", "r", 0),
+        ("lora", "r", True),
+        ("lora", "r", 8.0),
+        ("lora", "target_modules", "q_proj"),
+        ("data", "on_bad_row", "ignore"),
+        ("data", "test_size", 1.5),
+        ("sft", "max_steps", -2),
+        ("reward", "label_smoothing", 0.5),
+        ("ppo", "kl_coef", True),
+        ("ppo", "kl_coef", "0.1"),
+        ("ppo", "kl_coef", math.nan),
+        ("ppo", "learning_rate", math.inf),
+        ("ppo", "learning_rate", 0),
+        ("ppo", "gamma", 1.1),
+        ("ppo", "epochs", 4),
+        ("ppo", "reward_functions", ["no_colon"]),
+        ("ppo", "reward_functions", [{"function": "a.b:c", "weight": "2"}]),
+        ("export", "dtype", "nf4"),
+    ],
+)
+def test_refused(section, key, value):
+    recipe = {**MODEL, section: {**MODEL.get(section, {}), key: value}}
+    with pytest.raises(ValidationError) as caught:
+        Recipe.model_validate(recipe)
+    assert caught.value.errors()[0]["loc"][:2] == (section, key)
+
+
+def test_whole_numbers_are_numbers():
+    assert Recipe.model_validate({**MODEL, "ppo": {"kl_coef": 1}}).ppo.kl_coef == 1.0
+
+
+def test_reward_functions_by_name_or_with_weight():
+    ppo = PPOConfig.model_validate({"reward_functions": ["a.b:c", {"function": "d:e", "weight": 0.5}]})
+    assert ppo.reward_functions[0] == "a.b:c"
+    assert ppo.reward_functions[1].weight == 0.5
+
+
+def test_minibatches_are_equal():
+    with pytest.raises(ValidationError, match="batch_size 10 must be a multiple of num_mini_batches 4"):
+        PPOConfig(batch_size=10)
+
+
+@pytest.mark.parametrize(
+    "option", [{"use_margin": True}, {"label_smoothing": 0.1}, {"center_rewards_coefficient": 0.1}]
+)
+def test_pairwise_options_need_pairs(option):
+    assert RewardConfig(objective="bradley_terry", **option)
+    with pytest.raises(ValidationError, match="belong to objective bradley_terry"):
+        RewardConfig(objective="regression", **option)
+
+
+def test_role_overrides_fall_back_to_lora():
+    lora = LoraConfig(r=16, alpha=32, critic=ScalarLoraOverride(r=4, top_layers=0.25))
+    assert lora.for_role("critic") == LoraShape(r=4, alpha=32, target_modules="all-linear", top_layers=0.25)
+    assert lora.for_role("policy") == LoraShape(r=16, alpha=32, target_modules="all-linear", top_layers=1.0)
+
+
+@pytest.mark.parametrize(
+    ("share", "layers", "expected"), [(1.0, 28, 28), (0.5, 28, 14), (0.25, 6, 2), (0.01, 28, 1), (0.5, 1, 1)]
+)
+def test_a_share_of_the_layers_is_at_least_one(share, layers, expected):
+    shape = LoraShape(r=1, alpha=1, target_modules="all-linear", top_layers=share)
+    assert shape.layer_count(layers) == expected
+
+
+def test_sections_are_frozen():
+    with pytest.raises(ValidationError, match="frozen"):
+        PPOConfig().kl_coef = 1.0

@@ -1,0 +1,150 @@
+"""The score of a whole response: Python functions, normalisation, clipping, penalty."""
+
+import statistics
+import sys
+
+import numpy as np
+import pytest
+import torch
+from demo_runs import letter_e, short_is_good
+
+from lorarlhf.errors import UserError
+from lorarlhf.recipe.sections import RewardFunction
+from lorarlhf.rl.rewards import RunningMoments, function_scores, load_reward_functions, shape_scores
+
+
+def test_functions_are_imported_with_their_weights():
+    specs = ["demo_runs:short_is_good", RewardFunction(function="demo_runs:letter_e", weight=-0.5)]
+    assert load_reward_functions(specs) == [(short_is_good, 1.0), (letter_e, -0.5)]
+
+
+def test_a_function_may_live_in_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "my_rewards.py").write_text("def two(prompts, responses):\n    return [2] * len(responses)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])  # as the console script starts
+    ((function, _),) = load_reward_functions(["my_rewards:two"])
+    assert function_scores([(function, 1.0)], ["a"], ["b"]).tolist() == [2.0]
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [("no_such_module:f", "No module named 'no_such_module'"), ("demo_runs:no_such_function", "no_such_function")],
+)
+def test_a_function_that_cannot_be_imported(spec, reason):
+    with pytest.raises(UserError) as error:
+        load_reward_functions([spec])
+    message = str(error.value)
+    assert message.startswith(f"ppo.reward_functions: cannot import '{spec}': ")
+    assert reason in message
+    assert "\n" not in message
+
+
+def test_scores_are_added_with_weights():
+    functions = [(short_is_good, 2.0), (letter_e, -1.0)]
+    scores = function_scores(functions, ["?", "?"], ["eel", "a long answer"])
+    assert scores.tolist() == pytest.approx([2 * -0.3 - 2 / 4, 2 * -1.3 - 1 / 4])
+
+
+def test_functions_get_prompts_and_responses():
+    seen = []
+
+    def spy(prompts, responses):
+        seen.append((prompts, responses))
+        return torch.tensor([1, 2])
+
+    function_scores([(spy, 1.0)], ["p", "q"], ["r", "s"])
+    assert seen == [(["p", "q"], ["r", "s"])]
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        [1.0],
+        [1.0, 2.0, 3.0],
+        [[1.0], [2.0]],
+        3.0,
+        None,
+        ["good", "bad"],
+        [1.0, None],
+        [1.0, float("nan")],
+        [float("inf"), 1.0],
+    ],
+)
+def test_a_function_must_return_one_finite_number_a_response(returned):
+    def faulty(prompts, responses):
+        return returned
+
+    with pytest.raises(UserError, match=r"test_rewards:.*faulty must return 2 finite numbers"):
+        function_scores([(faulty, 1.0)], ["p", "q"], ["r", "s"])
+
+
+def test_an_error_in_a_function_is_not_hidden():
+    def broken(prompts, responses):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        function_scores([(broken, 1.0)], ["p"], ["r"])
+
+
+# Running moments
+
+
+def test_moments_are_those_of_all_scores_so_far():
+    generator = torch.Generator().manual_seed(3)
+    batches = [5 + 3 * torch.randn(n, generator=generator) for n in (7, 1, 64, 2)]
+    moments = RunningMoments()
+    for i, batch in enumerate(batches, start=1):
+        moments.update(batch)
+        everything = torch.cat(batches[:i]).double().numpy()
+        assert moments.count == len(everything)
+        assert moments.mean == pytest.approx(np.mean(everything), rel=1e-6)
+        assert moments.std == pytest.approx(np.std(everything), rel=1e-6, abs=1e-6)
+
+
+def test_moments_do_not_lose_a_small_spread_around_a_large_mean():
+    moments = RunningMoments()
+    for batch in ([10_000.0, 10_002.0], [10_001.0, 10_003.0]):
+        moments.update(torch.tensor(batch))
+    assert moments.std == pytest.approx(statistics.pstdev([0, 2, 1, 3]))
+
+
+def test_normalized_scores_of_the_first_batch_have_mean_0_and_variance_1():
+    scores = torch.tensor([1.0, 4.0, -2.0, 8.0])
+    shaped = shape_scores(scores, torch.ones(4, dtype=torch.bool), RunningMoments(), None, None)
+    assert shaped.mean().item() == pytest.approx(0, abs=1e-6)
+    assert shaped.std(correction=0).item() == pytest.approx(1)
+
+
+def test_equal_scores_normalize_to_0():
+    scores = torch.full((4,), 3.0)
+    assert shape_scores(scores, torch.ones(4, dtype=torch.bool), RunningMoments(), None, None).tolist() == [0.0] * 4
+
+
+def test_later_batches_are_measured_against_all_before():
+    moments = RunningMoments()
+    finished = torch.ones(2, dtype=torch.bool)
+    shape_scores(torch.tensor([-1.0, 1.0]), finished, moments, None, None)
+    shaped = shape_scores(torch.tensor([9.0, 11.0]), finished, moments, None, None)
+    everything = [-1.0, 1.0, 9.0, 11.0]
+    mean, std = statistics.mean(everything), statistics.pstdev(everything)
+    assert shaped.tolist() == pytest.approx([(9 - mean) / std, (11 - mean) / std])
+
+
+# Order: normalise, clip, penalise
+
+
+def test_the_penalty_is_taken_after_clipping():
+    scores, finished = torch.tensor([5.0, 5.0, -5.0, 0.5]), torch.tensor([True, False, False, True])
+    assert shape_scores(scores, finished, None, 1.0, 2.0).tolist() == [1.0, -1.0, -3.0, 0.5]
+
+
+def test_clipping_follows_normalisation():
+    scores = torch.tensor([100.0, 100.0, 100.0, 104.0])
+    shaped = shape_scores(scores, torch.ones(4, dtype=torch.bool), RunningMoments(), 1.5, None)
+    assert shaped[3].item() == 1.5
+    assert shaped[0].item() == pytest.approx(-1 / 3**0.5)
+
+
+def test_nothing_asked_for_changes_nothing():
+    scores = torch.tensor([5.0, -7.0])
+    assert torch.equal(shape_scores(scores, torch.tensor([False, True]), None, None, None), scores)

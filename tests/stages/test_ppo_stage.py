@@ -1,0 +1,398 @@
+"""The ppo stage: where each role starts, what a run leaves behind, and going on after an interruption."""
+
+import shutil
+
+import pytest
+import torch
+from demo_runs import (
+    equal,
+    letter_e,
+    read_jsonl,
+    save_random_adapter,
+    short_is_good,
+    small_recipe,
+    untimed,
+    weights,
+)
+from safetensors.torch import load_file, save_file
+
+from lorarlhf.backbone.batch import Sequences
+from lorarlhf.backbone.load import load_backbone
+from lorarlhf.errors import UserError
+from lorarlhf.generation.sample import Rollout
+from lorarlhf.recipe.sections import PPOConfig
+from lorarlhf.rl.trainer import PPOTrainer
+from lorarlhf.run import Run
+from lorarlhf.stages import ppo as ppo_stage
+from lorarlhf.stages.ppo import attach_roles, find_reward_adapter, response_scorer, train_ppo
+
+FUNCTION = 'ppo.reward_functions=["demo_runs:short_is_good"]'
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run whose sft and reward stages are done."""
+    folder = tmp_path_factory.mktemp("finished")
+    recipe = small_recipe(folder)
+    run = Run(folder / "run")
+    for stage in ("sft", "reward"):
+        save_random_adapter(recipe, run, stage)
+    return run
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """`run("reward")`: a fresh run with the stages named done."""
+
+    def make(*stages, name="run"):
+        for stage in stages:
+            shutil.copytree(finished.stage(stage), tmp_path / name / stage)
+        return Run(tmp_path / name)
+
+    return make
+
+
+def some_sequences():
+    return Sequences.from_lists([[1, 40, 41], [1, 42]], [[50, 51, 52, 2], [53, 2]])
+
+
+# Which reward
+
+
+@pytest.mark.parametrize(
+    ("settings", "stages", "reward", "found"),
+    [
+        ({}, ["reward"], None, "reward"),
+        ({"reward_functions": ["m:f"]}, ["reward"], None, "reward"),
+        ({"reward_functions": ["m:f"]}, [], None, None),
+        ({"reward_functions": ["m:f"], "reward_model_weight": 0.0}, ["reward"], None, None),
+    ],
+)
+def test_the_reward_adapter_of_the_run(run, settings, stages, reward, found):
+    run = run(*stages)
+    assert find_reward_adapter(PPOConfig(**settings), run, reward) == (run.path / found if found else None)
+
+
+def test_a_reward_adapter_from_elsewhere(run, tmp_path):
+    elsewhere = run("reward").stage("reward")
+    assert find_reward_adapter(PPOConfig(), Run(tmp_path / "other"), str(elsewhere)) == elsewhere
+
+
+@pytest.mark.parametrize(
+    ("settings", "reward", "message"),
+    [
+        ({}, None, "{tmp}/none/reward: no reward adapter there; run `lorarlhf reward` with the same"),
+        ({"reward_model_weight": 0.0}, None, "ppo.reward_model_weight is 0 and ppo.reward_functions is empty"),
+        ({}, "{tmp}", "--reward {tmp}: no adapter_config.json there"),
+        ({}, "{tmp}/missing/folder", "--reward {tmp}/missing/folder: neither a folder nor a Hub id"),
+        ({}, "nobody/nothing", "--reward nobody/nothing: neither a folder nor a Hub id that can be read"),
+    ],
+)
+def test_no_reward(tmp_path, settings, reward, message):
+    with pytest.raises(UserError) as error:
+        find_reward_adapter(PPOConfig(**settings), Run(tmp_path / "none"), reward and reward.format(tmp=tmp_path))
+    assert str(error.value).startswith(message.format(tmp=tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_an_adapter_of_another_model_is_refused(run, tmp_path, tiny_model):
+    recipe = small_recipe(tmp_path, f"model.name={tiny_model('llama')}", "data.max_prompt_length=200")
+    with pytest.raises(UserError, match="the adapter was made for another model than"):
+        train_ppo(recipe, run("reward"))
+
+
+# The score
+
+
+@pytest.fixture
+def scored(run, tmp_path):
+    """`scored(*sets)`: score of two responses, the backbone, and what the reward model alone would say."""
+
+    def make(*sets, stages=("reward",)):
+        recipe = small_recipe(tmp_path, *sets)
+        run_ = run(*stages)
+        backbone = load_backbone(recipe.model)
+        attach_roles(backbone, recipe, run_, find_reward_adapter(recipe.ppo, run_, None))
+        sequences = some_sequences()
+        functions = [(short_is_good, 1.0), (letter_e, 3.0)][: len(recipe.ppo.reward_functions)]
+        examples = [type("Example", (), {"prompt": "?", "ids": [1]})()] * 2
+        rollout = Rollout(sequences, torch.zeros(2, 4), torch.zeros(2, 4), torch.ones(2, dtype=torch.bool))
+        scores = response_scorer(backbone, recipe.ppo, functions)(rollout, examples)
+        texts = [backbone.tokenizer.decode(ids, skip_special_tokens=True) for ids in ([50, 51, 52], [53])]
+        with torch.no_grad():
+            model = backbone.scores(sequences) if "reward" in backbone.roles else None
+        return scores, texts, model
+
+    return make
+
+
+def test_the_reward_model_alone(scored):
+    scores, _, model = scored()
+    assert scores.std() > 1e-3
+    torch.testing.assert_close(scores, model)
+
+
+def test_the_reward_model_and_functions_are_added_with_weights(scored):
+    scores, texts, model = scored(
+        "ppo.reward_model_weight=-0.5",
+        'ppo.reward_functions=["demo_runs:short_is_good", {function: "demo_runs:letter_e", weight: 3.0}]',
+    )
+    functions = torch.tensor(short_is_good([], texts)) + 3 * torch.tensor(letter_e([], texts))
+    torch.testing.assert_close(scores, -0.5 * model + functions)
+
+
+@pytest.mark.parametrize("stages", [(), ("reward",)])
+def test_functions_alone(scored, stages):
+    weight = "ppo.reward_model_weight=0.0" if stages else "ppo.reward_model_weight=1.0"
+    scores, texts, model = scored(FUNCTION, weight, stages=stages)
+    assert model is None, "the reward model is not even loaded"
+    torch.testing.assert_close(scores, torch.tensor(short_is_good([], texts)))
+
+
+# Where the roles start
+
+
+def started(run, recipe):
+    backbone = load_backbone(recipe.model)
+    torch.manual_seed(recipe.seed)
+    attach_roles(backbone, recipe, run, find_reward_adapter(recipe.ppo, run, None))
+    return backbone
+
+
+def test_from_sft_the_reference_is_a_copy_of_it(run, tmp_path):
+    run = run("sft", "reward")
+    backbone = started(run, small_recipe(tmp_path))
+    saved = load_file(run.stage("sft") / "adapter_model.safetensors")
+    assert len(saved) == len(weights(backbone, "policy"))
+    assert equal(weights(backbone, "policy"), weights(backbone, "reference"))
+    assert sorted(x.sum().item() for x in saved.values()) == pytest.approx(
+        sorted(x.sum().item() for x in weights(backbone, "reference"))
+    )
+    with torch.no_grad():
+        policy, reference = (backbone.logprobs(role, some_sequences())[0] for role in ("policy", "reference"))
+        assert torch.equal(policy, reference)
+        bare = load_backbone(small_recipe(tmp_path).model).logprobs("reference", some_sequences())[0]
+    assert (policy - bare).abs().max() > 1e-2, "the sft adapter does something"
+
+
+def test_from_the_bare_base_the_policy_is_the_base(run, tmp_path):
+    backbone = started(run("reward"), small_recipe(tmp_path))
+    assert backbone.roles == {"policy", "reward", "critic"}
+    with torch.no_grad():
+        policy, reference = (backbone.logprobs(role, some_sequences())[0] for role in ("policy", "reference"))
+    torch.testing.assert_close(policy, reference, rtol=0, atol=0)
+
+
+def test_the_critic_starts_as_the_reward_model(run, tmp_path):
+    """The value of a state is what the reward model would say of the text so far."""
+    backbone = started(run("reward"), small_recipe(tmp_path))
+    assert equal(weights(backbone, "critic"), weights(backbone, "reward"))
+    sequences = some_sequences()
+    with torch.no_grad():
+        values = backbone.values(sequences)
+        for row, prompt in enumerate(sequences.prompt_lengths.tolist()):
+            for t in range(int(sequences.response_lengths[row])):
+                so_far = Sequences.from_lists([sequences.tokens[row, : prompt + t].tolist()], [[]])
+                assert values[row, t].item() == pytest.approx(backbone.scores(so_far).item(), abs=1e-4)
+
+
+def test_a_critic_with_a_shape_of_its_own_starts_afresh(run, tmp_path):
+    backbone = started(run("reward"), small_recipe(tmp_path, "lora.critic.r=2", "lora.critic.alpha=6"))
+    config = backbone.peft_model.peft_config["critic"]
+    assert (config.r, config.lora_alpha) == (2, 6)
+    assert backbone.peft_model.peft_config["reward"].r == 8
+    assert not torch.equal(backbone.value_head.weight, backbone.reward_head.weight)
+    b = [parameter for name, parameter in backbone.named_parameters() if "lora_B.critic" in name]
+    assert b
+    assert all(parameter.eq(0).all() for parameter in b)
+
+
+def test_only_policy_and_critic_train(run, tmp_path):
+    backbone = started(run("sft", "reward"), small_recipe(tmp_path))
+    trained = {id(p) for p in backbone.parameters() if p.requires_grad}
+    assert trained == {id(p) for role in ("policy", "critic") for p in backbone.role_parameters(role)}
+    assert all(p.dtype == torch.float32 for p in backbone.parameters() if p.requires_grad)
+
+
+# A whole run
+
+
+def test_a_run_and_what_it_leaves_behind(run, tmp_path):
+    run = run("sft", "reward")
+    recipe = small_recipe(tmp_path, "ppo.eval_every=1", "ppo.save_every=1", "ppo.save_total_limit=1")
+    backbone = load_backbone(recipe.model)
+    frozen = {}
+
+    def watch(trainer, real=PPOTrainer.make_experience):
+        frozen.setdefault("reference", weights(backbone, "reference"))
+        frozen.setdefault("reward", weights(backbone, "reward"))
+        return real(trainer)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PPOTrainer, "make_experience", watch)
+        summary = train_ppo(recipe, run, backbone=backbone)
+    assert run.read_summary("ppo") == summary
+    assert set(summary) == {
+        *("engine", "iterations", "reward", "kl", "before", "best", "reference", "train_prompts", "eval_prompts"),
+        *("seconds", "peak_memory_gb"),
+    }
+    assert (summary["iterations"], summary["reference"], summary["train_prompts"]) == (2, "sft", 20)
+    rows = read_jsonl(run.stage("ppo") / "metrics.jsonl")
+    assert [(row["iteration"], "eval_reward" in row) for row in rows] == [
+        (0, True),
+        (1, False),
+        (1, True),
+        (2, False),
+        (2, True),
+    ]
+    assert rows[1]["kl"] == 0, "the policy starts as its reference"
+    assert summary["before"]["eval_reward"] == rows[0]["eval_reward"]
+    evaluations = [row for row in rows if "eval_reward" in row]
+    best = max(evaluations, key=lambda row: row["eval_objective"])
+    assert summary["best"] == {key: value for key, value in best.items() if key != "step"}
+    assert (summary["reward"], summary["kl"]) == (rows[3]["reward"], rows[3]["kl"])
+    assert run.read_recipe() == recipe
+    for role, before in frozen.items():
+        assert equal(before, weights(backbone, role))
+    assert not any(p.requires_grad for p in backbone.parameters())
+    assert [path.name for path in run.stage("ppo").glob("checkpoint-*")] == ["checkpoint-4"]
+    assert len(read_jsonl(run.stage("ppo") / "samples.jsonl")) == 3 * 4
+    best = load_file(run.stage("ppo") / "best" / "adapter_model.safetensors")
+    final = load_file(run.stage("ppo") / "adapter_model.safetensors")
+    assert all(torch.equal(best[name], final[name]) for name in best)
+    assert all(torch.equal(a, b) for a, b in zip(weights(backbone, "policy"), saved(backbone, final), strict=True))
+
+
+def saved(backbone, state):
+    """Tensors of an adapter file in the order of `role_parameters`."""
+    names = [name for name, _ in backbone.peft_model.named_parameters() if ".policy." in name]
+    return [state[name.replace(".policy.", ".")] for name in names]
+
+
+def test_an_earlier_run_is_moved_aside(run, tmp_path, caplog):
+    run = run()
+    recipe = small_recipe(tmp_path, FUNCTION, "ppo.iterations=1", "ppo.eval_every=0", "ppo.save_every=0")
+    for _ in range(3):
+        train_ppo(recipe, run)
+    assert sorted(path.name for path in run.path.iterdir()) == ["ppo", "ppo.1", "ppo.2", "recipe.yaml"]
+    assert all((run.path / name / "summary.json").is_file() for name in ("ppo", "ppo.1", "ppo.2"))
+    assert f"{run.path / 'ppo'} held an earlier run; it is now {run.path / 'ppo.2'}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "fault", ["data.prompts=missing.jsonl", "model.name=no/such/model", "ppo.optim=paged_adamw_8bit"]
+)
+def test_a_mistake_leaves_the_earlier_run_where_it_is(run, tmp_path, fault, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    run = run("reward")
+    (run.path / "ppo").mkdir()
+    (run.path / "ppo" / "summary.json").write_text("{}")
+    with pytest.raises(UserError):
+        train_ppo(small_recipe(tmp_path, fault), run)
+    assert sorted(path.name for path in run.path.iterdir()) == ["ppo", "reward"]
+
+
+# Seeds and resuming
+
+STEADY = ()
+EVERYTHING = (
+    "ppo.normalize_reward=true",
+    "ppo.kl_target=0.05",
+    "ppo.kl_horizon=50",
+    "ppo.warmup_steps=8",
+    "ppo.lr_scheduler_type=linear",
+    "ppo.missing_eos_penalty=0.5",
+    "ppo.eval_every=1",
+)
+BASE = ("ppo.iterations=4", "ppo.save_every=2", "ppo.eval_every=0", FUNCTION)
+
+
+def outcome(run):
+    """All that should be the same: weights of both roles, logged rows, samples, summary."""
+    folder = run.stage("ppo")
+    last = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    folders = folder, last / "policy", last / "critic"
+    files = [path / "adapter_model.safetensors" for path in folders]
+    tensors = {f"{path.parent.name}/{name}": x for path in files for name, x in load_file(path).items()}
+    samples = folder / "samples.jsonl"
+    return {
+        "tensors": {name: x.numpy().tobytes() for name, x in tensors.items()},
+        "state": (last / "ppo_state.json").read_text(),
+        "rows": [untimed(row) for row in read_jsonl(folder / "metrics.jsonl")],
+        "samples": read_jsonl(samples) if samples.exists() else [],
+        "summary": untimed(run.read_summary("ppo")),
+    }
+
+
+def interrupted_train(recipe, run, monkeypatch, iteration, step):
+    """Ctrl-C in the middle of an iteration (counted from 0), at one of its steps."""
+    real = PPOTrainer.training_step
+    steps = []
+
+    def training_step(trainer, *args, **kwargs):
+        steps.append(trainer.iteration)
+        if steps.count(iteration) > step:
+            raise KeyboardInterrupt
+        return real(trainer, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PPOTrainer, "training_step", training_step)
+        with pytest.raises(KeyboardInterrupt):
+            train_ppo(recipe, run)
+
+
+@pytest.mark.parametrize("settings", [STEADY, EVERYTHING], ids=["steady", "everything"])
+def test_resumed_is_uninterrupted_bit_for_bit(run, tmp_path, monkeypatch, settings):
+    recipe = small_recipe(tmp_path, *BASE, *settings)
+    whole, broken = run("sft", name="whole"), run("sft", name="broken")
+    train_ppo(recipe, whole)
+    interrupted_train(recipe, broken, monkeypatch, iteration=3, step=1)
+    best = broken.stage("ppo") / "best" / "adapter_model.safetensors"
+    if best.exists():  # a better policy after the checkpoint, which going on may not find again
+        save_file({name: x + 1 for name, x in load_file(best).items()}, best)
+    rows = read_jsonl(broken.stage("ppo") / "metrics.jsonl")
+    assert rows[-1]["iteration"] == 3, "iteration 3 was logged, and only iteration 2 was saved"
+    train_ppo(recipe, broken, resume=True)
+    resumed, expected = outcome(broken), outcome(whole)
+    for part in expected:
+        assert resumed[part] == expected[part], part
+
+
+def test_one_seed_one_run(run, tmp_path):
+    outcomes = []
+    for name, seed in [("a", 1), ("b", 1), ("c", 2)]:
+        run_ = run("reward", name=name)
+        train_ppo(small_recipe(tmp_path, "ppo.iterations=1", "ppo.save_every=1", f"seed={seed}"), run_)
+        outcomes.append(outcome(run_))
+    a, b, c = outcomes
+    assert a == b
+    assert a["tensors"] != c["tensors"]
+    assert a["rows"][0]["eval_reward"] != c["rows"][0]["eval_reward"]
+
+
+def test_resuming_a_finished_run_changes_nothing(run, tmp_path):
+    recipe = small_recipe(tmp_path, FUNCTION, "ppo.save_every=2", "ppo.eval_every=2")
+    run = run()
+    train_ppo(recipe, run)
+    before = outcome(run)
+    train_ppo(recipe, run, resume=True)
+    after = outcome(run)
+    for part in before:
+        assert after[part] == before[part], part
+
+
+def test_nothing_to_resume(run, tmp_path):
+    run = run("reward")
+    with pytest.raises(UserError, match="no checkpoint to resume from; run again without --resume"):
+        train_ppo(small_recipe(tmp_path), run, resume=True)
+
+
+def test_an_automatic_budget_is_found_before_the_model_takes_its_memory(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(ppo_stage, "find_reward_adapter", lambda *_: None)
+    monkeypatch.setattr(ppo_stage, "check_memory", lambda _, recipe, **__: done.append(recipe.ppo.micro_batch_tokens))
+    monkeypatch.setattr(ppo_stage, "auto_token_budget", lambda *_, **__: done.append("budget") or 512)
+    monkeypatch.setattr(ppo_stage, "load_backbone", lambda *_: done.append("model") or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train_ppo(small_recipe(tmp_path, "ppo.micro_batch_tokens=auto"), Run(tmp_path / "run"))
+    assert done == ["budget", 512, "model"]
