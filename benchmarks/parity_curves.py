@@ -28,11 +28,11 @@ import torch
 from lorarlhf.cli.quiet import quiet_libraries
 from lorarlhf.data.rows import request_text
 from lorarlhf.demo.world import gold_score, is_fluent
+from lorarlhf.display import read_metrics
 from lorarlhf.recipe.load import load_recipe
 from lorarlhf.run import Run, write_json
 from lorarlhf.stages.ppo import train_ppo
-from lorarlhf.training.progress import read_metrics
-from lorarlhf.training.reward import train_reward
+from lorarlhf.stages.reward import train_reward
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results" / "parity-cpu.json"

@@ -31,7 +31,7 @@ from lorarlhf.demo import run as demo_run
 from lorarlhf.recipe.load import load_recipe
 from lorarlhf.recipe.sections import ModelConfig, Role
 from lorarlhf.run import Run
-from lorarlhf.training.reward import train_reward
+from lorarlhf.stages.reward import train_reward
 
 
 class HeadOnly(SharedBackbone):

@@ -22,6 +22,7 @@ def test_every_command_works(monkeypatch, tmp_path, capsys, run_collect):
     (tmp_path / "my_rewards.py").write_text(re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["", *sys.path])
+    monkeypatch.delitem(sys.modules, "my_rewards", raising=False)  # another test has one of that name
     own = own_commands(README)
     wanted = {"--help", "recipes", "reward", "sample", "collect", "ppo", "evaluate", "export"}
     assert {arguments[0] for arguments in own} >= wanted

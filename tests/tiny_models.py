@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from lorarlhf.backbone.batch import Sequences
+from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.recipe.sections import LoraShape
 
@@ -107,20 +107,20 @@ def snapshot(tensors: Iterable[Tensor]) -> list[Tensor]:
     return [tensor.detach().clone() for tensor in tensors]
 
 
-def mixed_sequences() -> Sequences:
+def mixed_sequences() -> TokenBatch:
     """Prompts of 1 to 5 tokens; responses of none, one and the most; pad and eos among the real tokens of both.
 
     Padding holds random ids, as no computation may look at it.
     """
     prompts = [[5, 6, 7], [PAD, 9, EOS, PAD, 8], [4], [EOS, EOS], [20, 21, 22, 23, 24]]
     responses = [[EOS, PAD, 10, 30, EOS, 11], [], [11], [12, 13, PAD], [PAD, EOS]]
-    sequences = Sequences.from_lists(prompts, responses)
+    sequences = TokenBatch.from_lists(prompts, responses)
     padding = torch.arange(sequences.tokens.shape[1]) >= sequences.lengths.unsqueeze(1)
     sequences.tokens[padding] = torch.randint(VOCABULARY, (int(padding.sum()),))
     return sequences
 
 
-def rows_of(sequences: Sequences) -> list[tuple[list[int], list[int]]]:
+def rows_of(sequences: TokenBatch) -> list[tuple[list[int], list[int]]]:
     """Prompt and response of each row as plain lists."""
     spans = zip(sequences.prompt_lengths.tolist(), sequences.lengths.tolist(), strict=True)
     rows = zip(sequences.tokens.tolist(), spans, strict=True)

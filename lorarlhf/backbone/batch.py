@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Sequences:
+class TokenBatch:
     """A batch of prompt + response token sequences.
 
     Attributes:
@@ -24,7 +24,7 @@ class Sequences:
     response_lengths: Tensor
 
     @classmethod
-    def from_lists(cls, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Sequences:
+    def from_lists(cls, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> TokenBatch:
         """Pad with 0, which no computation looks at."""
         rows = [torch.tensor([*p, *r], dtype=torch.long) for p, r in zip(prompts, responses, strict=True)]
         return cls(
@@ -47,17 +47,17 @@ class Sequences:
         width = int(self.response_lengths.max()) if len(self) else 0
         return torch.arange(width, device=self.tokens.device) < self.response_lengths.unsqueeze(1)
 
-    def select(self, rows: Tensor) -> Sequences:
+    def select(self, rows: Tensor) -> TokenBatch:
         """Some of the rows, cut to the longest of them."""
         lengths = self.lengths[rows]
-        return Sequences(
+        return TokenBatch(
             tokens=self.tokens[rows, : int(lengths.max()) if len(lengths) else 0],
             prompt_lengths=self.prompt_lengths[rows],
             response_lengths=self.response_lengths[rows],
         )
 
-    def to(self, device: torch.device) -> Sequences:
-        return Sequences(self.tokens.to(device), self.prompt_lengths.to(device), self.response_lengths.to(device))
+    def to(self, device: torch.device) -> TokenBatch:
+        return TokenBatch(self.tokens.to(device), self.prompt_lengths.to(device), self.response_lengths.to(device))
 
     def micro_batches(self, token_budget: int) -> Iterator[Tensor]:
         """Rows in groups of similar length, each at most `token_budget` tokens once padded (or one row)."""

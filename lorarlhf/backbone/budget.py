@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from lorarlhf.backbone.batch import Sequences
+from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -59,9 +59,9 @@ class TokenBudget:
 
 @torch.no_grad()
 def in_micro_batches(
-    sequences: Sequences,
+    sequences: TokenBatch,
     budget: TokenBudget,
-    compute: Callable[[Sequences, Tensor], tuple[Tensor, ...]],
+    compute: Callable[[TokenBatch, Tensor], tuple[Tensor, ...]],
     widths: tuple[int, ...],
 ) -> tuple[Tensor, ...]:
     """Results of a forward pass over groups of rows, put together.

@@ -23,7 +23,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from transformers.pytorch_utils import Conv1D
 
 from lorarlhf.backbone.adapters import SCORE_KEY, read_adapter, same_shape
-from lorarlhf.backbone.batch import Sequences
+from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.logprobs import chunked_logprobs, rows_a_chunk
 from lorarlhf.backbone.lora import use_fused_forward
 from lorarlhf.backbone.trunk import TrunkStates, decoder_layers, recorded_input, starting_from, without
@@ -236,7 +236,7 @@ class SharedBackbone(nn.Module):
         """Adapters are stored in float32 and multiplied in the compute type."""
         return torch.autocast(self.device.type, dtype=self.compute_dtype, enabled=self.compute_dtype != torch.float32)
 
-    def hidden_states(self, role: Role | None, sequences: Sequences, below: TrunkStates | None = None) -> Tensor:
+    def hidden_states(self, role: Role | None, sequences: TokenBatch, below: TrunkStates | None = None) -> Tensor:
         """[B, L, H] last hidden states. Attention is causal, so right padding needs no mask; its rows are garbage.
 
         Args:
@@ -246,7 +246,7 @@ class SharedBackbone(nn.Module):
         with self.role(role), self.autocast(), start:
             return self.trunk(input_ids=sequences.tokens, use_cache=False).last_hidden_state
 
-    def trunk_states(self, sequences: Sequences, layer: int) -> TrunkStates:
+    def trunk_states(self, sequences: TokenBatch, layer: int) -> TrunkStates:
         """What the bare base model computes below a layer. Raises IndexError if there is no such layer."""
         with without(self.layers[layer:]), recorded_input(self.layers[layer]) as recorded:
             self.hidden_states(None, sequences)
@@ -260,7 +260,7 @@ class SharedBackbone(nn.Module):
         return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
     def logprobs(
-        self, role: Role, sequences: Sequences, temperature: float = 1.0, with_entropy: bool = True
+        self, role: Role, sequences: TokenBatch, temperature: float = 1.0, with_entropy: bool = True
     ) -> tuple[Tensor, Tensor]:
         """Log-probability of each response token, and entropy of the distribution it was drawn from.
 
@@ -273,25 +273,25 @@ class SharedBackbone(nn.Module):
         logprobs, entropy = chunked_logprobs(before[mask], targets, self.logits, temperature, chunk, with_entropy)
         return _scatter(logprobs, mask), _scatter(entropy, mask)
 
-    def values(self, sequences: Sequences, below: TrunkStates | None = None) -> Tensor:
+    def values(self, sequences: TokenBatch, below: TrunkStates | None = None) -> Tensor:
         """[B, R] the critic's value of the state in which each response token was chosen, 0 at padding."""
         before, mask = self._states_before_tokens("critic", sequences, below)
         return _scatter(self.value_head(before[mask]).squeeze(-1), mask)
 
-    def scores(self, sequences: Sequences, below: TrunkStates | None = None) -> Tensor:
+    def scores(self, sequences: TokenBatch, below: TrunkStates | None = None) -> Tensor:
         """[B] the reward model's score, read at the last token of each sequence."""
         hidden = self.hidden_states("reward", sequences, below)
         rows = torch.arange(len(sequences), device=hidden.device)
         return self.reward_head(hidden[rows, sequences.lengths - 1]).squeeze(-1)
 
-    def forward(self, role: Role, sequences: Sequences, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, role: Role, sequences: TokenBatch, *args: Any, **kwargs: Any) -> Any:
         """What training needs of a role: `logprobs` of the policy, `values` of the critic."""
         if role == "critic":
             return self.values(sequences, *args, **kwargs)
         return self.logprobs(role, sequences, *args, **kwargs)
 
     def _states_before_tokens(
-        self, role: Role, sequences: Sequences, below: TrunkStates | None = None
+        self, role: Role, sequences: TokenBatch, below: TrunkStates | None = None
     ) -> tuple[Tensor, Tensor]:
         """[B, R, H] the hidden state that predicts each response token, and the response mask."""
         hidden = self.hidden_states(role, sequences, below)
@@ -376,17 +376,17 @@ class SharedBackbone(nn.Module):
             )
 
 
-def _as_prompt(tokens: Tensor) -> Sequences:
+def _as_prompt(tokens: Tensor) -> TokenBatch:
     lengths = torch.full((tokens.shape[0],), tokens.shape[1], device=tokens.device)
-    return Sequences(tokens, lengths, torch.zeros_like(lengths))
+    return TokenBatch(tokens, lengths, torch.zeros_like(lengths))
 
 
-def _response_index(sequences: Sequences, width: int) -> Tensor:
+def _response_index(sequences: TokenBatch, width: int) -> Tensor:
     """[B, R] where each response token stands in its row; at padding the row's end or beyond."""
     return sequences.prompt_lengths.unsqueeze(1) + torch.arange(width, device=sequences.tokens.device)
 
 
-def _response_tokens(sequences: Sequences) -> Tensor:
+def _response_tokens(sequences: TokenBatch) -> Tensor:
     index = _response_index(sequences, sequences.response_mask.shape[1])
     return sequences.tokens.gather(1, index.clamp(max=sequences.tokens.shape[1] - 1))
 

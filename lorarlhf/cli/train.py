@@ -30,7 +30,7 @@ def sft(
 
     quiet_libraries()
     from lorarlhf.run import Run
-    from lorarlhf.training.sft import train_sft
+    from lorarlhf.stages.sft import train_sft
 
     summary = train_sft(resolved, Run(run_path), resume)
     if summary["eval_examples"]:
@@ -61,7 +61,7 @@ def reward(
 
     quiet_libraries()
     from lorarlhf.run import Run
-    from lorarlhf.training.reward import train_reward
+    from lorarlhf.stages.reward import train_reward
 
     summary = train_reward(resolved, Run(run_path), resume)
     if not summary["eval_examples"]:
@@ -106,9 +106,9 @@ def ppo(
     quiet_libraries()
     from rich.console import Console
 
+    from lorarlhf.evaluation.report import samples_table
     from lorarlhf.run import Run
     from lorarlhf.stages.ppo import train_ppo
-    from lorarlhf.training.progress import samples_table
 
     summary = train_ppo(resolved, Run(run_path), resume, reward, engine=engine)
     before, best = summary["before"], summary["best"]

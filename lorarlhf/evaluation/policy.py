@@ -19,7 +19,7 @@ from lorarlhf.generation.sample import Rollout, response_texts, sample_responses
 from lorarlhf.intervals import wilson
 from lorarlhf.recipe.sections import PPOConfig, Role
 from lorarlhf.rl.score import Passes
-from lorarlhf.rl.trainer import Scorer
+from lorarlhf.rl.trainer import RolloutScorer
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def answer(
     prompts: Sequence[PromptExample],
     config: PPOConfig,
     seed: int,
-    score: Scorer | None,
+    score: RolloutScorer | None,
     advance: Callable[[int], None] | None = None,
 ) -> Answers:
     """Sample one response a prompt as `role`, as many at a time as an iteration of PPO does.

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
+
+from lorarlhf.data.rows import request_text
+from lorarlhf.display import readable
 
 SHOWN = 4
 
@@ -49,3 +54,12 @@ def show_samples(
         for head, text in zip(heads, row, strict=True):
             console.print(f"   {head:10} {text}", markup=False, highlight=False, soft_wrap=True)
         console.print()
+
+
+def samples_table(path: Path, iteration: int, rows: int = 4) -> Table:
+    """Prompt, response and reward of the first samples that one evaluation wrote to `samples.jsonl`."""
+    table = Table("Prompt", "Response", "Reward", show_lines=True)
+    samples = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for sample in [sample for sample in samples if sample["iteration"] == iteration][:rows]:
+        table.add_row(escape(request_text(sample["prompt"])), escape(sample["response"]), readable(sample["reward"]))
+    return table

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
 
-from lorarlhf.backbone.batch import Sequences
+from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.intervals import wilson
 from lorarlhf.training.objectives import pair_calibration
@@ -49,7 +49,7 @@ def score_tokens(
     scores = torch.empty(len(rows))
     for start in range(0, len(rows), ROWS_AT_ONCE):
         part = rows[start : start + ROWS_AT_ONCE]
-        sequences = Sequences.from_lists(part, [[] for _ in part])
+        sequences = TokenBatch.from_lists(part, [[] for _ in part])
         for group in sequences.micro_batches(token_budget):
             scores[start + group] = backbone.scores(sequences.select(group).to(backbone.device)).cpu()
             if advance:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lorarlhf.backbone.batch import Sequences
+from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.logprobs import Softmax
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.generation.decode import make_decoder
@@ -26,7 +26,7 @@ class Rollout:
         finished: [B] True where the response ended itself; False where it was cut at the limit.
     """
 
-    sequences: Sequences
+    sequences: TokenBatch
     logprobs: Tensor
     entropy: Tensor
     finished: Tensor
@@ -78,7 +78,7 @@ def sample_responses(
             finished[i] = ended[k]
     logprobs, entropy = torch.nn.utils.rnn.pad_sequence(per_token, batch_first=True).to(backbone.device).unbind(-1)
     return Rollout(
-        sequences=Sequences.from_lists(prompts, responses).to(backbone.device),
+        sequences=TokenBatch.from_lists(prompts, responses).to(backbone.device),
         logprobs=logprobs,
         entropy=entropy,
         finished=finished.to(backbone.device),

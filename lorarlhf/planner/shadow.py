@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.quantizers import AutoHfQuantizer
 
-from lorarlhf.backbone.batch import Sequences
+from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.load import attention, compute_dtype, quantization_config
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.recipe.sections import ModelConfig
@@ -115,7 +115,7 @@ def _keep_layers(config: PreTrainedConfig, layers: int) -> None:
     config.num_hidden_layers = layers
 
 
-class FullSequences(Sequences):
+class FullBatch(TokenBatch):
     """[rows, prompt + response] sequences without content, none of them padded."""
 
     def __init__(self, rows: int, prompt: int, response: int) -> None:

@@ -14,7 +14,7 @@ from trl.trainer import utils as trl_utils
 
 from lorarlhf.backbone.logprobs import Softmax
 from lorarlhf.generation.decode import Decoder, GrowingDecoder, StaticDecoder, can_be_static
-from lorarlhf.planner.shadow import Allocations, FullSequences, ShadowBackbone
+from lorarlhf.planner.shadow import Allocations, FullBatch, ShadowBackbone
 from lorarlhf.recipe.sections import Role
 
 
@@ -56,7 +56,7 @@ def _with_cache(peak: Counter[str], decoder: Any) -> Counter[str]:
 def score(shadow: ShadowBackbone, allocations: Allocations, rows: int, prompt: int, response: int) -> None:
     """Log-probabilities; reward model and critic take less."""
     shadow.eval()
-    shadow.logprobs("policy", FullSequences(rows, prompt, response))
+    shadow.logprobs("policy", FullBatch(rows, prompt, response))
 
 
 def policy_step(
@@ -65,7 +65,7 @@ def policy_step(
     """One micro-batch; `again` if another one came before it."""
     shadow.train()
     _keep_gradients(shadow, "policy", again, allocations)
-    logprobs, entropies = shadow("policy", FullSequences(rows, prompt, response), 1.0, entropy)
+    logprobs, entropies = shadow("policy", FullBatch(rows, prompt, response), 1.0, entropy)
     _backward(logprobs.sum() + entropies.sum() if entropy else logprobs.sum(), shadow, "policy", allocations)
 
 
@@ -75,7 +75,7 @@ def critic_step(
     """As `policy_step`."""
     shadow.train()
     _keep_gradients(shadow, "critic", again, allocations)
-    values = shadow("critic", FullSequences(rows, prompt, response))
+    values = shadow("critic", FullBatch(rows, prompt, response))
     _backward(values.sum(), shadow, "critic", allocations)
 
 
@@ -143,7 +143,7 @@ def reward_step(shadow: ShadowBackbone, allocations: Allocations, rows: int, len
 def reward_scores(shadow: ShadowBackbone, allocations: Allocations, rows: int, length: int) -> None:
     """One batch of the reward model's evaluation."""
     shadow.eval()
-    shadow.scores(FullSequences(rows, length, 0))
+    shadow.scores(FullBatch(rows, length, 0))
 
 
 def _backward(loss: Tensor, shadow: ShadowBackbone, role: Role, allocations: Allocations) -> None:

@@ -168,7 +168,7 @@ class RewardConfig(SupervisedConfig):
         return self
 
 
-class RewardFunction(Section):
+class WeightedFunction(Section):
     """A Python function `f(prompts, responses) -> list[float]`, added to the reward with a weight."""
 
     function: FunctionName
@@ -210,7 +210,7 @@ class PPOConfig(TrainingConfig):
     kl_horizon: PositiveInt = 10_000
 
     # Reward
-    reward_functions: list[FunctionName | RewardFunction] = []
+    reward_functions: list[FunctionName | WeightedFunction] = []
     reward_model_weight: float = 1.0
     normalize_reward: bool = False
     reward_clip: PositiveFloat | None = None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lorarlhf.backbone.batch import Sequences
+from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.trunk import TrunkStates
 from lorarlhf.rl.advantages import generalized_advantages, token_rewards, whiten
 from lorarlhf.rl.kl import KLEstimator, kl_estimate
@@ -29,7 +29,7 @@ class Experience:
         trunk: what the critic goes on from, if not from the tokens.
     """
 
-    sequences: Sequences
+    sequences: TokenBatch
     logprobs: Tensor
     values: Tensor
     advantages: Tensor
@@ -54,7 +54,7 @@ class Experience:
 
 
 def build_experience(
-    sequences: Sequences,
+    sequences: TokenBatch,
     logprobs: Tensor,
     ref_logprobs: Tensor,
     values: Tensor,

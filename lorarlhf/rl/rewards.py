@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 
 from lorarlhf.errors import UserError
-from lorarlhf.recipe.sections import RewardFunction
+from lorarlhf.recipe.sections import WeightedFunction
 
-Scorer = Callable[[list[str], list[str]], Sequence[float]]
+RewardFunction = Callable[[list[str], list[str]], Sequence[float]]
 
 
-def load_reward_functions(specs: Sequence[str | RewardFunction]) -> list[tuple[Scorer, float]]:
+def load_reward_functions(specs: Sequence[str | WeightedFunction]) -> list[tuple[RewardFunction, float]]:
     """Import `package.module:function` entries of `ppo.reward_functions`, each with its weight."""
     if specs and "" not in sys.path:
         sys.path.insert(0, "")  # they may live in the current folder
     functions = []
     for spec in specs:
-        entry = spec if isinstance(spec, RewardFunction) else RewardFunction(function=spec)
+        entry = spec if isinstance(spec, WeightedFunction) else WeightedFunction(function=spec)
         module_name, name = entry.function.split(":")
         try:
             function = getattr(importlib.import_module(module_name), name)
@@ -36,7 +36,9 @@ def load_reward_functions(specs: Sequence[str | RewardFunction]) -> list[tuple[S
     return functions
 
 
-def function_scores(functions: Sequence[tuple[Scorer, float]], prompts: list[str], responses: list[str]) -> Tensor:
+def function_scores(
+    functions: Sequence[tuple[RewardFunction, float]], prompts: list[str], responses: list[str]
+) -> Tensor:
     """[B] weighted sum of the functions' scores. Raises UserError if one returns anything but B finite numbers."""
     total = torch.zeros(len(responses))
     for function, weight in functions:

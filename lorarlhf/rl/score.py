@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lorarlhf.backbone.batch import Sequences
+from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.budget import TokenBudget, in_micro_batches
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.backbone.trunk import TrunkStates, recorded_input
@@ -24,7 +24,7 @@ class Passes:
         self.temperature = temperature
         self.budget = TokenBudget("scoring", tokens)
 
-    def logprobs(self, role: Role, sequences: Sequences) -> tuple[Tensor, Tensor]:
+    def logprobs(self, role: Role, sequences: TokenBatch) -> tuple[Tensor, Tensor]:
         """[B, R] log-probability of each response token, and entropy."""
         width = sequences.response_mask.shape[1]
         logprobs, entropy = in_micro_batches(
@@ -35,7 +35,7 @@ class Passes:
         )
         return logprobs, entropy
 
-    def reference(self, sequences: Sequences) -> tuple[Tensor, TrunkStates | None]:
+    def reference(self, sequences: TokenBatch) -> tuple[Tensor, TrunkStates | None]:
         """[B, R] the reference's log-probabilities, and what reward model and critic can go on from.
 
         Below the lowest layer that either of them adapts, both compute what the bare base model does. Where that is
@@ -50,7 +50,7 @@ class Passes:
         layer = min(layer, len(backbone.layers) - 1)  # above the last one there is nothing to go on to
         bare = "reference" not in backbone.roles
 
-        def compute(micro: Sequences, _: Tensor) -> tuple[Tensor, Tensor]:
+        def compute(micro: TokenBatch, _: Tensor) -> tuple[Tensor, Tensor]:
             with recorded_input(backbone.layers[layer]) as recorded:
                 logprobs = self._reference(micro)
             return logprobs, recorded[0] if bare else backbone.trunk_states(micro, layer).states
@@ -58,10 +58,10 @@ class Passes:
         logprobs, states = in_micro_batches(sequences, self.budget, compute, (width, length))
         return logprobs, TrunkStates(states, layer)
 
-    def _reference(self, micro: Sequences) -> Tensor:
+    def _reference(self, micro: TokenBatch) -> Tensor:
         return self.backbone.logprobs("reference", micro, self.temperature, with_entropy=False)[0]
 
-    def values(self, sequences: Sequences, trunk: TrunkStates | None) -> Tensor:
+    def values(self, sequences: TokenBatch, trunk: TrunkStates | None) -> Tensor:
         """[B, R] of the critic."""
         (values,) = in_micro_batches(
             sequences,
@@ -71,7 +71,7 @@ class Passes:
         )
         return values
 
-    def scores(self, sequences: Sequences, trunk: TrunkStates | None = None) -> Tensor:
+    def scores(self, sequences: TokenBatch, trunk: TrunkStates | None = None) -> Tensor:
         """[B] of the reward model."""
         (scores,) = in_micro_batches(
             sequences,
@@ -82,6 +82,6 @@ class Passes:
         return scores.squeeze(1)
 
 
-def below(trunk: TrunkStates | None, rows: Tensor, micro: Sequences) -> TrunkStates | None:
+def below(trunk: TrunkStates | None, rows: Tensor, micro: TokenBatch) -> TrunkStates | None:
     """The states of some of the rows."""
     return trunk.select(rows, micro.tokens.shape[1]) if trunk else None

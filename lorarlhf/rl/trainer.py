@@ -32,9 +32,10 @@ from lorarlhf.rl.schedule import is_due, prompt_rows
 from lorarlhf.rl.score import Passes
 from lorarlhf.training.arguments import training_arguments
 from lorarlhf.training.checkpoint import RoleCheckpoints
+from lorarlhf.training.progress import DisplayCallback
 
 STATE_FILE = "ppo_state.json"
-Scorer = Callable[[Rollout, Sequence[PromptExample], TrunkStates | None], Tensor]
+RolloutScorer = Callable[[Rollout, Sequence[PromptExample], TrunkStates | None], Tensor]
 
 
 class PPOTrainer(RoleCheckpoints, Trainer):
@@ -57,7 +58,7 @@ class PPOTrainer(RoleCheckpoints, Trainer):
         config: PPOConfig,
         prompts: Sequence[PromptExample],
         eval_prompts: Sequence[PromptExample],
-        score: Scorer,
+        score: RolloutScorer,
         folder: Path,
         seed: int,
         callbacks: Sequence[TrainerCallback] = (),
@@ -95,6 +96,9 @@ class PPOTrainer(RoleCheckpoints, Trainer):
             callbacks=[_IterationBorders(self), *callbacks],
         )
         self.remove_callback(PrinterCallback)
+        for callback in callbacks:
+            if isinstance(callback, IterationDisplay):
+                callback.trainer = self
 
     # Experience
 
@@ -342,6 +346,21 @@ class _ExperienceLoader:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return self.trainer.minibatches()
+
+
+class IterationDisplay(DisplayCallback):
+    """Counts iterations rather than steps."""
+
+    trainer: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.display.begin(self.trainer.config.iterations, self.trainer.iteration)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The rows say when an iteration has ended."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        super().on_log(args, state, control, {k: v for k, v in (logs or {}).items() if k != "epoch"}, **kwargs)
 
 
 class _IterationBorders(TrainerCallback):

@@ -20,7 +20,7 @@ from lorarlhf.recipe.load import load_recipe
 from lorarlhf.recipe.sections import Recipe
 from lorarlhf.run import Run, write_json
 from lorarlhf.stages.ppo import response_scorer, train_ppo
-from lorarlhf.training.reward import train_reward
+from lorarlhf.stages.reward import train_reward
 
 
 def run_demo(output_dir: Path, seed: int, sets: tuple[str, ...] = (), console: Console | None = None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from lorarlhf.evaluation.report import SHOWN, counting
 from lorarlhf.evaluation.reward_model import TOKEN_BUDGET, reward_metrics
 from lorarlhf.recipe.sections import DataConfig, Recipe, Stage
 from lorarlhf.rl.rewards import load_reward_functions
-from lorarlhf.rl.trainer import Scorer
+from lorarlhf.rl.trainer import RolloutScorer
 from lorarlhf.run import Run
 from lorarlhf.stages.ppo import response_scorer
 
@@ -102,7 +102,7 @@ def evaluate_policy(backbone: SharedBackbone, recipe: Recipe, stage: Stage, cons
     }
 
 
-def _scorer(backbone: SharedBackbone, recipe: Recipe) -> Scorer | None:
+def _scorer(backbone: SharedBackbone, recipe: Recipe) -> RolloutScorer | None:
     """The reward of PPO, as far as the run has one; None if it has none."""
     functions = load_reward_functions(recipe.ppo.reward_functions)
     if "reward" not in backbone.roles and not functions:

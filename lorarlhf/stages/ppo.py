@@ -18,19 +18,20 @@ from lorarlhf.backbone.trunk import TrunkStates
 from lorarlhf.data.examples import Split, load_prompts
 from lorarlhf.data.rows import request_text
 from lorarlhf.data.tokenize import PromptExample, tokenize_prompts
+from lorarlhf.display import StageDisplay
 from lorarlhf.errors import UserError
 from lorarlhf.generation.sample import Rollout, response_texts
 from lorarlhf.memory import peak_memory_bytes
 from lorarlhf.planner.fit import auto_token_budget, check_memory
 from lorarlhf.recipe.sections import PPOConfig, Recipe, ScalarLoraOverride
+from lorarlhf.recipe.stages import STAGES
 from lorarlhf.rl.rewards import function_scores, load_reward_functions
 from lorarlhf.rl.score import Passes
-from lorarlhf.rl.trainer import PPOTrainer, Scorer
+from lorarlhf.rl.trainer import IterationDisplay, PPOTrainer, RolloutScorer
 from lorarlhf.rl.trl_engine import check_trl, train_with_trl
 from lorarlhf.run import Run
 from lorarlhf.training.arguments import check_optimizer
 from lorarlhf.training.checkpoint import last_checkpoint, move_aside
-from lorarlhf.training.progress import StageProgress
 
 Engine = Literal["lorarlhf", "trl"]
 
@@ -80,7 +81,8 @@ def train_ppo(
     attach_roles(backbone, recipe, run, reward_folder)
     if not resume:
         move_aside(folder)
-    progress = StageProgress("ppo", folder, resume, total=config.iterations)
+    stage = STAGES["ppo"]
+    display = StageDisplay(stage.name, stage.unit, stage.columns, folder, resume)
     trainer = PPOTrainer(
         backbone,
         config,
@@ -89,10 +91,10 @@ def train_ppo(
         response_scorer(backbone, config, functions),
         folder,
         recipe.seed,
-        callbacks=[progress],
+        callbacks=[IterationDisplay(display)],
     )
     run.write_recipe(recipe)
-    with progress:
+    with display:
         if config.eval_every and checkpoint is None:
             trainer.evaluate()
         if engine == "trl":
@@ -177,7 +179,7 @@ def _prompts(recipe: Recipe, backbone: SharedBackbone, split: Split) -> list[Pro
     return tokenize_prompts(rows, backbone.tokenizer, recipe.data.max_prompt_length)[0]
 
 
-def response_scorer(backbone: SharedBackbone, config: PPOConfig, functions: Sequence[Any]) -> Scorer:
+def response_scorer(backbone: SharedBackbone, config: PPOConfig, functions: Sequence[Any]) -> RolloutScorer:
     """Raw score [B] of each response: the reward model's, weighted, plus the functions'."""
     passes = Passes(backbone, config.temperature, config.token_budget)
 

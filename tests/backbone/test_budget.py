@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lorarlhf.backbone.batch import Sequences
+from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.budget import TokenBudget, in_micro_batches
 from lorarlhf.errors import UserError
 
@@ -55,7 +55,7 @@ def test_other_errors_pass():
 
 @pytest.mark.parametrize("tokens", [1, 12, 1000])
 def test_results_come_back_in_the_order_of_the_rows(tokens):
-    sequences = Sequences.from_lists([[1, 2], [3], [4, 5, 6], [7]], [[8], [9, 10, 11, 12], [13, 14], []])
+    sequences = TokenBatch.from_lists([[1, 2], [3], [4, 5, 6], [7]], [[8], [9, 10, 11, 12], [13, 14], []])
     groups = []
 
     def compute(micro, rows):

@@ -8,15 +8,15 @@ from tiny_models import FAMILIES, SHAPE, randomise, snapshot
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from lorarlhf.backbone.batch import Sequences
+from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
+from lorarlhf.display import read_metrics
 from lorarlhf.export.merge import export_run
 from lorarlhf.recipe.sections import DataConfig, LoraConfig, ModelConfig, PPOConfig, Recipe, RewardConfig
 from lorarlhf.run import Run
 from lorarlhf.stages.ppo import train_ppo
-from lorarlhf.training.progress import read_metrics
-from lorarlhf.training.reward import train_reward
+from lorarlhf.stages.reward import train_reward
 
 PROMPTS = ["how are you?", "what is the time now?", "why", "tell me about the sea and the sky.", "no", "is it so?"]
 
@@ -104,7 +104,7 @@ def test_reward_ppo_and_export(family, compute_dtype, recipe, tiny_model, tmp_pa
     for stage in ("ppo", "reward"):
         export_run(run, tmp_path / stage, stage, merge=True, dtype="float32")
     tokens = torch.randint(4, 30, (2, 11))
-    sequences = Sequences(tokens, torch.tensor([5, 5]), torch.tensor([6, 6]))
+    sequences = TokenBatch(tokens, torch.tensor([5, 5]), torch.tensor([6, 6]))
     with torch.no_grad():
         expected = full.logits(full.hidden_states("policy", sequences))
         logits = AutoModelForCausalLM.from_pretrained(tmp_path / "ppo")(input_ids=tokens).logits

@@ -12,7 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
-from lorarlhf.backbone.batch import Sequences
+from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.load import compute_dtype, load_backbone, load_model_config
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import ModelConfig
@@ -160,7 +160,7 @@ def test_the_head_is_quantised_where_asked_for(load_tiny):
     assert isinstance(head, bnb.nn.Linear4bit)
     backbone.attach("policy", SHAPE)
     backbone.train_roles("policy")
-    sequences = Sequences.from_lists([[5, 6]], [[7, 8, 9]])
+    sequences = TokenBatch.from_lists([[5, 6]], [[7, 8, 9]])
     logprobs, _ = backbone.logprobs("policy", sequences)
     logprobs.sum().backward()
     weight = bnb.functional.dequantize_4bit(head.weight.data, head.weight.quant_state)

@@ -32,7 +32,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from lorarlhf.backbone.batch import Sequences
+from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import LoraShape
@@ -181,13 +181,13 @@ def test_plain_peft_scores_a_padded_batch_as_training_saw_it(saved):
     backbone, folder = saved
     rows = [[5, 6, 7, EOS], [9, EOS, 8, 8, 8, EOS], [4, EOS]]
     batch = backbone.tokenizer.pad({"input_ids": rows}, return_tensors="pt", padding_side="right")
-    expected = backbone.scores(Sequences.from_lists([row[:1] for row in rows], [row[1:] for row in rows]))
+    expected = backbone.scores(TokenBatch.from_lists([row[:1] for row in rows], [row[1:] for row in rows]))
     assert_close(plain_classifier(folder / "reward")(**batch).logits.squeeze(-1), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_no_response_at_all(load_tiny):
     backbone = attach_all(load_tiny("llama"))
-    sequences = Sequences.from_lists([[5, 6], [7]], [[], []])
+    sequences = TokenBatch.from_lists([[5, 6], [7]], [[], []])
     logprobs, entropy = backbone.logprobs("policy", sequences)
     values = backbone.values(sequences)
     assert logprobs.shape == entropy.shape == values.shape == (2, 0)
@@ -202,7 +202,7 @@ def test_sequence_classifier_is_the_backbone_under_another_name(load_tiny):
     assert classifier.score is backbone.reward_head
     rows = [[5, 6, 7, EOS], [9, EOS, 8, 8, 8, EOS], [4, EOS]]
     batch = backbone.tokenizer.pad({"input_ids": rows}, return_tensors="pt", padding_side="right")
-    expected = backbone.scores(Sequences.from_lists(rows, [[], [], []]))
+    expected = backbone.scores(TokenBatch.from_lists(rows, [[], [], []]))
     with backbone.role("reward"):
         assert_close(classifier(**batch).logits.squeeze(-1), expected, rtol=1e-5, atol=1e-5)
     assert requiring_grad(backbone) == expected_trained(backbone)

@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers.pytorch_utils import Conv1D
 
-from lorarlhf.backbone.batch import Sequences
+from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import LoraShape
 
 
-def losses(backbone: SharedBackbone, sequences: Sequences) -> Tensor:
+def losses(backbone: SharedBackbone, sequences: TokenBatch) -> Tensor:
     """A policy and a critic loss in which each token counts differently, so that a mix-up shows."""
     logprobs, entropy = backbone("policy", sequences, 0.7)
     values = backbone("critic", sequences)
@@ -66,17 +66,17 @@ def dequantised_twin(backbone: SharedBackbone, twin: SharedBackbone) -> SharedBa
     return twin
 
 
-def do_nothing(backbone: SharedBackbone, sequences: Sequences) -> None:
+def do_nothing(backbone: SharedBackbone, sequences: TokenBatch) -> None:
     pass
 
 
-def evaluate(backbone: SharedBackbone, sequences: Sequences) -> None:
+def evaluate(backbone: SharedBackbone, sequences: TokenBatch) -> None:
     with torch.no_grad():
         for role in ROLES:
             backbone.logprobs(role, sequences)
 
 
-def generate(backbone: SharedBackbone, sequences: Sequences) -> None:
+def generate(backbone: SharedBackbone, sequences: TokenBatch) -> None:
     with backbone.role("policy"):
         backbone.causal_lm.generate(sequences.tokens[:1, :3], max_new_tokens=3, do_sample=True)
 

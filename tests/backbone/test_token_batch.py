@@ -1,18 +1,18 @@
 import pytest
 import torch
 
-from lorarlhf.backbone.batch import Sequences
+from lorarlhf.backbone.batch import TokenBatch
 
 PROMPTS = [[5, 6, 7], [0, 9], [4], [1, 1, 1, 1]]
 RESPONSES = [[2, 0], [], [11, 12, 13, 0, 2], [3]]
 
 
 @pytest.fixture
-def sequences() -> Sequences:
-    return Sequences.from_lists(PROMPTS, RESPONSES)
+def sequences() -> TokenBatch:
+    return TokenBatch.from_lists(PROMPTS, RESPONSES)
 
 
-def rows(sequences: Sequences) -> list[tuple[list[int], list[int]]]:
+def rows(sequences: TokenBatch) -> list[tuple[list[int], list[int]]]:
     tokens = sequences.tokens.tolist()
     found = []
     for i in range(len(sequences)):
@@ -62,7 +62,7 @@ def test_micro_batches_hold_every_row_once_within_the_budget(sequences, budget):
 
 
 def test_nothing_at_all():
-    empty = Sequences(torch.zeros(0, 3, dtype=torch.long), torch.zeros(0, dtype=torch.long), torch.zeros(0).long())
+    empty = TokenBatch(torch.zeros(0, 3, dtype=torch.long), torch.zeros(0, dtype=torch.long), torch.zeros(0).long())
     assert len(empty) == 0
     assert empty.response_mask.shape == (0, 0)
     assert list(empty.micro_batches(10)) == []

@@ -190,7 +190,7 @@ def test_anything_else_is_exit_1(command, monkeypatch, error, message):
     def fail(*args):
         raise error
 
-    monkeypatch.setattr("lorarlhf.training.sft.train_sft", fail)
+    monkeypatch.setattr("lorarlhf.stages.sft.train_sft", fail)
     code, _, err = command("sft", "--recipe", "demo")
     assert code == 1
     assert len(err.splitlines()) == 1

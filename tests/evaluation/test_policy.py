@@ -6,7 +6,7 @@ import pytest
 import torch
 from demo_runs import small_recipe
 
-from lorarlhf.backbone.batch import Sequences
+from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.data.tokenize import PromptExample, encode_prompt
 from lorarlhf.evaluation.policy import answer, policy_metrics, win_rate
@@ -120,6 +120,6 @@ def test_texts_and_scores_belong_together(backbone, prompts):
     for example, text, score in zip(prompts, answers.texts, answers.scores.tolist(), strict=True):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         # Cut at the limit or ended by eos: one of the two scores is that of the response.
-        candidates = [Sequences.from_lists([example.ids], [r]) for r in (ids, [*ids, tokenizer.eos_token_id])]
+        candidates = [TokenBatch.from_lists([example.ids], [r]) for r in (ids, [*ids, tokenizer.eos_token_id])]
         with torch.no_grad():
             assert any(score == pytest.approx(backbone.scores(c).item(), abs=1e-4) for c in candidates)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from demo_runs import small_recipe
 
-from lorarlhf.backbone.batch import Sequences
+from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.evaluation.reward_model import longer_wins, preference_metrics, regression_metrics, score_tokens
 from lorarlhf.intervals import wilson
@@ -50,6 +50,6 @@ def backbone(tmp_path_factory):
 def test_scores_keep_their_order_in_batches_of_any_size(backbone, token_budget):
     rows = [[1, 40, 41], [1, 50], [1, 60, 61, 62, 63, 2], [1, 70, 71], [1, 80, 81, 82]]
     with torch.no_grad():
-        alone = [backbone.scores(Sequences.from_lists([row], [[]])).item() for row in rows]
+        alone = [backbone.scores(TokenBatch.from_lists([row], [[]])).item() for row in rows]
     assert len(set(alone)) == len(rows)
     assert score_tokens(backbone, rows, token_budget=token_budget).tolist() == pytest.approx(alone, abs=1e-5)

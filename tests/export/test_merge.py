@@ -17,7 +17,7 @@ from transformers import (
     GenerationConfig,
 )
 
-from lorarlhf.backbone.batch import Sequences
+from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.load import attention, load_backbone
 from lorarlhf.errors import UserError
 from lorarlhf.export import merge
@@ -37,7 +37,7 @@ def backbone_scores(run: Run) -> torch.Tensor:
     backbone = load_backbone(run.read_recipe().model)
     backbone.load_role("reward", run.stage("reward"))
     with torch.no_grad():
-        return backbone.eval().scores(Sequences(TOKENS, LENGTHS, torch.zeros_like(LENGTHS)))
+        return backbone.eval().scores(TokenBatch(TOKENS, LENGTHS, torch.zeros_like(LENGTHS)))
 
 
 def same_order(scores: torch.Tensor, expected: torch.Tensor) -> bool:

@@ -153,8 +153,8 @@ def test_rollouts_that_do_not_fit_are_halved_on_a_gpu_only():
 def test_a_stage_that_cannot_fit_is_refused_before_the_model_is_loaded(tiny, monkeypatch, tmp_path):
     from lorarlhf.run import Run
     from lorarlhf.stages.ppo import train_ppo
-    from lorarlhf.training.reward import train_reward
-    from lorarlhf.training.sft import train_sft
+    from lorarlhf.stages.reward import train_reward
+    from lorarlhf.stages.sft import train_sft
 
     monkeypatch.setattr(fitting, "available_memory_bytes", lambda: GIB // 4)
     functions = tiny.model_copy(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_models import FAMILIES, SHAPE, VOCABULARY
 
-from lorarlhf.backbone.batch import Sequences
+from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.load import load_model_config
 from lorarlhf.generation.sample import sample_responses
 from lorarlhf.planner import shadow_steps
@@ -56,9 +56,9 @@ def both(load_tiny, tiny_model):
     return make
 
 
-def full_sequences(rows) -> Sequences:
+def full_sequences(rows) -> TokenBatch:
     tokens = torch.randint(4, VOCABULARY, (rows, PROMPT + RESPONSE))
-    return Sequences(tokens, torch.full((rows,), PROMPT), torch.full((rows,), RESPONSE))
+    return TokenBatch(tokens, torch.full((rows,), PROMPT), torch.full((rows,), RESPONSE))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

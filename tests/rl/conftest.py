@@ -9,8 +9,8 @@ from torch import Tensor
 from trainers import length_score, prompts, randomise
 
 from lorarlhf.backbone.load import load_backbone
-from lorarlhf.rl.trainer import PPOTrainer
-from lorarlhf.training.progress import StageProgress
+from lorarlhf.display import StageDisplay
+from lorarlhf.rl.trainer import IterationDisplay, PPOTrainer
 
 
 class Batch(NamedTuple):
@@ -74,7 +74,7 @@ def make_trainer(tmp_path):
         backbone.train_roles("policy", "critic")
         train, test = (prompts(recipe, backbone.tokenizer, split) for split in ("train", "test"))
         folder = tmp_path / "ppo"
-        progress = StageProgress("ppo", folder, resumed=False, total=recipe.ppo.iterations)
-        return PPOTrainer(backbone, recipe.ppo, train, test, score, folder, recipe.seed, callbacks=[progress])
+        display = IterationDisplay(StageDisplay("ppo", "iteration", {}, folder))
+        return PPOTrainer(backbone, recipe.ppo, train, test, score, folder, recipe.seed, callbacks=[display])
 
     return make

@@ -6,7 +6,7 @@ import ppo_reference as reference
 import pytest
 import torch
 
-from lorarlhf.backbone.batch import Sequences
+from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.rl.experience import build_experience
 
 LENGTHS = [4, 1, 0, 6, 3]
@@ -16,12 +16,12 @@ SETTINGS = {"kl_coef": 0.3, "kl_estimator": "k1", "gamma": 0.9, "lam": 0.8, "whi
 
 @pytest.fixture
 def scored():
-    """Sequences and, by name, what `build_experience` takes; padding holds garbage."""
+    """TokenBatch and, by name, what `build_experience` takes; padding holds garbage."""
     generator = torch.Generator().manual_seed(5)
     shape = len(LENGTHS), max(LENGTHS)
     logprobs = -torch.rand(shape, generator=generator) * 3
     return {
-        "sequences": Sequences.from_lists(PROMPTS, [list(range(10, 10 + n)) for n in LENGTHS]),
+        "sequences": TokenBatch.from_lists(PROMPTS, [list(range(10, 10 + n)) for n in LENGTHS]),
         "logprobs": logprobs,
         "ref_logprobs": logprobs + 0.5 * torch.randn(shape, generator=generator),
         "values": torch.randn(shape, generator=generator),

@@ -9,12 +9,12 @@ import torch
 from demo_runs import letter_e, short_is_good
 
 from lorarlhf.errors import UserError
-from lorarlhf.recipe.sections import RewardFunction
+from lorarlhf.recipe.sections import WeightedFunction
 from lorarlhf.rl.rewards import RunningMoments, function_scores, load_reward_functions, shape_scores
 
 
 def test_functions_are_imported_with_their_weights():
-    specs = ["demo_runs:short_is_good", RewardFunction(function="demo_runs:letter_e", weight=-0.5)]
+    specs = ["demo_runs:short_is_good", WeightedFunction(function="demo_runs:letter_e", weight=-0.5)]
     assert load_reward_functions(specs) == [(short_is_good, 1.0), (letter_e, -0.5)]
 
 

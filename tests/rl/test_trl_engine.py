@@ -12,7 +12,7 @@ from demo_runs import save_random_adapter, small_recipe
 from tiny_models import attach_all, mixed_sequences, rows_of
 from transformers import GenerationConfig
 
-from lorarlhf.backbone.batch import Sequences
+from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.load import load_recipe
 from lorarlhf.recipe.sections import PPOConfig, TrainingConfig
@@ -164,7 +164,7 @@ def test_the_policy_view_samples_as_the_policy_with_settings_of_its_own(backbone
     assert view.training
     assert backbone.causal_lm.training
     scores = torch.stack(generated.scores, 1)[0]
-    whole = Sequences.from_lists([prompt[0].tolist()], [generated.sequences[0, prompt.shape[1] :].tolist()])
+    whole = TokenBatch.from_lists([prompt[0].tolist()], [generated.sequences[0, prompt.shape[1] :].tolist()])
     with torch.no_grad():
         logits = backbone.logits(backbone.hidden_states("policy", whole))[0, prompt.shape[1] - 1 : -1]
     torch.testing.assert_close(scores, logits, rtol=1e-4, atol=1e-4)

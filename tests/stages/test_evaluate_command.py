@@ -10,7 +10,7 @@ from demo_runs import DEMO, read_jsonl, save_random_adapter, small_recipe, write
 from lorarlhf.cli.main import main
 from lorarlhf.data.examples import in_test_part
 from lorarlhf.run import Run
-from lorarlhf.training.reward import train_reward
+from lorarlhf.stages.reward import train_reward
 
 
 @pytest.fixture

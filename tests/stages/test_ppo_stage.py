@@ -16,7 +16,7 @@ from demo_runs import (
 )
 from safetensors.torch import load_file, save_file
 
-from lorarlhf.backbone.batch import Sequences
+from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.errors import UserError
 from lorarlhf.generation.sample import Rollout
@@ -53,7 +53,7 @@ def run(finished, tmp_path):
 
 
 def some_sequences():
-    return Sequences.from_lists([[1, 40, 41], [1, 42]], [[50, 51, 52, 2], [53, 2]])
+    return TokenBatch.from_lists([[1, 40, 41], [1, 42]], [[50, 51, 52, 2], [53, 2]])
 
 
 # Which reward
@@ -192,7 +192,7 @@ def test_the_critic_starts_as_the_reward_model(run, tmp_path):
         values = backbone.values(sequences)
         for row, prompt in enumerate(sequences.prompt_lengths.tolist()):
             for t in range(int(sequences.response_lengths[row])):
-                so_far = Sequences.from_lists([sequences.tokens[row, : prompt + t].tolist()], [[]])
+                so_far = TokenBatch.from_lists([sequences.tokens[row, : prompt + t].tolist()], [[]])
                 assert values[row, t].item() == pytest.approx(backbone.scores(so_far).item(), abs=1e-4)
 
 

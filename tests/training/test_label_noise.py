@@ -11,7 +11,7 @@ from lorarlhf.demo.world import gold_score
 from lorarlhf.preferences.agreement import Vote, measure_agreement, suggested_smoothing
 from lorarlhf.recipe.load import load_recipe
 from lorarlhf.run import Run
-from lorarlhf.training.reward import train_reward
+from lorarlhf.stages.reward import train_reward
 
 PAIRS, AGREED_ON = 1000, 4000  # to train on; labelled by two people
 

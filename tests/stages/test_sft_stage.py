@@ -10,10 +10,11 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lorarlhf.backbone.batch import Sequences
+from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.run import Run
-from lorarlhf.training.sft import PolicySFTTrainer, train_sft
+from lorarlhf.stages.sft import train_sft
+from lorarlhf.training.sft import PolicySFTTrainer
 
 
 @pytest.fixture
@@ -115,7 +116,7 @@ def test_training_lowers_the_loss_of_the_policy_and_leaves_the_base(train, tmp_p
     summary, backbone, rows, _ = train("sft.max_steps=12", "sft.learning_rate=3e-3", "sft.logging_steps=4")
     assert rows[2]["loss"] < rows[0]["loss"]
     known = list(demonstrations())
-    sequences = Sequences.from_lists(*zip(*known, strict=True))
+    sequences = TokenBatch.from_lists(*zip(*known, strict=True))
     with torch.no_grad():
         policy, base = (backbone.logprobs(role, sequences)[0].sum() for role in ("policy", "reference"))
         bare = load_backbone(small_recipe(tmp_path).model).logprobs("reference", sequences)[0].sum()
@@ -132,7 +133,7 @@ def test_plain_peft_loads_the_adapter(train, tmp_path):
     with torch.no_grad():
         bare = base(tokens).logits
         plain = PeftModel.from_pretrained(base, str(tmp_path / "run" / "sft"))(tokens).logits
-        sequence = Sequences(tokens, torch.tensor([5]), torch.tensor([0]))
+        sequence = TokenBatch(tokens, torch.tensor([5]), torch.tensor([0]))
         own = backbone.logits(backbone.hidden_states("policy", sequence))
     torch.testing.assert_close(plain, own, rtol=1e-4, atol=1e-4)
     assert (plain - bare).abs().max() > 1e-3

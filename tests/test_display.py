@@ -7,27 +7,32 @@ import pytest
 from rich.console import Console
 from transformers import TrainerControl, TrainerState
 
-from lorarlhf.training.progress import StageProgress, metrics_table, read_metrics, samples_table
+from lorarlhf.display import StageDisplay, metrics_table, read_metrics
+from lorarlhf.evaluation.report import samples_table
+from lorarlhf.recipe.stages import STAGES
+from lorarlhf.training.progress import DisplayCallback
 
 SHOW_CURSOR, HIDE_CURSOR = "\x1b[?25h", "\x1b[?25l"
 
 
 @pytest.fixture
 def start(tmp_path):
-    """`start(stage, ...)`: a progress that has begun, and `log(step, **numbers)` for it."""
+    """`start(stage, ...)`: a display that has begun, and `log(step, **numbers)` for it, as a trainer calls it."""
 
-    def make(stage="reward", resumed=False, at_step=0, terminal=False, max_steps=20, **options):
+    def make(stage="reward", resumed=False, done=0, terminal=False, total=20):
         console = Console(file=io.StringIO(), force_terminal=terminal, width=160)
-        progress = StageProgress(stage, tmp_path / stage, resumed, console=console, **options)
-        state, control = TrainerState(global_step=at_step, max_steps=max_steps), TrainerControl()
-        progress.on_train_begin(None, state, control)
+        info = STAGES[stage]
+        display = StageDisplay(info.name, info.unit, info.columns, tmp_path / stage, resumed, console)
+        display.begin(total, done)
+        callback = DisplayCallback(display)
+        state, control = TrainerState(max_steps=total), TrainerControl()
 
         def log(step, **numbers):
             state.global_step = step
-            progress.on_step_end(None, state, control)
-            progress.on_log(None, state, control, numbers)
+            callback.on_step_end(None, state, control)
+            callback.on_log(None, state, control, numbers)
 
-        return progress, log
+        return display, log
 
     return make
 
@@ -71,9 +76,9 @@ def test_plain_lines_where_there_is_no_terminal(start):
     assert "grad_norm" not in text(progress)
 
 
-def test_ppo_counts_iterations_and_has_no_epochs(start):
+def test_ppo_counts_iterations(start):
     progress, log = start("ppo", total=4)
-    log(8, iteration=1, reward=0.5, kl=1.0, epoch=0.25)
+    log(8, iteration=1, reward=0.5, kl=1.0)
     assert text(progress).startswith("ppo 1/4  reward 0.500  KL 1.000")
     assert read_metrics(progress.path) == [{"step": 8, "iteration": 1, "reward": 0.5, "kl": 1.0}]
 
@@ -107,11 +112,31 @@ def test_going_on_drops_the_rows_after_the_checkpoint(start):
     for iteration in (1, 2, 3):
         log(2 * iteration, iteration=iteration, reward=0.1)
         log(2 * iteration, iteration=iteration, eval_reward=0.2)
-    progress, log = start("ppo", resumed=True, at_step=4, total=4)
+    progress, log = start("ppo", resumed=True, done=2, total=4)
     assert [row["step"] for row in read_metrics(progress.path)] == [2, 2, 4, 4]
     log(6, iteration=3, reward=0.3)
     assert text(progress).startswith("ppo 3/4")
     assert [row["step"] for row in read_metrics(progress.path)] == [2, 2, 4, 4, 6]
+
+
+def test_a_line_cut_short_is_left_out(start):
+    progress, log = start()
+    log(1, loss=0.5)
+    with progress.path.open("a") as file:
+        file.write('{"step": 2, "lo')
+    assert [row["step"] for row in read_metrics(progress.path)] == [1]
+    progress, log = start(resumed=True, done=1)
+    log(2, loss=0.25)
+    assert [row["step"] for row in read_metrics(progress.path)] == [1, 2]
+
+
+def test_a_quiet_display_shows_and_writes_nothing(tmp_path):
+    console = Console(file=io.StringIO())
+    with StageDisplay("ppo", "iteration", {}, tmp_path / "ppo", console=console, quiet=True) as display:
+        display.begin(3)
+        display.log({"iteration": 1})
+    assert not (tmp_path / "ppo").exists()
+    assert console.file.getvalue() == ""
 
 
 def test_a_table_leaves_blank_what_a_row_lacks():

@@ -12,7 +12,8 @@ from lorarlhf.backbone.load import load_backbone
 from lorarlhf.errors import UserError
 from lorarlhf.evaluation.reward_model import score_tokens
 from lorarlhf.run import Run
-from lorarlhf.training.reward import RewardModelTrainer, train_reward
+from lorarlhf.stages.reward import train_reward
+from lorarlhf.training.reward import RewardModelTrainer
 
 
 def pairs_with_margins(path):

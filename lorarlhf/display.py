@@ -1,0 +1,133 @@
+"""What a person sees of a stage while it runs, and `metrics.jsonl`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+ROWS_SHOWN = 8
+
+
+class StageDisplay:
+    """A live display on a terminal, plain lines elsewhere; every logged row goes to `metrics.jsonl`.
+
+    Args:
+        title: of the stage.
+        unit: what is counted, "step" or "iteration": also the key of a row that says when it was.
+        columns: logged numbers that are shown, by their headings.
+        folder: the stage's folder.
+        resumed: go on with the `metrics.jsonl` that is there.
+        quiet: show and write nothing, as every process but the first does.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        unit: str,
+        columns: Mapping[str, str],
+        folder: Path,
+        resumed: bool = False,
+        console: Console | None = None,
+        quiet: bool = False,
+    ) -> None:
+        self.title = title
+        self.unit = unit
+        self.columns = columns
+        self.path = folder / "metrics.jsonl"
+        self.quiet = quiet
+        self.console = console or Console(quiet=quiet)
+        self.rows: list[Mapping[str, Any]] = []
+        self.progress = Progress(
+            TextColumn(f"[bold]{title}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=self.console,
+        )
+        self.task = self.progress.add_task(title, total=None)
+        self.live = Live(self._picture(), console=self.console, refresh_per_second=4)
+        if quiet:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        if not resumed:
+            self.path.write_text("")
+
+    def begin(self, total: int, done: int = 0) -> None:
+        """So many units in all, so many done by an earlier process, whose later rows are dropped: they come again."""
+        if not self.quiet:
+            kept = [row for row in read_metrics(self.path) if row[self.unit] <= done]
+            self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        self.progress.reset(self.task, total=total, completed=done)
+
+    def advance_to(self, done: int) -> None:
+        """So many units are done."""
+        self.progress.update(self.task, completed=done)
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Write a row of numbers, and show those that matter."""
+        if self.quiet:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if self.unit in row:
+            self.advance_to(row[self.unit])
+        self.rows.append(row)
+        if self.live.is_started:
+            self.live.update(self._picture())
+        else:
+            self._print(row)
+
+    def __enter__(self) -> StageDisplay:
+        if self.console.is_terminal and not self.quiet:
+            self.live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Leave the last picture on the screen, and give the cursor back whatever has happened."""
+        if self.live.is_started:
+            self.live.update(self._picture())
+            self.live.stop()
+
+    def _print(self, row: Mapping[str, Any]) -> None:
+        task = self.progress.tasks[0]
+        seconds = task.time_remaining
+        left = "" if seconds is None or task.finished else f"  {int(seconds) // 60}:{int(seconds) % 60:02d} left"
+        numbers = "  ".join(f"{name} {readable(row[key])}" for key, name in self.columns.items() if key in row)
+        self.console.print(
+            f"{self.title} {int(task.completed)}/{int(task.total or 0)}  {numbers}{left}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def _picture(self) -> Group:
+        return Group(self.progress, metrics_table(self.rows[-ROWS_SHOWN:], {self.unit: self.unit, **self.columns}))
+
+
+def metrics_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> Table:
+    """A table of the rows' numbers; a number a row lacks is left blank."""
+    table = Table(box=None, padding=(0, 2))
+    for name in columns.values():
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*(readable(row[key]) if key in row else "" for key in columns))
+    return table
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`; none if there is no such file. A last line cut short is left out."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []  # a whole line ends in \n
+    return [json.loads(line) for line in lines]
+
+
+def readable(value: float) -> str:
+    """A number in the few digits that a table has room for."""
+    return str(value) if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3f}"

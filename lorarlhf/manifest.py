@@ -1,0 +1,126 @@
+"""Folders that are whole or not there: written aside, flushed, renamed, and listed with size and hash of every file."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from lorarlhf.errors import UserError
+
+MANIFEST = "manifest.json"
+FORMAT = 2  # of a checkpoint; 1 had no manifest
+BEING_WRITTEN = ".part"
+
+
+@contextlib.contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder to write into, which becomes `folder` when the block ends, and only then.
+
+    Whatever kills the process leaves either no folder of that name or one whose files are all on the disk: a rename is
+    atomic, and everything is flushed before it.
+    """
+    part = folder.with_name(folder.name + BEING_WRITTEN)
+    shutil.rmtree(part, ignore_errors=True)  # what an earlier process was writing when it was killed
+    part.mkdir(parents=True)
+    yield part
+    _write_manifest(part)
+    _flush(part)
+    if folder.exists():  # of this name there was one already: the new one takes its place
+        shutil.rmtree(folder)
+    part.rename(folder)
+    _flush_names(folder.parent)
+
+
+def fault_of(folder: Path) -> str | None:
+    """Why a folder is not what `written_whole` left there; None if it is."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = dict(manifest["files"])
+        written_by = manifest["format"]
+    except FileNotFoundError:
+        return f"has no {MANIFEST}, so it is half written or of lorarlhf before 0.2"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{MANIFEST} cannot be read"
+    if written_by != FORMAT:
+        return f"is of format {written_by}, and this lorarlhf reads {FORMAT}"
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["size"] or _hash(path) != expected["sha256"]:
+            return f"{name} is not as it was written"
+    return None
+
+
+def numbered_checkpoints(folder: Path) -> list[Path]:
+    """The folders `checkpoint-N` of a stage, newest first."""
+    numbered = {
+        int(number): path
+        for path in folder.glob("checkpoint-*")
+        if (number := path.name.removeprefix("checkpoint-")).isdigit()
+    }
+    return [numbered[n] for n in sorted(numbered, reverse=True)]
+
+
+def newest_whole(folder: Path) -> tuple[Path, list[str]]:
+    """The newest checkpoint of a stage's folder that checks out, and a line for each newer one that does not.
+
+    Raises:
+        UserError: there is none.
+    """
+    passed_over: list[str] = []
+    for path in numbered_checkpoints(folder):
+        fault = fault_of(path)
+        if fault is None:
+            return path, passed_over
+        passed_over.append(f"{path}: {fault}")
+    reasons = "".join(f" ({line})" for line in passed_over[:1])
+    raise UserError(f"{folder}: no checkpoint to resume from{reasons}; run again without --resume")
+
+
+def drop_oldest(folder: Path, keep: int | None) -> None:
+    """Remove checkpoints beyond the newest `keep`, which is never less than two; None keeps all.
+
+    Two, since the newest may turn out to be damaged.
+    """
+    for path in numbered_checkpoints(folder)[max(2, keep) :] if keep is not None else ():
+        shutil.rmtree(path)
+
+
+def _write_manifest(folder: Path) -> None:
+    files = {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _hash(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n", encoding="utf-8")
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+        else:
+            _flush_names(path)
+    _flush_names(folder)
+
+
+def _flush_names(folder: Path) -> None:
+    """Names live in the folder, and are flushed with it; Windows opens no folders and does so by itself."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
