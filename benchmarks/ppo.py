@@ -43,6 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", choices=sorted(ARCHITECTURES), default="cpu")
     parser.add_argument("--quantization", choices=["nf4", "none"], default="nf4")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--algorithm", choices=["gae", "rloo", "grpo"], default="gae", help="of lorarlhf")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--response", type=int, default=64)
@@ -103,8 +104,11 @@ def run_lorarlhf(args: argparse.Namespace, prompts: list[list[int]], folder: Pat
     from lorarlhf.backbone.shared import SharedBackbone
     from lorarlhf.data.tokenize import PromptExample
     from lorarlhf.recipe.sections import LoraShape, ModelConfig
-    from lorarlhf.rl.trainer import PPOTrainer
-    from lorarlhf.stages.ppo import response_scorer
+    from lorarlhf.rl.algorithms import make_algorithm
+    from lorarlhf.rl.learner import Learner
+    from lorarlhf.rl.loop import train
+    from lorarlhf.rl.state import TrainingState
+    from lorarlhf.stages.ppo import make_setup
 
     dtype = getattr(torch, args.dtype)
     config = ModelConfig(name=args.model, attn_implementation=args.attention or "auto")
@@ -117,25 +121,29 @@ def run_lorarlhf(args: argparse.Namespace, prompts: list[list[int]], folder: Pat
     shape = LoraShape(r=LORA_R, alpha=LORA_ALPHA, target_modules="all-linear")
     backbone.attach("policy", shape)
     backbone.attach("reward", shape.model_copy(update={"top_layers": args.top_layers}))
-    backbone.copy_role("reward", "critic")
-    backbone.train_roles("policy", "critic")
-    cap_memory(args)
     ppo = ppo_config(args)
+    algorithm = make_algorithm(ppo)
+    if algorithm.has_critic:
+        backbone.copy_role("reward", "critic")
+    backbone.train_roles("policy", *(["critic"] if algorithm.has_critic else []))
+    if ppo.gradient_checkpointing:
+        backbone.enable_gradient_checkpointing()
+    cap_memory(args)
     examples = [PromptExample("", ids) for ids in prompts]
     seconds: list[dict[str, float]] = []
 
-    class Phases(TrainerCallback):
-        def on_log(self, *_: Any, logs: dict[str, Any], **__: Any) -> None:
-            if "iteration" in logs:
-                seconds.append({k.removeprefix("seconds_"): v for k, v in logs.items() if k.startswith("seconds_")})
+    def log(row: dict[str, Any]) -> None:
+        seconds.append({k.removeprefix("seconds_"): v for k, v in row.items() if k.startswith("seconds_")})
 
-    scorer = response_scorer(backbone, ppo, [])
-    PPOTrainer(backbone, ppo, examples, [], scorer, folder, args.seed, [Phases()]).train()
+    learner = Learner(backbone, ppo, backbone.trained_roles, folder)
+    setup = make_setup(backbone, ppo, examples, [], [], log, folder, args.seed)
+    train(setup, algorithm, ppo, TrainingState(ppo.kl_coef), learner)
     return seconds
 
 
 def ppo_config(args: argparse.Namespace) -> PPOConfig:
     return PPOConfig(
+        advantage_estimator=args.algorithm,
         iterations=args.iterations + 1,
         batch_size=args.batch,
         response_length=args.response,

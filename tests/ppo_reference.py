@@ -78,6 +78,24 @@ def token_rewards(score: float, kl: Row, kl_coef: float) -> Row:
     return rewards
 
 
+def leave_one_out(group: Row) -> Row:
+    """Ahmadian et al. 2024, equation 8: R_i - 1 / (k - 1) sum over j != i of R_j."""
+    k = len(group)
+    return [group[i] - math.fsum(group[j] for j in range(k) if j != i) / (k - 1) for i in range(k)]
+
+
+def group_relative(group: Row, deviation: float | None) -> Row:
+    """Shao et al. 2024, section 4.1: (r_i - mean(r)) / std(r); no division where the deviation is None."""
+    mean = math.fsum(group) / len(group)
+    return [(r - mean) / (1.0 if deviation is None else deviation + 1e-4) for r in group]
+
+
+def sample_deviation(values: Row) -> float:
+    """Standard deviation with n - 1."""
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (len(values) - 1))
+
+
 # Divergence from the reference
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK_BYTES = {"cuda": 2**26, "cpu": 2**24}  # on a CPU a chunk should stay in its cache: half the time, measured
-DRAW_BLOCK = 256
 Head = Callable[[Tensor], Tensor]
 
 
@@ -121,41 +120,6 @@ class Softmax:
     def entropy(self) -> Tensor:
         """[n] log total - E[shifted]."""
         return self.total.log() - torch.linalg.vecdot(self.exp, self.shifted) / self.total
-
-    def draw(self, generator: torch.Generator) -> Tensor:
-        """[n] one token a row, by inverting the cumulative distribution: first to a block of tokens, then in it.
-
-        One random number a row and one pass, where `torch.multinomial` draws a number for each token.
-        """
-        n, vocabulary = self.exp.shape
-        at = torch.rand(n, 1, generator=generator, device=self.exp.device, dtype=torch.float64)
-        whole = vocabulary - vocabulary % DRAW_BLOCK
-        blocks = self.exp[:, :whole].unflatten(1, (-1, DRAW_BLOCK)).sum(-1)
-        blocks = torch.cat([blocks, self.exp[:, whole:].sum(-1, keepdim=True)], 1)
-        block, at = _invert(blocks, at)
-        tokens = block * DRAW_BLOCK + torch.arange(DRAW_BLOCK, device=self.exp.device)
-        inside = self.exp.gather(1, tokens.clamp(max=vocabulary - 1)).where(tokens < vocabulary, 0.0)
-        place, _ = _invert(inside, at)
-        return (block * DRAW_BLOCK + place).squeeze(1)
-
-
-def _invert(weights: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
-    """The first place whose cumulative weight is beyond the share `at` of all weight, and how far into it `at` falls.
-
-    Args:
-        weights: [n, k], not negative, not all 0.
-        at: [n, 1] in [0, 1), float64.
-
-    Returns:
-        place [n, 1], never one of weight 0, and share [n, 1] in [0, 1) of that place's weight.
-    """
-    cumulative = weights.cumsum(-1, dtype=torch.float64)
-    target = at * cumulative[:, -1:]
-    place = torch.searchsorted(cumulative, target, right=True)
-    place = torch.minimum(place, (weights > 0).cumsum(-1).argmax(-1, keepdim=True))  # rounding: the last with weight
-    weight = weights.gather(1, place).double()
-    start = cumulative.gather(1, place) - weight
-    return place, ((target - start) / weight).clamp(0, 1 - 2**-40)
 
 
 def _results(softmax: Softmax, targets: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor]:

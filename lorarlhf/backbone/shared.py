@@ -284,12 +284,6 @@ class SharedBackbone(nn.Module):
         rows = torch.arange(len(sequences), device=hidden.device)
         return self.reward_head(hidden[rows, sequences.lengths - 1]).squeeze(-1)
 
-    def forward(self, role: Role, sequences: TokenBatch, *args: Any, **kwargs: Any) -> Any:
-        """What training needs of a role: `logprobs` of the policy, `values` of the critic."""
-        if role == "critic":
-            return self.values(sequences, *args, **kwargs)
-        return self.logprobs(role, sequences, *args, **kwargs)
-
     def _states_before_tokens(
         self, role: Role, sequences: TokenBatch, below: TrunkStates | None = None
     ) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,15 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorarlhf.backbone.budget import TokenBudget
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.tokenize import PromptExample
 from lorarlhf.evaluation.reward_model import TOKEN_BUDGET
-from lorarlhf.generation.sample import Rollout, response_texts, sample_responses
+from lorarlhf.generation.draw import uniform_table
+from lorarlhf.generation.sample import ResponseSampler, response_texts
 from lorarlhf.intervals import wilson
-from lorarlhf.recipe.sections import PPOConfig, Role
-from lorarlhf.rl.score import Passes
-from lorarlhf.rl.trainer import RolloutScorer
+from lorarlhf.recipe.sections import PPOConfig
+from lorarlhf.rl.score import RolloutScorer, ScoringPasses
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class Answers:
 @torch.no_grad()
 def answer(
     backbone: SharedBackbone,
-    role: Role,
+    role: str,
     prompts: Sequence[PromptExample],
     config: PPOConfig,
     seed: int,
@@ -65,26 +63,27 @@ def answer(
         score: the reward [B] of each response of a rollout.
         advance: called with the number of prompts just answered.
     """
-    backbone.eval()
-    passes = Passes(backbone, config.temperature, TOKEN_BUDGET)
-    budget = TokenBudget("evaluation", sys.maxsize)
+    passes = ScoringPasses(backbone, config.temperature, TOKEN_BUDGET)
+    sampler = ResponseSampler(backbone, config.response_length, config.temperature, "evaluation")
+    uniforms = uniform_table(len(prompts), config.response_length, "evaluation", seed)
     texts: list[str] = []
-    found: dict[str, list[Tensor]] = defaultdict(list)
+    parts: dict[str, list[Tensor]] = defaultdict(list)
     for start in range(0, len(prompts), config.batch_size):
-        batch = prompts[start : start + config.batch_size]
-        rollout = _sample(backbone, role, batch, config, seed + start, budget)
-        own, entropy = passes.logprobs(role, rollout.sequences)
-        reference = own if role == "reference" else passes.logprobs("reference", rollout.sequences)[0]
+        rows = slice(start, start + config.batch_size)
+        batch = prompts[rows]
+        rollout = sampler.sample([example.ids for example in batch], uniforms[rows], role)
+        logprobs, entropy = passes.logprobs(role, rollout.sequences)
+        reference = logprobs if role == "reference" else passes.logprobs("reference", rollout.sequences)[0]
         texts += response_texts(backbone, rollout)
-        found["kl"].append((own - reference).sum(1))
-        found["entropy"].append(entropy.sum(1))
-        found["length"].append(rollout.sequences.response_lengths)
-        found["finished"].append(rollout.finished)
+        parts["kl"].append((logprobs - reference).sum(1))
+        parts["entropy"].append(entropy.sum(1))
+        parts["length"].append(rollout.sequences.response_lengths)
+        parts["finished"].append(rollout.finished)
         if score:
-            found["scores"].append(score(rollout, batch, None))
+            parts["scores"].append(score(rollout, batch, None))
         if advance:
             advance(len(batch))
-    each = {name: torch.cat(parts).float().cpu() for name, parts in found.items()}
+    each = {name: torch.cat(columns).float().cpu() for name, columns in parts.items()}
     return Answers(
         texts=texts,
         scores=each.get("scores"),
@@ -93,24 +92,6 @@ def answer(
         response_length=each["length"].mean().item(),
         finished=each["finished"].mean().item(),
     )
-
-
-def _sample(
-    backbone: SharedBackbone,
-    role: Role,
-    batch: Sequence[PromptExample],
-    config: PPOConfig,
-    seed: int,
-    budget: TokenBudget,
-) -> Rollout:
-    prompts, limit = [example.ids for example in batch], config.response_length
-    longest = max(map(len, prompts)) + limit
-
-    def attempt(tokens: int) -> Rollout:
-        generator = torch.Generator(backbone.device).manual_seed(seed)
-        return sample_responses(backbone, prompts, limit, config.temperature, generator, role, tokens)
-
-    return budget.run(attempt, most=len(batch) * longest, least=longest)
 
 
 def policy_metrics(before: Answers, after: Answers) -> dict[str, Any]:

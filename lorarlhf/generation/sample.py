@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,10 +10,11 @@ import torch
 from torch import Tensor
 
 from lorarlhf.backbone.batch import TokenBatch
+from lorarlhf.backbone.budget import TokenBudget
 from lorarlhf.backbone.logprobs import Softmax
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.generation.decode import make_decoder
-from lorarlhf.recipe.sections import Role
+from lorarlhf.generation.draw import draw
 
 
 @dataclass(frozen=True)
@@ -47,30 +49,56 @@ def response_lengths(tokens: Tensor, stop_ids: Sequence[int]) -> tuple[Tensor, T
     return torch.where(finished, first, tokens.shape[1]), finished
 
 
+class ResponseSampler:
+    """Samples responses, fewer at a time once memory has run out.
+
+    Args:
+        phase: what to call it in a message.
+    """
+
+    def __init__(
+        self, backbone: SharedBackbone, response_length: int, temperature: float, phase: str = "rollout"
+    ) -> None:
+        self.backbone = backbone
+        self.response_length = response_length
+        self.temperature = temperature
+        self.budget = TokenBudget(phase, sys.maxsize)
+
+    def sample(self, prompts: Sequence[Sequence[int]], uniforms: Tensor, role: str = "policy") -> Rollout:
+        """One response a prompt; see `sample_responses`."""
+        self.backbone.eval()
+        longest = max(map(len, prompts)) + self.response_length
+        return self.budget.run(
+            lambda tokens: sample_responses(self.backbone, prompts, uniforms, self.temperature, role, tokens),
+            most=len(prompts) * longest,
+            least=longest,
+        )
+
+
 def sample_responses(
     backbone: SharedBackbone,
     prompts: Sequence[Sequence[int]],
-    response_length: int,
+    uniforms: Tensor,
     temperature: float,
-    generator: torch.Generator,
-    role: Role = "policy",
+    role: str = "policy",
     token_budget: int | None = None,
 ) -> Rollout:
     """Sample one response a prompt from softmax(logits / temperature), nothing filtered.
 
     Args:
         prompts: B lists of token ids, none of them empty.
-        generator: the only source of randomness, on the backbone's device.
+        uniforms: [B, limit] the numbers that decide each response, a row each (`uniform_table`); a response has at most
+            `limit` tokens. There is no other source of randomness.
         token_budget: most tokens (prompt and full response, padded) decoded at a time; None for all at once.
     """
+    limit = uniforms.shape[1]
+    uniforms = uniforms.to(backbone.device)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     responses: list[list[int]] = [[] for _ in prompts]
     per_token: list[Tensor] = [torch.empty(0, 2) for _ in prompts]
     finished = torch.zeros(len(prompts), dtype=torch.bool)
-    for rows in _decode_batches(order, prompts, response_length, token_budget):
-        tokens, logprobs_and_entropy = _decode(
-            backbone, role, [prompts[i] for i in rows], response_length, temperature, generator
-        )
+    for rows in _decode_batches(order, prompts, limit, token_budget):
+        tokens, logprobs_and_entropy = _decode(backbone, role, [prompts[i] for i in rows], uniforms[rows], temperature)
         lengths, ended = response_lengths(tokens, backbone.stop_ids)
         for k, i in enumerate(rows):
             responses[i] = tokens[k, : lengths[k]].tolist()
@@ -101,19 +129,20 @@ def _decode_batches(
 @torch.no_grad()
 def _decode(
     backbone: SharedBackbone,
-    role: Role,
+    role: str,
     prompts: list[Sequence[int]],
-    response_length: int,
+    uniforms: Tensor,
     temperature: float,
-    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Token by token with a key-value cache; rows that have ended leave the batch.
+
+    A row keeps its numbers when others leave: what it draws does not depend on them.
 
     Returns:
         tokens [B, R], and [B, R, 2] their log-probability and the entropy they were drawn with; after a row's stop
         token, the stop token and 0.
     """
-    device, n = backbone.device, len(prompts)
+    device, (n, response_length) = backbone.device, uniforms.shape
     stop_ids = torch.tensor(backbone.stop_ids, device=device)
     after_end = int(stop_ids[0]) if len(stop_ids) else 0
     tokens = torch.full((n, response_length), after_end, device=device)
@@ -126,7 +155,7 @@ def _decode(
         for step in range(response_length):
             softmax = Softmax(logits, temperature, workspace)
             workspace = softmax.workspace
-            drawn = softmax.draw(generator)
+            drawn = draw(softmax, uniforms[active, step])
             tokens[active, step] = drawn
             logprobs_and_entropy[active, step] = torch.stack([softmax.logprobs(drawn), softmax.entropy()], 1)
             if step + 1 == response_length:

@@ -65,7 +65,7 @@ def policy_step(
     """One micro-batch; `again` if another one came before it."""
     shadow.train()
     _keep_gradients(shadow, "policy", again, allocations)
-    logprobs, entropies = shadow("policy", FullBatch(rows, prompt, response), 1.0, entropy)
+    logprobs, entropies = shadow.logprobs("policy", FullBatch(rows, prompt, response), 1.0, entropy)
     _backward(logprobs.sum() + entropies.sum() if entropy else logprobs.sum(), shadow, "policy", allocations)
 
 
@@ -75,7 +75,7 @@ def critic_step(
     """As `policy_step`."""
     shadow.train()
     _keep_gradients(shadow, "critic", again, allocations)
-    values = shadow("critic", FullBatch(rows, prompt, response))
+    values = shadow.values(FullBatch(rows, prompt, response))
     _backward(values.sum(), shadow, "critic", allocations)
 
 

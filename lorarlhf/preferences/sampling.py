@@ -16,6 +16,7 @@ from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.rows import Completion, Prompt
 from lorarlhf.data.tokenize import PromptExample
 from lorarlhf.errors import UserError
+from lorarlhf.generation.draw import uniform_table
 from lorarlhf.generation.sample import response_texts, sample_responses
 from lorarlhf.recipe.sections import Role
 
@@ -150,11 +151,9 @@ def _responses(sampler: Sampler, batch: Sequence[PromptExample], k: int, number:
     """`n` responses of one role to each prompt, each with its score by the reward role (0 without one)."""
     backbone = sampler.backbone
     backbone.eval()
-    generator = torch.Generator(backbone.device).manual_seed((sampler.seed * 1009 + k) * 1_000_003 + number)
+    uniforms = uniform_table(len(batch) * sampler.n, sampler.response_length, "pairs", sampler.seed, k, number)
     ids = [example.ids for example in batch for _ in range(sampler.n)]
-    rollout = sample_responses(
-        backbone, ids, sampler.response_length, sampler.temperature, generator, sampler.roles[k], TOKEN_BUDGET
-    )
+    rollout = sample_responses(backbone, ids, uniforms, sampler.temperature, sampler.roles[k], TOKEN_BUDGET)
     scores = torch.zeros(len(ids))
     if "reward" in backbone.roles:
         for rows in rollout.sequences.micro_batches(TOKEN_BUDGET):

@@ -128,7 +128,7 @@ class TrainingConfig(Section):
     max_grad_norm: PositiveFloat = 1.0
     optim: str = "adamw_torch"
     gradient_checkpointing: bool = True
-    save_total_limit: PositiveInt = 2
+    save_total_limit: PositiveInt | None = 2
     report_to: list[str] = []
 
 
@@ -176,13 +176,21 @@ class WeightedFunction(Section):
 
 
 class PPOConfig(TrainingConfig):
-    """PPO (Schulman et al. 2017) for language models (Ziegler et al. 2019). Names follow TRL's PPOConfig."""
+    """Reinforcement learning of the policy. Names follow TRL's PPOConfig; rates are scheduled by iteration.
+
+    `advantage_estimator` is the algorithm: `gae` is PPO with a critic (Schulman et al. 2017; Ziegler et al. 2019);
+    `rloo` (Ahmadian et al. 2024) and `grpo` (Shao et al. 2024) compare responses to one prompt and have no critic.
+    """
 
     learning_rate: PositiveFloat = 1e-5
     lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
-    save_total_limit: PositiveInt = 2
 
-    # Rollouts
+    # Algorithm
+    advantage_estimator: Literal["gae", "rloo", "grpo"] = "gae"
+    num_generations: PositiveInt | None = None
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+
+    # Rollouts; `batch_size` counts responses
     iterations: PositiveInt = 200
     batch_size: PositiveInt = 64
     response_length: PositiveInt = 128
@@ -201,11 +209,13 @@ class PPOConfig(TrainingConfig):
     lam: Fraction = 0.95
     whiten_rewards: bool = False
     critic_warmup_iterations: NonNegativeInt = 0
+    critic_learning_rate: PositiveFloat | None = None
     early_stop_kl: PositiveFloat | None = None
 
     # KL to the reference
     kl_coef: NonNegativeFloat = 0.05
     kl_estimator: Literal["k1", "k3"] = "k1"
+    kl_in: Literal["reward", "loss"] | None = None
     kl_target: PositiveFloat | None = None
     kl_horizon: PositiveInt = 10_000
 
@@ -226,6 +236,29 @@ class PPOConfig(TrainingConfig):
         """`micro_batch_tokens`, which the stage has put a number in if it was "auto"."""
         assert self.micro_batch_tokens != "auto"
         return self.micro_batch_tokens
+
+    @property
+    def generations(self) -> int:
+        """`num_generations`, or how many responses to a prompt the algorithm asks for by itself."""
+        return self.num_generations or (1 if self.advantage_estimator == "gae" else 4)
+
+    @property
+    def kl_is_in_loss(self) -> bool:
+        """Where the KL penalty goes: into the reward, but for GRPO, unless `kl_in` says."""
+        return self.kl_in == "loss" or (self.kl_in is None and self.advantage_estimator == "grpo")
+
+    @model_validator(mode="after")
+    def _generations(self) -> PPOConfig:
+        if self.advantage_estimator != "gae" and self.generations < 2:
+            raise ValueError(
+                f"num_generations must be at least 2: {self.advantage_estimator} compares responses to one prompt"
+            )
+        if self.batch_size % self.generations:
+            raise ValueError(
+                f"batch_size {self.batch_size} counts responses: it must be a multiple of num_generations "
+                f"{self.generations}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _batches(self) -> PPOConfig:

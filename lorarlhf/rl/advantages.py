@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 
-def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    """Reward of each token: the KL penalty everywhere, the score on the last token (Ziegler et al. 2019, eq. 2).
+def token_rewards(scores: Tensor, penalty: Tensor, mask: Tensor) -> Tensor:
+    """Reward of each token: minus the KL penalty, plus the score on the last token (Ziegler et al. 2019, eq. 2).
 
     Args:
         scores: [B] score of each whole response.
-        kl: [B, R] KL estimate of each token.
+        penalty: [B, R] coefficient times KL estimate of each token.
         mask: [B, R] response tokens.
 
     Returns:
         [B, R] rewards, 0 at padding. A response of length 0 receives nothing.
     """
-    rewards = torch.where(mask, -kl_coef * kl, 0.0)
+    rewards = torch.where(mask, -penalty, 0.0)
     lengths = mask.sum(1)
     rows = torch.nonzero(lengths).squeeze(1)
     rewards[rows, lengths[rows] - 1] += scores[rows]
@@ -60,14 +60,25 @@ def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     Returns:
         [B, R], 0 at padding. The variance is the biased one; 1e-8 is added to it.
     """
+    x, mean, squares, count = _deviations(x, mask)
+    whitened = x * torch.rsqrt(squares / count.clamp(min=1) + 1e-8)
+    return whitened if shift_mean else torch.where(mask, whitened + mean, 0.0)
+
+
+def standard_deviation(x: Tensor, mask: Tensor) -> Tensor:
+    """Scalar, unbiased, over the masked numbers of all processes; 0 of a single one."""
+    _, _, squares, count = _deviations(x, mask)
+    return (squares / (count - 1).clamp(min=1)).sqrt()
+
+
+def _deviations(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x less its mean, 0 where masked out; and of all processes the mean, the sum of that squared, and the count."""
     x = torch.where(mask, x, 0.0)
     count, total = _sum_over_processes(torch.stack([mask.sum().to(x.dtype), x.sum()]))
-    count = count.clamp(min=1)
-    mean = total / count
+    mean = total / count.clamp(min=1)
     centred = torch.where(mask, x - mean, 0.0)
     (squares,) = _sum_over_processes(centred.square().sum().unsqueeze(0))
-    whitened = centred * torch.rsqrt(squares / count + 1e-8)
-    return whitened if shift_mean else torch.where(mask, whitened + mean, 0.0)
+    return centred, mean, squares, count
 
 
 def _sum_over_processes(x: Tensor) -> Tensor:

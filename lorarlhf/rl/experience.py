@@ -1,4 +1,4 @@
-"""A rollout with everything the update needs of it. Pure functions of tensors.
+"""What is known of an iteration's responses: first scored, then with advantages.
 
 Shapes: B responses, R the padded response length.
 """
@@ -7,13 +7,38 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.trunk import TrunkStates
-from lorarlhf.rl.advantages import generalized_advantages, token_rewards, whiten
-from lorarlhf.rl.kl import KLEstimator, kl_estimate
+from lorarlhf.generation.sample import Rollout
+
+
+@dataclass(frozen=True)
+class ScoredRollout:
+    """A rollout and what each role says of it.
+
+    Attributes:
+        rollout: B prompts and responses.
+        scores: [B] raw score of each response, before normalisation and penalties.
+        logprobs, entropy: [B, R] of the policy that sampled.
+        ref_logprobs: [B, R] of the reference.
+        values: [B, R] of the critic; None where the algorithm has none.
+        trunk: what the critic goes on from, if not from the tokens.
+    """
+
+    rollout: Rollout
+    scores: Tensor
+    logprobs: Tensor
+    entropy: Tensor
+    ref_logprobs: Tensor
+    values: Tensor | None = None
+    trunk: TrunkStates | None = None
+
+    @property
+    def mask(self) -> Tensor:
+        """[B, R] True on response tokens."""
+        return self.rollout.sequences.response_mask
 
 
 @dataclass(frozen=True)
@@ -23,18 +48,18 @@ class Experience:
     Attributes:
         sequences: B prompts and responses.
         logprobs: [B, R] of the policy that sampled.
-        values: [B, R] of the critic before the update.
-        advantages, returns: [B, R], advantages whitened.
-        kl: [B, R] estimate of KL(policy, reference) at each token.
+        advantages: [B, R].
+        ref_logprobs: [B, R] of the reference, where the KL penalty is part of the loss; else None.
+        values, returns: [B, R] of the critic before the update, and what it should have said; None without a critic.
         trunk: what the critic goes on from, if not from the tokens.
     """
 
     sequences: TokenBatch
     logprobs: Tensor
-    values: Tensor
     advantages: Tensor
-    returns: Tensor
-    kl: Tensor
+    ref_logprobs: Tensor | None = None
+    values: Tensor | None = None
+    returns: Tensor | None = None
     trunk: TrunkStates | None = None
 
     @property
@@ -46,37 +71,16 @@ class Experience:
         """Some of the rows, cut to the longest of them."""
         sequences = self.sequences.select(rows)
         width = sequences.response_mask.shape[1]
-        logprobs, values, advantages, returns, kl = (
-            x[rows, :width] for x in (self.logprobs, self.values, self.advantages, self.returns, self.kl)
+
+        def cut(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[rows, :width]
+
+        return Experience(
+            sequences=sequences,
+            logprobs=self.logprobs[rows, :width],
+            advantages=self.advantages[rows, :width],
+            ref_logprobs=cut(self.ref_logprobs),
+            values=cut(self.values),
+            returns=cut(self.returns),
+            trunk=self.trunk.select(rows, sequences.tokens.shape[1]) if self.trunk else None,
         )
-        trunk = self.trunk.select(rows, sequences.tokens.shape[1]) if self.trunk else None
-        return Experience(sequences, logprobs, values, advantages, returns, kl, trunk)
-
-
-def build_experience(
-    sequences: TokenBatch,
-    logprobs: Tensor,
-    ref_logprobs: Tensor,
-    values: Tensor,
-    scores: Tensor,
-    *,
-    kl_coef: float,
-    kl_estimator: KLEstimator,
-    gamma: float,
-    lam: float,
-    whiten_rewards: bool,
-    trunk: TrunkStates | None = None,
-) -> Experience:
-    """Rewards, advantages and returns of a scored rollout.
-
-    Args:
-        logprobs, ref_logprobs, values: [B, R].
-        scores: [B] the score of each whole response.
-    """
-    mask = sequences.response_mask
-    kl = torch.where(mask, kl_estimate(logprobs, ref_logprobs, kl_estimator), 0.0)
-    rewards = token_rewards(scores, kl, mask, kl_coef)
-    if whiten_rewards:  # keeps the mean, as rewards have a meaningful sign (Huang et al. 2024, detail 8)
-        rewards = whiten(rewards, mask, shift_mean=False)
-    advantages, returns = generalized_advantages(rewards, values, mask, gamma, lam)
-    return Experience(sequences, logprobs, values, whiten(advantages, mask), returns, kl, trunk)

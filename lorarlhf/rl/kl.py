@@ -22,21 +22,15 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator) 
     return -log_ratio if estimator == "k1" else log_ratio.exp() - 1 - log_ratio
 
 
-class AdaptiveKL:
-    """Proportional controller of the KL coefficient (Ziegler et al. 2019, section 2.2).
+def adapted_kl_coef(kl_coef: float, kl: float, target: float, n_responses: int, horizon: int) -> float:
+    """The KL coefficient after a batch: higher when the KL is above the target, lower when below.
+
+    A proportional controller (Ziegler et al. 2019, section 2.2).
 
     Args:
-        kl_coef: the coefficient to start from.
-        target: the KL to hold, in nats a response.
+        kl: measured, in nats a response; target: the one to hold.
+        n_responses: of the batch.
         horizon: responses over which an error of 20% is corrected.
     """
-
-    def __init__(self, kl_coef: float, target: float, horizon: int) -> None:
-        self.value = kl_coef
-        self.target = target
-        self.horizon = horizon
-
-    def update(self, mean_kl_per_response: float, n_responses: int) -> None:
-        """Raise the coefficient when the KL is above the target, lower it when below."""
-        error = min(max(mean_kl_per_response / self.target - 1, -0.2), 0.2)
-        self.value *= 1 + error * n_responses / self.horizon
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return kl_coef * (1 + error * n_responses / horizon)

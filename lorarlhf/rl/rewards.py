@@ -14,7 +14,8 @@ from torch import Tensor
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import WeightedFunction
 
-RewardFunction = Callable[[list[str], list[str]], Sequence[float]]
+RewardFunction = Callable[..., Sequence[float]]
+WeightedReward = tuple[RewardFunction, float]
 
 
 def load_reward_functions(specs: Sequence[str | WeightedFunction]) -> list[tuple[RewardFunction, float]]:
@@ -92,10 +93,9 @@ def shape_scores(
 
     Args:
         scores: [B]; finished: [B] bool.
-        moments: updated with these scores and applied to them; None leaves them as they are.
+        moments: of all scores so far, to normalise by; None leaves them as they are.
     """
     if moments is not None:
-        moments.update(scores)
         scores = moments.normalize(scores)
     if reward_clip is not None:
         scores = scores.clamp(-reward_clip, reward_clip)

@@ -1,17 +1,74 @@
-"""The forward passes that score a rollout: reference, reward model, policy and critic, one after the other."""
+"""Scoring a rollout: what the reward, the reference and the critic say of it, one role after the other."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
+import torch
 from torch import Tensor
 
 from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.budget import TokenBudget, in_micro_batches
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.backbone.trunk import TrunkStates, recorded_input
-from lorarlhf.recipe.sections import Role
+from lorarlhf.data.rows import request_text
+from lorarlhf.data.tokenize import PromptExample
+from lorarlhf.generation.sample import Rollout, response_texts
+from lorarlhf.rl.experience import ScoredRollout
+from lorarlhf.rl.rewards import WeightedReward, function_scores
+
+RolloutScorer = Callable[[Rollout, Sequence[PromptExample], TrunkStates | None], Tensor]
 
 
-class Passes:
+@torch.no_grad()
+def score(
+    passes: ScoringPasses,
+    rollout: Rollout,
+    prompts: Sequence[PromptExample],
+    reward: RolloutScorer,
+    with_values: bool = False,
+    recompute_logprobs: bool = True,
+) -> ScoredRollout:
+    """What every role says of a rollout.
+
+    Args:
+        reward: raw score [B] of each response, given the trunk's states if they are known.
+        with_values: ask the critic.
+        recompute_logprobs: take the policy's log-probabilities from a pass like those of the update, so that the ratio
+            starts at exactly 1, instead of the ones recorded while sampling.
+    """
+    sequences = rollout.sequences
+    # First the reference: where it is the bare base, its pass leaves behind what reward model and critic go on from.
+    ref_logprobs, trunk = passes.reference(sequences)
+    scores = reward(rollout, prompts, trunk)
+    logprobs, entropy = rollout.logprobs, rollout.entropy
+    if recompute_logprobs:
+        logprobs, entropy = passes.logprobs("policy", sequences)
+    values = passes.values(sequences, trunk) if with_values else None
+    return ScoredRollout(rollout, scores, logprobs, entropy, ref_logprobs, values, trunk if with_values else None)
+
+
+def response_scorer(
+    passes: ScoringPasses, reward_model_weight: float, functions: Sequence[WeightedReward]
+) -> RolloutScorer:
+    """Raw score [B] of each response: the reward model's, where the backbone has one, weighted, plus the functions'."""
+    backbone = passes.backbone
+
+    @torch.no_grad()
+    def reward(rollout: Rollout, prompts: Sequence[PromptExample], trunk: TrunkStates | None = None) -> Tensor:
+        total = torch.zeros(len(prompts), device=rollout.sequences.tokens.device)
+        if "reward" in backbone.roles and reward_model_weight:
+            total += reward_model_weight * passes.scores(rollout.sequences, trunk)
+        if functions:
+            texts = response_texts(backbone, rollout)
+            requests = [request_text(example.prompt) for example in prompts]
+            total += function_scores(functions, requests, texts).to(total.device)
+        return total
+
+    return reward
+
+
+class ScoringPasses:
     """Forward passes over whole rollouts, in micro-batches, without gradients.
 
     Args:
@@ -24,7 +81,7 @@ class Passes:
         self.temperature = temperature
         self.budget = TokenBudget("scoring", tokens)
 
-    def logprobs(self, role: Role, sequences: TokenBatch) -> tuple[Tensor, Tensor]:
+    def logprobs(self, role: str, sequences: TokenBatch) -> tuple[Tensor, Tensor]:
         """[B, R] log-probability of each response token, and entropy."""
         width = sequences.response_mask.shape[1]
         logprobs, entropy = in_micro_batches(
@@ -44,7 +101,7 @@ class Passes:
         backbone = self.backbone
         layer = min(backbone.first_layer("reward"), backbone.first_layer("critic"))
         length, width = sequences.tokens.shape[1], sequences.response_mask.shape[1]
-        if layer == 0:
+        if layer == 0 or not {"reward", "critic"} & backbone.roles:
             (logprobs,) = in_micro_batches(sequences, self.budget, lambda micro, _: (self._reference(micro),), (width,))
             return logprobs, None
         layer = min(layer, len(backbone.layers) - 1)  # above the last one there is nothing to go on to

@@ -27,21 +27,25 @@ from transformers import (
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.errors import UserError
 from lorarlhf.memory import peak_memory_bytes
-from lorarlhf.recipe.sections import PPOConfig, Role
-from lorarlhf.rl.schedule import is_due
-from lorarlhf.rl.trainer import PPOTrainer
-from lorarlhf.training.arguments import training_arguments
-from lorarlhf.training.checkpoint import RoleCheckpoints
+from lorarlhf.recipe.sections import PPOConfig
+from lorarlhf.rl.learner import Learner
+from lorarlhf.rl.loop import Setup, evaluate
+from lorarlhf.rl.prompts import is_due
+from lorarlhf.rl.state import TrainingState
 
 # Keys of `ppo` that TRL's PPOConfig has too, under the same name and with the same meaning.
 SAME = (
-    *("num_ppo_epochs", "num_mini_batches", "response_length", "temperature", "missing_eos_penalty"),
+    *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "num_ppo_epochs"),
+    *("num_mini_batches", "response_length", "temperature", "missing_eos_penalty"),
     *("kl_coef", "kl_estimator", "cliprange", "cliprange_value", "vf_coef", "gamma", "lam", "whiten_rewards"),
 )
 # Keys that its trainer has nothing for, each with the value that switches it off.
 NEUTRAL: dict[str, Any] = {
     "max_grad_norm": 1e6,
-    "warmup_steps": 0,  # steps of the optimiser here, iterations there
+    "advantage_estimator": "gae",
+    "num_generations": None,
+    "kl_in": None,
+    "critic_learning_rate": None,
     "entropy_coef": 0.0,
     "critic_warmup_iterations": 0,
     "early_stop_kl": None,
@@ -80,24 +84,23 @@ def check_trl(config: PPOConfig, resume: bool) -> None:
         )
 
 
-def train_with_trl(trainer: PPOTrainer) -> None:
-    """Train policy and critic as TRL does. `trainer` only evaluates, logs and keeps the best policy, as ever."""
-    everyone, told = trainer.callback_handler, (trainer.args, trainer.state, trainer.control)
-    everyone.on_train_begin(*told)
-    trl_trainer(trainer).train()
-    everyone.on_train_end(*told)
+def train_with_trl(setup: Setup, config: PPOConfig, state: TrainingState, learner: Learner) -> None:
+    """Train policy and critic as TRL does; evaluation, logs and the best policy are ours, as ever."""
+    trl_trainer(setup, config, state, learner).train()
 
 
-def trl_trainer(trainer: PPOTrainer) -> Any:
+def trl_trainer(setup: Setup, config: PPOConfig, state: TrainingState, learner: Learner) -> Any:
     """TRL's trainer for the same roles, prompts and settings."""
     trl = _import_trl()
-    backbone, config = trainer.backbone, trainer.config
+    backbone, prompts = learner.backbone, setup.prompts.examples
 
-    set_seed(trainer.seed)  # TRL itself seeds torch, but not the numpy that shuffles its minibatches
-    longest = max(len(example.ids) for example in trainer.prompts) + config.response_length
+    set_seed(setup.seed)  # TRL itself seeds torch, but not the numpy that shuffles its minibatches
+    longest = max(len(example.ids) for example in prompts) + config.response_length
     arguments = trl.PPOConfig(
-        **training_arguments(config, trainer.folder, trainer.seed) | {"report_to": "none"},  # `trainer` reports
         **{key: getattr(config, key) for key in SAME},
+        output_dir=str(setup.folder),
+        seed=setup.seed,
+        use_cpu=backbone.device.type == "cpu",
         total_episodes=config.iterations * config.batch_size,
         # An optimiser step comes after each `gradient_accumulation_steps` micro-batches, whatever the minibatch. With
         # 1, and a micro-batch that no minibatch exceeds, it comes after each minibatch.
@@ -107,11 +110,15 @@ def trl_trainer(trainer: PPOTrainer) -> Any:
         stop_token="eos",
         num_sample_generations=0,
         save_strategy="no",
+        report_to="none",  # the loop's own log does
+        disable_tqdm=True,
+        gradient_checkpointing=False,  # the backbone does it, so that recomputation keeps its role
+        dataloader_pin_memory=backbone.device.type != "cpu",
         bf16=False,  # the views compute in the backbone's type
     )
     tokenizer = copy.deepcopy(backbone.tokenizer)
     tokenizer.padding_side = "left"
-    silent = type("PPOTrainer", (RoleCheckpoints, trl.PPOTrainer), {})  # no telemetry, no model card
+    silent = type("PPOTrainer", (_Silent, trl.PPOTrainer), {})
     made = silent(
         args=arguments,
         processing_class=tokenizer,
@@ -119,17 +126,25 @@ def trl_trainer(trainer: PPOTrainer) -> Any:
         ref_model=RoleView(backbone, "reference", backbone.causal_lm),
         reward_model=ScalarView(backbone, "reward"),
         value_model=ScalarView(backbone, "critic"),
-        train_dataset=Dataset.from_dict({"input_ids": [example.ids for example in trainer.prompts]}),
-        callbacks=[_Report(trainer)],
+        train_dataset=Dataset.from_dict({"input_ids": [example.ids for example in prompts]}),
+        callbacks=[_Report(setup, config, state, learner)],
     )
     made.remove_callback(PrinterCallback)
     return made
 
 
+class _Silent:
+    """Nothing phones home, and the export writes the only card."""
+
+    def _send_telemetry(self) -> None: ...
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None: ...
+
+
 class RoleView(nn.Module):
     """A module of the backbone that computes as one role, whoever calls it."""
 
-    def __init__(self, backbone: SharedBackbone, role: Role, module: nn.Module) -> None:
+    def __init__(self, backbone: SharedBackbone, role: str, module: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
         self.role = role
@@ -172,17 +187,20 @@ class ScalarView(nn.Module):
 
     base_model_prefix = "trunk"
 
-    def __init__(self, backbone: SharedBackbone, role: Role) -> None:
+    def __init__(self, backbone: SharedBackbone, role: str) -> None:
         super().__init__()
         self.trunk = RoleView(backbone, role, backbone.trunk)
         self.score = backbone.head(role)
 
 
 class _Report(TrainerCallback):
-    """Passes TRL's iterations on to our trainer's log and evaluation."""
+    """Passes TRL's iterations on to our log and evaluation."""
 
-    def __init__(self, trainer: PPOTrainer) -> None:
-        self.trainer = trainer
+    def __init__(self, setup: Setup, config: PPOConfig, state: TrainingState, learner: Learner) -> None:
+        self.setup = setup
+        self.config = config
+        self.state = state
+        self.learner = learner
         self.began = time.perf_counter()
 
     def on_log(
@@ -193,17 +211,17 @@ class _Report(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        trainer, config, logs = self.trainer, self.trainer.config, dict(logs or {})
-        trainer.iteration += 1
-        trainer.state.global_step += config.num_ppo_epochs * config.num_mini_batches
+        config, logs = self.config, dict(logs or {})
         finished = logs["val/num_eos_tokens"] / config.batch_size
         # TRL logs scores with the penalty taken off.
         reward = logs.pop("objective/scores") + (config.missing_eos_penalty or 0.0) * (1 - finished)
-        trainer.stats = {"reward": reward, "kl": logs["objective/kl"], "finished": finished}
-        trainer.log(
+        stats = {"reward": reward, "kl": logs["objective/kl"], "finished": finished}
+        self.state.end_iteration(config, stats, config.num_ppo_epochs * config.num_mini_batches)
+        self.setup.log(
             {
-                "iteration": trainer.iteration,
-                **trainer.stats,
+                "iteration": self.state.iteration,
+                "step": self.state.step,
+                **stats,
                 **{LOGGED.get(name, name): value for name, value in logs.items()},
                 "seconds": time.perf_counter() - self.began,
                 "peak_memory_gb": peak_memory_bytes() / 1e9,
@@ -211,10 +229,10 @@ class _Report(TrainerCallback):
         )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        trainer, config = self.trainer, self.trainer.config
-        if is_due(trainer.iteration, config.eval_every, trainer.iteration == config.iterations):
-            trainer.evaluate()
-            trainer.backbone.train()
+        done, config = self.state.iteration, self.config
+        if self.setup.held_out is not None and is_due(done, config.eval_every, done == config.iterations):
+            evaluate(self.setup, self.state, self.learner)
+            self.learner.backbone.train()
         self.began = time.perf_counter()
 
 

@@ -18,8 +18,9 @@ from lorarlhf.evaluation.report import show_samples
 from lorarlhf.export.merge import export_run
 from lorarlhf.recipe.load import load_recipe
 from lorarlhf.recipe.sections import Recipe
+from lorarlhf.rl.score import ScoringPasses, response_scorer
 from lorarlhf.run import Run, write_json
-from lorarlhf.stages.ppo import response_scorer, train_ppo
+from lorarlhf.stages.ppo import train_ppo
 from lorarlhf.stages.reward import train_reward
 
 
@@ -51,7 +52,8 @@ def run_demo(output_dir: Path, seed: int, sets: tuple[str, ...] = (), console: C
 
 def _answers(backbone: SharedBackbone, recipe: Recipe) -> tuple[list[str], Answers, Answers]:
     prompts = prompt_examples(recipe.data, backbone.tokenizer, "test")
-    score = response_scorer(backbone, recipe.ppo, [])
+    passes = ScoringPasses(backbone, recipe.ppo.temperature, recipe.ppo.token_budget)
+    score = response_scorer(passes, recipe.ppo.reward_model_weight, [])
     before, after = (
         answer(backbone, role, prompts, recipe.ppo, recipe.seed, score) for role in ("reference", "policy")
     )

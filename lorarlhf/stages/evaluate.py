@@ -16,9 +16,8 @@ from lorarlhf.evaluation.report import SHOWN, counting
 from lorarlhf.evaluation.reward_model import TOKEN_BUDGET, reward_metrics
 from lorarlhf.recipe.sections import DataConfig, Recipe, Stage
 from lorarlhf.rl.rewards import load_reward_functions
-from lorarlhf.rl.trainer import RolloutScorer
+from lorarlhf.rl.score import RolloutScorer, ScoringPasses, response_scorer
 from lorarlhf.run import Run
-from lorarlhf.stages.ppo import response_scorer
 
 
 def evaluate_run(run: Run, recipe: Recipe, stage: Stage, console: Console) -> dict[str, Any]:
@@ -107,7 +106,8 @@ def _scorer(backbone: SharedBackbone, recipe: Recipe) -> RolloutScorer | None:
     functions = load_reward_functions(recipe.ppo.reward_functions)
     if "reward" not in backbone.roles and not functions:
         return None
-    return response_scorer(backbone, recipe.ppo.model_copy(update={"micro_batch_tokens": TOKEN_BUDGET}), functions)
+    passes = ScoringPasses(backbone, recipe.ppo.temperature, TOKEN_BUDGET)
+    return response_scorer(passes, recipe.ppo.reward_model_weight, functions)
 
 
 def _prompts_of(data: DataConfig, stage: Stage) -> DataConfig:

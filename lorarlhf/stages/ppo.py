@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from torch import Tensor
 
+from lorarlhf.backbone.budget import TokenBudget
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
-from lorarlhf.backbone.trunk import TrunkStates
-from lorarlhf.data.examples import Split, load_prompts
-from lorarlhf.data.rows import request_text
-from lorarlhf.data.tokenize import PromptExample, tokenize_prompts
+from lorarlhf.data.tokenize import PromptExample
+from lorarlhf.data.tokenized import prompt_examples
 from lorarlhf.display import StageDisplay
 from lorarlhf.errors import UserError
-from lorarlhf.generation.sample import Rollout, response_texts
+from lorarlhf.generation.sample import ResponseSampler
 from lorarlhf.memory import peak_memory_bytes
 from lorarlhf.planner.fit import auto_token_budget, check_memory
-from lorarlhf.recipe.sections import PPOConfig, Recipe, ScalarLoraOverride
+from lorarlhf.recipe.sections import LoraConfig, PPOConfig, Recipe, ScalarLoraOverride
 from lorarlhf.recipe.stages import STAGES
-from lorarlhf.rl.rewards import function_scores, load_reward_functions
-from lorarlhf.rl.score import Passes
-from lorarlhf.rl.trainer import IterationDisplay, PPOTrainer, RolloutScorer
+from lorarlhf.rl.algorithms import Algorithm, make_algorithm
+from lorarlhf.rl.checkpoint import find_checkpoint, load_checkpoint
+from lorarlhf.rl.held_out import HeldOut
+from lorarlhf.rl.learner import Learner, check_trackers
+from lorarlhf.rl.loop import Setup, evaluate, train
+from lorarlhf.rl.prompts import PromptStream
+from lorarlhf.rl.rewards import RewardFunction, WeightedReward, load_reward_functions
+from lorarlhf.rl.score import ScoringPasses, response_scorer
+from lorarlhf.rl.state import TrainingState
 from lorarlhf.rl.trl_engine import check_trl, train_with_trl
 from lorarlhf.run import Run
 from lorarlhf.training.arguments import check_optimizer
-from lorarlhf.training.checkpoint import last_checkpoint, move_aside
+from lorarlhf.training.checkpoint import move_aside
 
 Engine = Literal["lorarlhf", "trl"]
 
@@ -43,6 +47,7 @@ def train_ppo(
     reward: str | None = None,
     backbone: SharedBackbone | None = None,
     engine: Engine = "lorarlhf",
+    reward_functions: Sequence[RewardFunction] = (),
 ) -> dict[str, Any]:
     """Improve the policy against the reward, save its best adapter; return what `summary.json` holds.
 
@@ -52,24 +57,124 @@ def train_ppo(
         reward: folder or Hub id of a reward adapter; None takes `RUN/reward`.
         backbone: one that is loaded already. None loads the recipe's model.
         engine: whose loop updates policy and critic. Everything around it is the same.
+        reward_functions: added to the reward, each with weight 1, beside those that the recipe names.
     """
     start = time.perf_counter()
+    functions = [*load_reward_functions(recipe.ppo.reward_functions), *((f, 1.0) for f in reward_functions)]
+    reward_folder = _check(recipe.ppo, run, reward, functions, engine, resume)
+    folder, has_sft = run.stage("ppo"), run.has_adapter("sft")
+    checkpoint = find_checkpoint(folder) if resume else None
     config = recipe.ppo
-    check_optimizer(config, "ppo")
-    if engine == "trl":
-        check_trl(config, resume)
-    reward_folder = find_reward_adapter(config, run, reward)
-    functions = load_reward_functions(config.reward_functions)
-    folder = run.stage("ppo")
-    checkpoint = last_checkpoint(folder) if resume else None
-    has_sft = run.has_adapter("sft")
     if config.micro_batch_tokens == "auto":  # before the model takes its share of the memory that is free
         config = config.model_copy(update={"micro_batch_tokens": auto_token_budget(recipe, reference=has_sft)})
         recipe = recipe.model_copy(update={"ppo": config})
     if backbone is None:
         check_memory("ppo", recipe, reference=has_sft)
         backbone = load_backbone(recipe.model, recipe.data.chat_template)
-    prompts, eval_prompts = _prompts(recipe, backbone, "train"), _prompts(recipe, backbone, "test")
+    prompts, eval_prompts = (prompt_examples(recipe.data, backbone.tokenizer, split) for split in ("train", "test"))
+    eval_prompts = eval_prompts[: config.eval_prompts]
+    _check_prompts(config, prompts, eval_prompts, engine)
+
+    algorithm = make_algorithm(config)
+    torch.manual_seed(recipe.seed)
+    attach_roles(backbone, algorithm, recipe.lora, run, reward_folder)
+    if config.gradient_checkpointing:
+        backbone.enable_gradient_checkpointing()
+    learner = Learner(backbone, config, backbone.trained_roles, folder)
+    learner.share.check(config.batch_size // config.generations, "ppo.batch_size")
+    if not resume and learner.is_main:
+        move_aside(folder)
+    learner.wait()
+    stage = STAGES["ppo"]
+    display = StageDisplay(stage.name, stage.unit, stage.columns, folder, resume, quiet=not learner.is_main)
+
+    def log(row: dict[str, Any]) -> None:
+        display.log(row)
+        learner.track(row)
+
+    setup = make_setup(backbone, config, prompts, eval_prompts, functions, log, folder, recipe.seed)
+    if learner.is_main:
+        run.write_recipe(recipe)
+    with display, learner.tracking(recipe.model_dump(mode="json")["ppo"]):
+        state = TrainingState(config.kl_coef) if checkpoint is None else load_checkpoint(checkpoint, folder, learner)
+        display.begin(config.iterations, state.iteration)
+        if checkpoint is None and setup.held_out is not None and config.eval_every:
+            evaluate(setup, state, learner)
+        if engine == "trl":
+            train_with_trl(setup, config, state, learner)
+        else:
+            train(setup, algorithm, config, state, learner)
+    if state.best is not None:
+        backbone.load_role("policy", folder / "best")
+    backbone.train_roles()
+    summary = {
+        "engine": engine,
+        "advantage_estimator": config.advantage_estimator,
+        "iterations": state.iteration,
+        "reward": state.last["reward"],
+        "kl": state.last["kl"],
+        "before": state.first and state.first.row,
+        "best": state.best and state.best.row,
+        "reference": "sft" if has_sft else "base",
+        "train_prompts": len(prompts),
+        "eval_prompts": len(eval_prompts),
+        "seconds": time.perf_counter() - start,
+        "peak_memory_gb": peak_memory_bytes() / 1e9,
+    }
+    if learner.is_main:
+        backbone.save_role("policy", folder)
+        backbone.tokenizer.save_pretrained(folder)
+        run.write_summary("ppo", summary)
+    learner.wait()
+    return summary
+
+
+def make_setup(
+    backbone: SharedBackbone,
+    config: PPOConfig,
+    prompts: Sequence[PromptExample],
+    eval_prompts: Sequence[PromptExample],
+    functions: Sequence[WeightedReward],
+    log: Callable[[dict[str, Any]], None],
+    folder: Path,
+    seed: int,
+) -> Setup:
+    """The parts of the loop, put together."""
+    sampler = ResponseSampler(backbone, config.response_length, config.temperature)
+    passes = ScoringPasses(backbone, config.temperature, config.token_budget)
+    reward = response_scorer(passes, config.reward_model_weight, functions)
+    return Setup(
+        prompts=PromptStream(prompts, config.batch_size, config.generations, seed),
+        sampler=sampler,
+        passes=passes,
+        reward=reward,
+        held_out=HeldOut(eval_prompts, sampler, passes, reward, config, folder, seed) if eval_prompts else None,
+        update_budget=TokenBudget("update", config.token_budget),
+        log=log,
+        folder=folder,
+        seed=seed,
+    )
+
+
+def _check(
+    config: PPOConfig,
+    run: Run,
+    reward: str | None,
+    functions: Sequence[WeightedReward],
+    engine: Engine,
+    resume: bool,
+) -> Path | None:
+    """Folder of the reward adapter, if there is to be one. Raises UserError for what could not work."""
+    check_optimizer(config, "ppo")
+    check_trackers(config.report_to)
+    if engine == "trl":
+        check_trl(config, resume)
+    return find_reward_adapter(config.reward_model_weight, bool(functions), run, reward)
+
+
+def _check_prompts(
+    config: PPOConfig, prompts: Sequence[PromptExample], eval_prompts: Sequence[PromptExample], engine: Engine
+) -> None:
     if config.eval_every and not eval_prompts:
         raise UserError(
             "ppo.eval_every: data.test_size 0 leaves no held-out prompts to evaluate on; raise it, set "
@@ -77,66 +182,25 @@ def train_ppo(
         )
     if engine == "trl" and len(prompts) < config.batch_size:  # it would wait for a full batch for ever
         raise UserError(f"ppo.batch_size: TRL needs as many prompts, and there are {len(prompts)}; lower it")
-    torch.manual_seed(recipe.seed)
-    attach_roles(backbone, recipe, run, reward_folder)
-    if not resume:
-        move_aside(folder)
-    stage = STAGES["ppo"]
-    display = StageDisplay(stage.name, stage.unit, stage.columns, folder, resume)
-    trainer = PPOTrainer(
-        backbone,
-        config,
-        prompts,
-        eval_prompts,
-        response_scorer(backbone, config, functions),
-        folder,
-        recipe.seed,
-        callbacks=[IterationDisplay(display)],
-    )
-    run.write_recipe(recipe)
-    with display:
-        if config.eval_every and checkpoint is None:
-            trainer.evaluate()
-        if engine == "trl":
-            train_with_trl(trainer)
-        else:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if trainer.best:
-        backbone.load_role("policy", folder / "best")
-    backbone.train_roles()
-    summary = {
-        "engine": engine,
-        "iterations": trainer.iteration,
-        "reward": trainer.stats["reward"],
-        "kl": trainer.stats["kl"],
-        "before": trainer.evaluations[0] if trainer.evaluations else None,
-        "best": trainer.best,
-        "reference": "sft" if run.has_adapter("sft") else "base",
-        "train_prompts": len(prompts),
-        "eval_prompts": len(trainer.eval_prompts),
-        "seconds": time.perf_counter() - start,
-        "peak_memory_gb": peak_memory_bytes() / 1e9,
-    }
-    backbone.save_role("policy", folder)
-    backbone.tokenizer.save_pretrained(folder)
-    run.write_summary("ppo", summary)
-    return summary
 
 
-def find_reward_adapter(config: PPOConfig, run: Run, reward: str | None) -> Path | None:
+def find_reward_adapter(weight: float, has_functions: bool, run: Run, reward: str | None) -> Path | None:
     """Folder of the reward adapter; None where Python functions alone give the reward.
+
+    Args:
+        weight: of the reward model (`ppo.reward_model_weight`).
 
     Raises:
         UserError: there is no adapter and nothing in its place.
     """
-    if config.reward_model_weight == 0:
-        if not config.reward_functions:
+    if weight == 0:
+        if not has_functions:
             raise UserError("ppo.reward_model_weight is 0 and ppo.reward_functions is empty: nothing gives a reward")
         return None
     if reward is None:
         if run.has_adapter("reward"):
             return run.stage("reward")
-        if config.reward_functions:
+        if has_functions:
             return None
         raise UserError(
             f"{run.stage('reward')}: no reward adapter there; run `lorarlhf reward` with the same --output-dir first, "
@@ -154,43 +218,27 @@ def find_reward_adapter(config: PPOConfig, run: Run, reward: str | None) -> Path
     return folder
 
 
-def attach_roles(backbone: SharedBackbone, recipe: Recipe, run: Run, reward_folder: Path | None) -> None:
+def attach_roles(
+    backbone: SharedBackbone, algorithm: Algorithm, lora: LoraConfig, run: Run, reward_folder: Path | None
+) -> None:
     """Policy, reference, reward model and critic, each where it starts from; only policy and critic train.
 
-    The critic begins as a copy of the reward model, unless the recipe gives it a shape of its own.
+    The critic begins as a copy of the reward model, unless the recipe gives it a shape of its own; where the algorithm
+    has none, there is none.
     """
     if run.has_adapter("sft"):
         backbone.load_role("policy", run.stage("sft"))
         backbone.copy_role("policy", "reference")
     else:
-        backbone.attach("policy", recipe.lora.for_role("policy"))
+        backbone.attach("policy", lora.for_role("policy"))
     if reward_folder is not None:
         backbone.load_role("reward", reward_folder)
-    if reward_folder is not None and recipe.lora.critic == ScalarLoraOverride():
+    if not algorithm.has_critic:
+        backbone.train_roles("policy")
+        return
+    if reward_folder is not None and lora.critic == ScalarLoraOverride():
         backbone.copy_role("reward", "critic")
     else:
-        backbone.attach("critic", recipe.lora.for_role("critic"))
+        backbone.attach("critic", lora.for_role("critic"))
         backbone.value_head.reset_parameters()  # drawn anew, from the recipe's seed
     backbone.train_roles("policy", "critic")
-
-
-def _prompts(recipe: Recipe, backbone: SharedBackbone, split: Split) -> list[PromptExample]:
-    rows = load_prompts(recipe.data, split).rows
-    return tokenize_prompts(rows, backbone.tokenizer, recipe.data.max_prompt_length)[0]
-
-
-def response_scorer(backbone: SharedBackbone, config: PPOConfig, functions: Sequence[Any]) -> RolloutScorer:
-    """Raw score [B] of each response: the reward model's, weighted, plus the functions'."""
-    passes = Passes(backbone, config.temperature, config.token_budget)
-
-    @torch.no_grad()
-    def score(rollout: Rollout, batch: Sequence[PromptExample], trunk: TrunkStates | None = None) -> Tensor:
-        total = torch.zeros(len(batch), device=rollout.sequences.tokens.device)
-        if "reward" in backbone.roles and config.reward_model_weight:
-            total += config.reward_model_weight * passes.scores(rollout.sequences, trunk)
-        if functions:
-            texts = response_texts(backbone, rollout)
-            total += function_scores(functions, [request_text(e.prompt) for e in batch], texts).to(total.device)
-        return total
-
-    return score

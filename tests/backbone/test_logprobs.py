@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from lorarlhf.backbone.logprobs import Softmax, chunked_logprobs
+from lorarlhf.backbone.logprobs import chunked_logprobs
 
 TOKENS, HIDDEN, VOCABULARY = 7, 5, 11
 
@@ -186,27 +186,3 @@ def test_no_tokens_at_all():
     logprobs, entropy = chunked_logprobs(hidden, torch.zeros(0, dtype=torch.long), head, temperature=1.0, chunk=3)
     assert logprobs.shape == entropy.shape == (0,)
     assert logprobs.dtype == entropy.dtype == torch.float32
-
-
-@pytest.mark.parametrize("vocabulary", [1, 11, 256, 257, 1000])
-def test_a_draw_inverts_the_cumulative_distribution(vocabulary):
-    scores = 3 * torch.randn(200, vocabulary, generator=torch.Generator().manual_seed(0))
-    drawn = Softmax(scores, 0.7).draw(torch.Generator().manual_seed(1))
-    numbers = torch.rand(200, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64).squeeze(1)
-    for row, token, number in zip(scores.tolist(), drawn.tolist(), numbers.tolist(), strict=True):
-        weights = [math.exp(score / 0.7) for score in row]
-        below, share = sum(weights[:token]) / sum(weights), weights[token] / sum(weights)
-        assert below - 1e-6 <= number <= below + share + 1e-6
-
-
-def test_a_token_without_probability_is_never_drawn():
-    scores = torch.full((500, 600), -1e4)
-    scores[:, [3, 255, 256, 580]] = 0.0
-    drawn = Softmax(scores, 1.0).draw(torch.Generator().manual_seed(0))
-    assert drawn.unique().tolist() == [3, 255, 256, 580]
-
-
-def test_a_number_at_the_very_end_draws_the_last_token_with_probability(monkeypatch):
-    monkeypatch.setattr(torch, "rand", lambda n, m, **_: torch.full((n, m), 1 - 2**-53, dtype=torch.float64))
-    scores = torch.zeros(1, 700).index_fill(1, torch.arange(650, 700), -1e4)
-    assert Softmax(scores, 1.0).draw(torch.Generator()).item() == 649

@@ -7,6 +7,7 @@ from torch.testing import assert_close
 
 from lorarlhf.generation import sample as rollout_module
 from lorarlhf.generation.decode import GrowingDecoder, StaticDecoder, can_be_static, make_decoder
+from lorarlhf.generation.draw import uniform_table
 from lorarlhf.generation.sample import sample_responses
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [4], [12, EOS, 13], [20, 21], [22, 4, 5, 6, 7], [30, 31, 32]] * 3
@@ -67,7 +68,7 @@ def test_a_static_cache_gives_what_a_growing_one_does(with_policy, monkeypatch, 
             return made
 
         monkeypatch.setattr(rollout_module, "make_decoder", make)
-        rollouts.append(sample_responses(backbone, PROMPTS, 16, 1.0, torch.Generator().manual_seed(0)))
+        rollouts.append(sample_responses(backbone, PROMPTS, uniform_table(len(PROMPTS), 16, 0), 1.0))
     growing, static = rollouts
     assert len(rows_left) > 4  # some leave one by one
     assert min(rows_left) <= len(PROMPTS) // 2  # and the batch is made smaller

@@ -75,7 +75,7 @@ def test_from_tokens_to_advantages(pad):
 
     lengths, _ = response_lengths(torch.tensor(reference.padded(responses, width, pad)), [EOS])
     mask = torch.arange(width) < lengths[:, None]
-    rewards = token_rewards(torch.tensor(scores), kl, mask, kl_coef=kl_coef)
+    rewards = token_rewards(torch.tensor(scores), kl_coef * kl, mask)
     advantages, returns = generalized_advantages(rewards, values, mask, gamma=gamma, lam=lam)
 
     rows = []

@@ -7,6 +7,7 @@ from torch.testing import assert_close
 
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.generation import sample as rollout_module
+from lorarlhf.generation.draw import uniform_table
 from lorarlhf.generation.sample import Rollout, response_texts, sample_responses
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [4], [PAD, 12, EOS, 13], [20, 21], [22, 4, 5, 6, 7], [30, 31, 32]]
@@ -26,8 +27,7 @@ def with_policy(load_tiny):
 
 
 def sample(backbone: SharedBackbone, prompts, length=12, temperature=1.0, seed=0, **options) -> Rollout:
-    generator = torch.Generator().manual_seed(seed)
-    return sample_responses(backbone, prompts, length, temperature, generator, **options)
+    return sample_responses(backbone, prompts, uniform_table(len(prompts), length, seed), temperature, **options)
 
 
 def responses_of(rollout: Rollout) -> list[list[int]]:
@@ -118,28 +118,32 @@ def test_the_seed_and_nothing_else_decides(with_policy):
     assert responses_of(sample(backbone, PROMPTS, seed=1)) != responses_of(first)
 
 
-def test_rows_do_not_influence_each_other(with_policy):
-    """Cold, each row alone gives what it gives in a batch."""
+@pytest.mark.parametrize("at_a_time", [1, 3])
+def test_what_is_sampled_does_not_depend_on_how_many_are_decoded_at_a_time(with_policy, at_a_time):
+    """Each response has its own row of random numbers, also when others of its batch have ended."""
     backbone = with_policy("mistral")
     backbone.causal_lm.generation_config.eos_token_id = STOPS
-    together = sample(backbone, PROMPTS, temperature=NEARLY_GREEDY)
-    alone = [sample(backbone, [prompt], temperature=NEARLY_GREEDY) for prompt in PROMPTS]
-    assert responses_of(together) == [responses_of(rollout)[0] for rollout in alone]
+    uniforms = uniform_table(len(PROMPTS), 12, 3)
+    together = sample_responses(backbone, PROMPTS, uniforms, 1.0)
+    parts = [slice(i, i + at_a_time) for i in range(0, len(PROMPTS), at_a_time)]
+    apart = [sample_responses(backbone, PROMPTS[part], uniforms[part], 1.0) for part in parts]
+    assert responses_of(together) == [response for rollout in apart for response in responses_of(rollout)]
+    assert len({len(response) for response in responses_of(together)}) > 2
 
 
 @pytest.mark.parametrize(("budget", "batches"), [(None, 1), (38, 2), (19, 6), (1, 6), (10_000, 1)])
 def test_a_token_budget_splits_the_batch_and_changes_nothing(with_policy, monkeypatch, budget, batches):
     backbone = with_policy("llama")
-    expected = sample(backbone, PROMPTS, temperature=NEARLY_GREEDY)
+    expected = sample(backbone, PROMPTS)
     decoded = []
     decode = rollout_module._decode
 
-    def counted(backbone, role, prompts, response_length, *args):
-        decoded.append(len(prompts) * (max(map(len, prompts)) + response_length))
-        return decode(backbone, role, prompts, response_length, *args)
+    def counted(backbone, role, prompts, uniforms, *args):
+        decoded.append(len(prompts) * (max(map(len, prompts)) + uniforms.shape[1]))
+        return decode(backbone, role, prompts, uniforms, *args)
 
     monkeypatch.setattr(rollout_module, "_decode", counted)
-    rollout = sample(backbone, PROMPTS, temperature=NEARLY_GREEDY, token_budget=budget)
+    rollout = sample(backbone, PROMPTS, token_budget=budget)
     assert responses_of(rollout) == responses_of(expected)
     assert_close(rollout.logprobs, expected.logprobs)
     if budget is not None and budget >= 19:  # the longest row alone
@@ -221,9 +225,8 @@ def test_bfloat16_log_probabilities_are_near_those_recomputed(with_policy):
 
 def test_recorded_entropy_is_that_of_the_distribution_drawn_from(demo_backbone):
     attach_all(demo_backbone)
-    generator = torch.Generator().manual_seed(0)
     prompts = [[1, 4, 30], [1, 4, 30, 31, 32], [1, 4]]
-    rollout = sample_responses(demo_backbone, prompts, 12, 0.7, generator)
+    rollout = sample(demo_backbone, prompts, temperature=0.7)
     _, entropy = demo_backbone.logprobs("policy", rollout.sequences, 0.7)
     assert rollout.entropy.max() > 0.1
     assert_close(rollout.entropy, entropy.detach(), atol=1e-4, rtol=1e-4)

@@ -22,23 +22,28 @@ import torch
 from demo_runs import small_recipe
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import TrainerCallback
 from trl.experimental import ppo as trl
 from trl.experimental.ppo import ppo_trainer
 
-import lorarlhf.rl.trainer as our_module
+import lorarlhf.rl.loop as our_module
+import lorarlhf.rl.update as update_module
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.examples import load_prompts
 from lorarlhf.data.tokenize import tokenize_prompts
 from lorarlhf.generation.sample import Rollout
-from lorarlhf.recipe.sections import Role
-from lorarlhf.rl.trainer import PPOTrainer
+from lorarlhf.recipe.sections import PPOConfig, Role
+from lorarlhf.rl.algorithms import make_algorithm
+from lorarlhf.rl.kl import kl_estimate
+from lorarlhf.rl.learner import Learner
+from lorarlhf.rl.loop import Setup
+from lorarlhf.rl.state import TrainingState
 from lorarlhf.rl.trl_engine import trl_trainer
-from lorarlhf.stages.ppo import response_scorer
+from lorarlhf.stages.ppo import make_setup
 
 ROLES: tuple[Role, ...] = ("policy", "reference", "reward", "critic")
 TRAINED: tuple[Role, ...] = ("policy", "critic")
+Parts = tuple[Setup, PPOConfig, TrainingState, Learner]
 EXPERIENCE = ("scores", "logprobs", "ref_logprobs", "kl", "values", "advantages", "returns")
 
 
@@ -113,16 +118,17 @@ def both(case: Case, folder: Path) -> dict[str, Tensor]:
     rows = load_prompts(recipe.data, "train").rows[: recipe.ppo.batch_size]
     prompts = tokenize_prompts(rows, backbone.tokenizer, recipe.data.max_prompt_length)[0]
 
-    def trainer() -> PPOTrainer:
-        score = response_scorer(backbone, recipe.ppo, [])
-        return PPOTrainer(backbone, recipe.ppo, prompts, [], score, folder, recipe.seed)
+    def parts() -> Parts:
+        learner = Learner(backbone, recipe.ppo, TRAINED, folder)
+        setup = make_setup(backbone, recipe.ppo, prompts, [], [], lambda row: None, folder, recipe.seed)
+        return setup, recipe.ppo, TrainingState(recipe.ppo.kl_coef), learner
 
-    seen, ours = run_ours(trainer(), case)
+    seen, ours = run_ours(*parts(), case)
     with torch.no_grad():
         for parameter, value in zip(parameters(backbone), start, strict=True):
             parameter.copy_(value)
             parameter.grad = None
-    theirs = run_trl(trainer(), case, seen)
+    theirs = run_trl(*parts(), case, seen)
     results = {f"ours.{k}": v for k, v in ours.items()} | {f"trl.{k}": v for k, v in theirs.items()}
     return results | {"mask": seen.rollout.sequences.response_mask, "finished": seen.rollout.finished}
 
@@ -153,61 +159,74 @@ class Seen:
     orders: list[Tensor]
 
 
-def run_ours(trainer: PPOTrainer, case: Case) -> tuple[Seen, dict[str, Tensor]]:
+def run_ours(
+    setup: Setup, config: PPOConfig, state: TrainingState, learner: Learner, case: Case
+) -> tuple[Seen, dict[str, Tensor]]:
     results: dict[str, Tensor] = {}
     seen: list[Seen] = []
     orders: list[Tensor] = []
     steps: list[dict[str, Tensor]] = []
-    build, sample, score, shuffle = (
-        our_module.build_experience,
-        our_module.sample_responses,
-        trainer.score,
-        torch.randperm,
-    )
+    algorithm = make_algorithm(config)
+    sample, score, shuffle, step = setup.sampler.sample, our_module.score, torch.randperm, learner.step
+    estimate = algorithm.experience
 
-    def sample_and_edit(backbone: SharedBackbone, *args: Any, **kwargs: Any) -> Rollout:
-        rollout = sample(backbone, *args, **kwargs)
+    def sample_and_edit(*args: Any, **kwargs: Any) -> Rollout:
+        rollout = sample(*args, **kwargs)
         if case.pad_at is not None:
             sequences = rollout.sequences
-            sequences.tokens[0, sequences.prompt_lengths[0] + case.pad_at] = backbone.tokenizer.pad_token_id
+            sequences.tokens[0, sequences.prompt_lengths[0] + case.pad_at] = learner.backbone.tokenizer.pad_token_id
         return rollout
 
-    def score_and_keep(rollout: Rollout, batch: Any, *args: Any) -> Tensor:
-        seen.append(Seen([example.ids for example in batch], rollout, orders))
-        return score(rollout, batch, *args)
+    def score_and_keep(passes: Any, rollout: Rollout, prompts: Any, *args: Any) -> Any:
+        seen.append(Seen([example.ids for example in prompts], rollout, orders))
+        return score(passes, rollout, prompts, *args)
 
-    def build_and_keep(*args: Any, **kwargs: Any) -> Any:
-        given = inspect.signature(build).bind(*args, **kwargs).arguments
-        made = build(*args, **kwargs)
-        results.update({name: given[name] for name in ("scores", "logprobs", "ref_logprobs", "values")})
-        results.update(kl=made.kl, returns=made.returns, advantages=made.returns - given["values"])
-        results.update(whitened=made.advantages)
+    def experience_and_keep(scored: Any, scores: Tensor, kl_coef: float) -> Any:
+        made = estimate(scored, scores, kl_coef)
+        kl = kl_estimate(scored.logprobs, scored.ref_logprobs, config.kl_estimator)
+        results.update(scores=scores, kl=torch.where(scored.mask, kl, 0.0))
+        results.update({name: getattr(scored, name) for name in ("logprobs", "ref_logprobs", "values")})
+        results.update(returns=made.returns, advantages=made.returns - made.values, whitened=made.advantages)
         return made
 
     def shuffle_and_keep(*args: Any, **kwargs: Any) -> Tensor:
         orders.append(shuffle(*args, **kwargs))
         return orders[-1]
 
-    class Steps(TrainerCallback):
-        def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-            steps.append(flat(trainer.backbone, "grad"))
+    def step_and_keep(roles: Any) -> Any:
+        steps.append(flat(learner.backbone, "grad"))
+        return step(roles)
 
-    trainer.score = score_and_keep
-    trainer.add_callback(Steps())
+    losses: dict[str, list[float]] = {"policy_loss": [], "value_loss": [], "approx_kl": []}
+    gradients = update_module.minibatch_gradients
+
+    def gradients_and_keep(learner: Learner, algorithm: Any, minibatch: Any, tokens: Tensor, *args: Any) -> Any:
+        sums, gap = gradients(learner, algorithm, minibatch, tokens, *args)
+        for name, values in losses.items():
+            values.append((sums[name] / tokens).item())
+        return sums, gap
+
     with (
-        patch.multiple(our_module, sample_responses=sample_and_edit, build_experience=build_and_keep),
+        patch.object(setup.sampler, "sample", sample_and_edit),
+        patch.object(algorithm, "experience", experience_and_keep),
+        patch.object(learner, "step", step_and_keep),
+        patch.object(our_module, "score", score_and_keep),
+        patch.object(update_module, "minibatch_gradients", gradients_and_keep),
         patch("torch.randperm", shuffle_and_keep),
     ):
-        trainer.train()
-    for name in ("policy_loss", "value_loss", "approx_kl"):
-        results[name] = torch.tensor(trainer.update_stats[name])
-    return seen[0], results | steps[0] | flat(trainer.backbone, "after") | {"steps": torch.tensor(len(steps))}
+        if config.gradient_checkpointing:
+            learner.backbone.enable_gradient_checkpointing()
+        our_module.train(setup, algorithm, config, state, learner)
+    results |= {name: torch.tensor(values) for name, values in losses.items()}
+    return seen[0], results | steps[0] | flat(learner.backbone, "after") | {"steps": torch.tensor(len(steps))}
 
 
 # TRL's
 
 
-def run_trl(ours: PPOTrainer, case: Case, seen: Seen) -> dict[str, Tensor]:
+def run_trl(
+    setup: Setup, config: PPOConfig, state: TrainingState, learner: Learner, case: Case, seen: Seen
+) -> dict[str, Tensor]:
     results: dict[str, Tensor] = {}
     losses: dict[str, list[Tensor]] = {"pg_loss": [], "vf_loss": [], "ratio": []}
     steps: list[dict[str, Tensor]] = []
@@ -226,11 +245,11 @@ def run_trl(ours: PPOTrainer, case: Case, seen: Seen) -> dict[str, Tensor]:
         backward(loss)
 
     def step_and_keep(*args: Any, **kwargs: Any) -> Any:
-        steps.append(flat(ours.backbone, "grad"))
+        steps.append(flat(learner.backbone, "grad"))
         return step(*args, **kwargs)
 
     with patch.object(trl, "PPOConfig", functools.partial(with_changes, trl.PPOConfig, case.trl_config)):
-        trainer = trl_trainer(ours)
+        trainer = trl_trainer(setup, config, state, learner)
     backward, step = trainer.accelerator.backward, trainer.optimizer.optimizer.step
     trainer.accelerator.backward, trainer.optimizer.optimizer.step = backward_and_keep, step_and_keep
     if not case.own_loader:
@@ -247,7 +266,7 @@ def run_trl(ours: PPOTrainer, case: Case, seen: Seen) -> dict[str, Tensor]:
         trainer.train()
     results["policy_loss"], results["value_loss"] = torch.stack(losses["pg_loss"]), torch.stack(losses["vf_loss"])
     results["first_ratio"] = losses["ratio"][0]
-    return results | steps[0] | flat(ours.backbone, "after") | {"steps": torch.tensor(len(steps))}
+    return results | steps[0] | flat(learner.backbone, "after") | {"steps": torch.tensor(len(steps))}
 
 
 def callers_variables() -> dict[str, Any]:

@@ -11,6 +11,7 @@ from tiny_models import FAMILIES, SHAPE, VOCABULARY
 
 from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.load import load_model_config
+from lorarlhf.generation.draw import uniform_table
 from lorarlhf.generation.sample import sample_responses
 from lorarlhf.planner import shadow_steps
 from lorarlhf.planner.shadow import Allocations, ShadowBackbone, shadow_model, stored_bytes
@@ -101,7 +102,7 @@ def test_a_rollout_allocates_what_its_shadow_does(both):
     prompts = [[5] * PROMPT] * 8
 
     def rollout():
-        sample_responses(real, prompts, RESPONSE, 1.0, torch.Generator().manual_seed(0))
+        sample_responses(real, prompts, uniform_table(len(prompts), RESPONSE, 0), 1.0)
 
     rollout()
     planned = shadow_peak(shadow, functools.partial(shadow_steps.decode, rows=8, prompt=PROMPT, response=RESPONSE))

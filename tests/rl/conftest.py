@@ -1,16 +1,12 @@
 """Random batches of responses of every length that matters, with garbage where they are padded."""
 
+import functools
 from typing import NamedTuple
 
 import pytest
 import torch
-from demo_runs import small_recipe
+from loops import make_loop
 from torch import Tensor
-from trainers import length_score, prompts, randomise
-
-from lorarlhf.backbone.load import load_backbone
-from lorarlhf.display import StageDisplay
-from lorarlhf.rl.trainer import IterationDisplay, PPOTrainer
 
 
 class Batch(NamedTuple):
@@ -56,25 +52,6 @@ def batch(request) -> Batch:
 
 
 @pytest.fixture
-def make_trainer(tmp_path):
-    """`make_trainer(*sets, score=..., scale=...)`: a trainer on a fresh backbone.
-
-    `scale` is how far the policy's adapter is from zero; the reference is a copy of it. The critic's never is at zero.
-    """
-
-    def make(*sets, score=length_score, scale=0.05):
-        recipe = small_recipe(tmp_path, "ppo.eval_every=0", "ppo.save_every=0", *sets)
-        backbone = load_backbone(recipe.model)
-        torch.manual_seed(1)
-        for role in ("policy", "critic", "reward"):
-            backbone.attach(role, recipe.lora.for_role(role))
-        randomise(backbone, scale, "policy")
-        randomise(backbone, 0.05, "critic", "reward")
-        backbone.copy_role("policy", "reference")
-        backbone.train_roles("policy", "critic")
-        train, test = (prompts(recipe, backbone.tokenizer, split) for split in ("train", "test"))
-        folder = tmp_path / "ppo"
-        display = IterationDisplay(StageDisplay("ppo", "iteration", {}, folder))
-        return PPOTrainer(backbone, recipe.ppo, train, test, score, folder, recipe.seed, callbacks=[display])
-
-    return make
+def loop(tmp_path):
+    """`loop(*sets, reward=..., scale=...)`: see `loops.make_loop`."""
+    return functools.partial(make_loop, tmp_path)

@@ -108,7 +108,7 @@ def test_advantages_leave_their_inputs_alone(batch):
     rewards, values, mask = batch.rewards.clone(), batch.values.clone(), batch.mask.clone()
     generalized_advantages(rewards, values, mask, gamma=0.9, lam=0.8)
     whiten(rewards, mask)
-    token_rewards(batch.scores, rewards, mask, kl_coef=0.1)
+    token_rewards(batch.scores, 0.1 * rewards, mask)
     assert torch.equal(rewards, batch.rewards)
     assert torch.equal(values, batch.values)
     assert torch.equal(mask, batch.mask)
@@ -211,31 +211,31 @@ def test_token_rewards_worked_by_hand():
     kl = torch.tensor([[0.5, -1.0, 2.0], [3.0, 50.0, 50.0], [50.0, 50.0, 50.0], [1.0, 2.0, 50.0]])
     mask = torch.tensor([[True] * 3, [True, False, False], [False] * 3, [True, True, False]])
     expected = torch.tensor([[-0.05, 0.1, 1.8], [-1.3, 0.0, 0.0], [0.0, 0.0, 0.0], [-0.1, 3.8, 0.0]])
-    assert_close(token_rewards(scores, kl, mask, kl_coef=0.1), expected)
+    assert_close(token_rewards(scores, 0.1 * kl, mask), expected)
 
 
 @pytest.mark.parametrize("kl_coef", [0.0, 0.05, 2.0])
 def test_token_rewards_equal_the_reference(batch, kl_coef):
     kl = reference.ragged(batch.rewards.tolist(), batch.lengths)
     expected = [reference.token_rewards(s, row, kl_coef) for s, row in zip(batch.scores.tolist(), kl, strict=True)]
-    rewards = token_rewards(batch.scores, batch.rewards, batch.mask, kl_coef=kl_coef)
+    rewards = token_rewards(batch.scores, kl_coef * batch.rewards, batch.mask)
     assert rewards.dtype == torch.float32
     assert_close(rewards, tensor(expected, batch.width))
 
 
 @pytest.mark.parametrize("garbage", GARBAGE)
 def test_token_rewards_ignore_padding(batch, garbage):
-    clean = token_rewards(batch.scores, fill(batch.rewards, batch.mask, 0.0), batch.mask, kl_coef=0.1)
+    clean = token_rewards(batch.scores, 0.1 * fill(batch.rewards, batch.mask, 0.0), batch.mask)
     kl = fill(batch.rewards, batch.mask, garbage)
-    assert torch.equal(token_rewards(batch.scores, kl, batch.mask, kl_coef=0.1), clean)
-    wide = token_rewards(batch.scores, widen(kl, 3, garbage), widen_mask(batch.mask, 3), kl_coef=0.1)
+    assert torch.equal(token_rewards(batch.scores, 0.1 * kl, batch.mask), clean)
+    wide = token_rewards(batch.scores, 0.1 * widen(kl, 3, garbage), widen_mask(batch.mask, 3))
     assert torch.equal(wide, widen(clean, 3, 0.0))
     order = torch.tensor([3, 0, 6, 1, 5, 2, 4])
-    assert torch.equal(token_rewards(batch.scores[order], kl[order], batch.mask[order], kl_coef=0.1), clean[order])
+    assert torch.equal(token_rewards(batch.scores[order], 0.1 * kl[order], batch.mask[order]), clean[order])
 
 
 def test_the_score_reaches_every_token_of_its_response_and_no_other(batch):
     nothing = torch.zeros_like(batch.rewards)
-    rewards = token_rewards(batch.scores, nothing, batch.mask, kl_coef=0.1)
+    rewards = token_rewards(batch.scores, 0.1 * nothing, batch.mask)
     advantages, _ = generalized_advantages(rewards, nothing, batch.mask, gamma=1.0, lam=1.0)
     assert_close(advantages, batch.scores[:, None] * batch.mask)

@@ -108,22 +108,28 @@ def test_moments_do_not_lose_a_small_spread_around_a_large_mean():
     assert moments.std == pytest.approx(statistics.pstdev([0, 2, 1, 3]))
 
 
+def moments_of(*batches):
+    moments = RunningMoments()
+    for batch in batches:
+        moments.update(batch)
+    return moments
+
+
 def test_normalized_scores_of_the_first_batch_have_mean_0_and_variance_1():
     scores = torch.tensor([1.0, 4.0, -2.0, 8.0])
-    shaped = shape_scores(scores, torch.ones(4, dtype=torch.bool), RunningMoments(), None, None)
+    shaped = shape_scores(scores, torch.ones(4, dtype=torch.bool), moments_of(scores), None, None)
     assert shaped.mean().item() == pytest.approx(0, abs=1e-6)
     assert shaped.std(correction=0).item() == pytest.approx(1)
 
 
 def test_equal_scores_normalize_to_0():
     scores = torch.full((4,), 3.0)
-    assert shape_scores(scores, torch.ones(4, dtype=torch.bool), RunningMoments(), None, None).tolist() == [0.0] * 4
+    assert shape_scores(scores, torch.ones(4, dtype=torch.bool), moments_of(scores), None, None).tolist() == [0.0] * 4
 
 
 def test_later_batches_are_measured_against_all_before():
-    moments = RunningMoments()
     finished = torch.ones(2, dtype=torch.bool)
-    shape_scores(torch.tensor([-1.0, 1.0]), finished, moments, None, None)
+    moments = moments_of(torch.tensor([-1.0, 1.0]), torch.tensor([9.0, 11.0]))
     shaped = shape_scores(torch.tensor([9.0, 11.0]), finished, moments, None, None)
     everything = [-1.0, 1.0, 9.0, 11.0]
     mean, std = statistics.mean(everything), statistics.pstdev(everything)
@@ -140,7 +146,7 @@ def test_the_penalty_is_taken_after_clipping():
 
 def test_clipping_follows_normalisation():
     scores = torch.tensor([100.0, 100.0, 100.0, 104.0])
-    shaped = shape_scores(scores, torch.ones(4, dtype=torch.bool), RunningMoments(), 1.5, None)
+    shaped = shape_scores(scores, torch.ones(4, dtype=torch.bool), moments_of(scores), 1.5, None)
     assert shaped[3].item() == 1.5
     assert shaped[0].item() == pytest.approx(-1 / 3**0.5)
 

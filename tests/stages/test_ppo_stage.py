@@ -1,5 +1,6 @@
 """The ppo stage: where each role starts, what a run leaves behind, and going on after an interruption."""
 
+import json
 import shutil
 
 import pytest
@@ -20,11 +21,13 @@ from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.errors import UserError
 from lorarlhf.generation.sample import Rollout
-from lorarlhf.recipe.sections import PPOConfig
-from lorarlhf.rl.trainer import PPOTrainer
+from lorarlhf.rl import loop as loop_module
+from lorarlhf.rl import update as update_module
+from lorarlhf.rl.algorithms import make_algorithm
+from lorarlhf.rl.score import ScoringPasses, response_scorer
 from lorarlhf.run import Run
 from lorarlhf.stages import ppo as ppo_stage
-from lorarlhf.stages.ppo import attach_roles, find_reward_adapter, response_scorer, train_ppo
+from lorarlhf.stages.ppo import attach_roles, find_reward_adapter, train_ppo
 
 FUNCTION = 'ppo.reward_functions=["demo_runs:short_is_good"]'
 
@@ -60,37 +63,37 @@ def some_sequences():
 
 
 @pytest.mark.parametrize(
-    ("settings", "stages", "reward", "found"),
+    ("weight", "functions", "stages", "folder"),
     [
-        ({}, ["reward"], None, "reward"),
-        ({"reward_functions": ["m:f"]}, ["reward"], None, "reward"),
-        ({"reward_functions": ["m:f"]}, [], None, None),
-        ({"reward_functions": ["m:f"], "reward_model_weight": 0.0}, ["reward"], None, None),
+        (1.0, False, ["reward"], "reward"),
+        (1.0, True, ["reward"], "reward"),
+        (1.0, True, [], None),
+        (0.0, True, ["reward"], None),
     ],
 )
-def test_the_reward_adapter_of_the_run(run, settings, stages, reward, found):
+def test_the_reward_adapter_of_the_run(run, weight, functions, stages, folder):
     run = run(*stages)
-    assert find_reward_adapter(PPOConfig(**settings), run, reward) == (run.path / found if found else None)
+    assert find_reward_adapter(weight, functions, run, None) == (run.path / folder if folder else None)
 
 
 def test_a_reward_adapter_from_elsewhere(run, tmp_path):
     elsewhere = run("reward").stage("reward")
-    assert find_reward_adapter(PPOConfig(), Run(tmp_path / "other"), str(elsewhere)) == elsewhere
+    assert find_reward_adapter(1.0, False, Run(tmp_path / "other"), str(elsewhere)) == elsewhere
 
 
 @pytest.mark.parametrize(
-    ("settings", "reward", "message"),
+    ("weight", "reward", "message"),
     [
-        ({}, None, "{tmp}/none/reward: no reward adapter there; run `lorarlhf reward` with the same"),
-        ({"reward_model_weight": 0.0}, None, "ppo.reward_model_weight is 0 and ppo.reward_functions is empty"),
-        ({}, "{tmp}", "--reward {tmp}: no adapter_config.json there"),
-        ({}, "{tmp}/missing/folder", "--reward {tmp}/missing/folder: neither a folder nor a Hub id"),
-        ({}, "nobody/nothing", "--reward nobody/nothing: neither a folder nor a Hub id that can be read"),
+        (1.0, None, "{tmp}/none/reward: no reward adapter there; run `lorarlhf reward` with the same"),
+        (0.0, None, "ppo.reward_model_weight is 0 and ppo.reward_functions is empty"),
+        (1.0, "{tmp}", "--reward {tmp}: no adapter_config.json there"),
+        (1.0, "{tmp}/missing/folder", "--reward {tmp}/missing/folder: neither a folder nor a Hub id"),
+        (1.0, "nobody/nothing", "--reward nobody/nothing: neither a folder nor a Hub id that can be read"),
     ],
 )
-def test_no_reward(tmp_path, settings, reward, message):
+def test_no_reward(tmp_path, weight, reward, message):
     with pytest.raises(UserError) as error:
-        find_reward_adapter(PPOConfig(**settings), Run(tmp_path / "none"), reward and reward.format(tmp=tmp_path))
+        find_reward_adapter(weight, False, Run(tmp_path / "none"), reward and reward.format(tmp=tmp_path))
     assert str(error.value).startswith(message.format(tmp=tmp_path))
     assert "\n" not in str(error.value)
 
@@ -112,12 +115,13 @@ def scored(run, tmp_path):
         recipe = small_recipe(tmp_path, *sets)
         run_ = run(*stages)
         backbone = load_backbone(recipe.model)
-        attach_roles(backbone, recipe, run_, find_reward_adapter(recipe.ppo, run_, None))
+        give_roles(backbone, recipe, run_)
         sequences = some_sequences()
         functions = [(short_is_good, 1.0), (letter_e, 3.0)][: len(recipe.ppo.reward_functions)]
         examples = [type("Example", (), {"prompt": "?", "ids": [1]})()] * 2
         rollout = Rollout(sequences, torch.zeros(2, 4), torch.zeros(2, 4), torch.ones(2, dtype=torch.bool))
-        scores = response_scorer(backbone, recipe.ppo, functions)(rollout, examples)
+        passes = ScoringPasses(backbone, 1.0, recipe.ppo.token_budget)
+        scores = response_scorer(passes, recipe.ppo.reward_model_weight, functions)(rollout, examples, None)
         texts = [backbone.tokenizer.decode(ids, skip_special_tokens=True) for ids in ([50, 51, 52], [53])]
         with torch.no_grad():
             model = backbone.scores(sequences) if "reward" in backbone.roles else None
@@ -152,10 +156,16 @@ def test_functions_alone(scored, stages):
 # Where the roles start
 
 
+def give_roles(backbone, recipe, run):
+    config = recipe.ppo
+    folder = find_reward_adapter(config.reward_model_weight, bool(config.reward_functions), run, None)
+    attach_roles(backbone, make_algorithm(config), recipe.lora, run, folder)
+
+
 def started(run, recipe):
     backbone = load_backbone(recipe.model)
     torch.manual_seed(recipe.seed)
-    attach_roles(backbone, recipe, run, find_reward_adapter(recipe.ppo, run, None))
+    give_roles(backbone, recipe, run)
     return backbone
 
 
@@ -223,18 +233,18 @@ def test_a_run_and_what_it_leaves_behind(run, tmp_path):
     backbone = load_backbone(recipe.model)
     frozen = {}
 
-    def watch(trainer, real=PPOTrainer.make_experience):
+    def watch(*args, real=loop_module.score):
         frozen.setdefault("reference", weights(backbone, "reference"))
         frozen.setdefault("reward", weights(backbone, "reward"))
-        return real(trainer)
+        return real(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PPOTrainer, "make_experience", watch)
+        patch.setattr(loop_module, "score", watch)
         summary = train_ppo(recipe, run, backbone=backbone)
     assert run.read_summary("ppo") == summary
     assert set(summary) == {
         *("engine", "iterations", "reward", "kl", "before", "best", "reference", "train_prompts", "eval_prompts"),
-        *("seconds", "peak_memory_gb"),
+        *("seconds", "peak_memory_gb", "advantage_estimator"),
     }
     assert (summary["iterations"], summary["reference"], summary["train_prompts"]) == (2, "sft", 20)
     rows = read_jsonl(run.stage("ppo") / "metrics.jsonl")
@@ -255,7 +265,9 @@ def test_a_run_and_what_it_leaves_behind(run, tmp_path):
     for role, before in frozen.items():
         assert equal(before, weights(backbone, role))
     assert not any(p.requires_grad for p in backbone.parameters())
-    assert [path.name for path in run.stage("ppo").glob("checkpoint-*")] == ["checkpoint-4"]
+    assert sorted(path.name for path in run.stage("ppo").glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"], (
+        "two at least"
+    )
     assert len(read_jsonl(run.stage("ppo") / "samples.jsonl")) == 3 * 4
     best = load_file(run.stage("ppo") / "best" / "adapter_model.safetensors")
     final = load_file(run.stage("ppo") / "adapter_model.safetensors")
@@ -295,11 +307,12 @@ def test_a_mistake_leaves_the_earlier_run_where_it_is(run, tmp_path, fault, monk
 # Seeds and resuming
 
 STEADY = ()
+RLOO = "ppo.advantage_estimator=rloo"
 EVERYTHING = (
     "ppo.normalize_reward=true",
     "ppo.kl_target=0.05",
     "ppo.kl_horizon=50",
-    "ppo.warmup_steps=8",
+    "ppo.warmup_steps=2",
     "ppo.lr_scheduler_type=linear",
     "ppo.missing_eos_penalty=0.5",
     "ppo.eval_every=1",
@@ -317,36 +330,45 @@ def outcome(run):
     samples = folder / "samples.jsonl"
     return {
         "tensors": {name: x.numpy().tobytes() for name, x in tensors.items()},
-        "state": (last / "ppo_state.json").read_text(),
+        "state": untimed_state(json.loads((last / "state.json").read_text())),
         "rows": [untimed(row) for row in read_jsonl(folder / "metrics.jsonl")],
         "samples": read_jsonl(samples) if samples.exists() else [],
         "summary": untimed(run.read_summary("ppo")),
     }
 
 
-def interrupted_train(recipe, run, monkeypatch, iteration, step):
-    """Ctrl-C in the middle of an iteration (counted from 0), at one of its steps."""
-    real = PPOTrainer.training_step
-    steps = []
+def untimed_state(state):
+    """What a checkpoint says, rounded by nothing, without the clock."""
+    return state | {"last": untimed(state["last"])}
 
-    def training_step(trainer, *args, **kwargs):
-        steps.append(trainer.iteration)
-        if steps.count(iteration) > step:
+
+def interrupted_train(recipe, run, monkeypatch, steps):
+    """Ctrl-C in the middle of an iteration, after so many minibatches in all."""
+    real = update_module.minibatch_gradients
+    done = []
+
+    def gradients(*args):
+        done.append(None)
+        if len(done) > steps:
             raise KeyboardInterrupt
-        return real(trainer, *args, **kwargs)
+        return real(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(PPOTrainer, "training_step", training_step)
+        patch.setattr(update_module, "minibatch_gradients", gradients)
         with pytest.raises(KeyboardInterrupt):
             train_ppo(recipe, run)
 
 
-@pytest.mark.parametrize("settings", [STEADY, EVERYTHING], ids=["steady", "everything"])
+@pytest.mark.parametrize(
+    "settings",
+    [STEADY, EVERYTHING, (*EVERYTHING, RLOO), ("ppo.advantage_estimator=grpo",)],
+    ids=["steady", "everything", "rloo", "grpo"],
+)
 def test_resumed_is_uninterrupted_bit_for_bit(run, tmp_path, monkeypatch, settings):
     recipe = small_recipe(tmp_path, *BASE, *settings)
     whole, broken = run("sft", name="whole"), run("sft", name="broken")
     train_ppo(recipe, whole)
-    interrupted_train(recipe, broken, monkeypatch, iteration=3, step=1)
+    interrupted_train(recipe, broken, monkeypatch, steps=3 * 2 + 1)
     best = broken.stage("ppo") / "best" / "adapter_model.safetensors"
     if best.exists():  # a better policy after the checkpoint, which going on may not find again
         save_file({name: x + 1 for name, x in load_file(best).items()}, best)
@@ -379,6 +401,57 @@ def test_resuming_a_finished_run_changes_nothing(run, tmp_path):
     after = outcome(run)
     for part in before:
         assert after[part] == before[part], part
+
+
+@pytest.fixture
+def checkpointed(run, tmp_path):
+    """A finished run with checkpoints after iterations 2 and 4, and its recipe."""
+    recipe = small_recipe(tmp_path, *BASE)
+    run = run()
+    train_ppo(recipe, run)
+    return run, recipe
+
+
+@pytest.mark.parametrize("fault", ["cut short", "changed", "missing", "half written"])
+def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_goes_on_bit_for_bit(checkpointed, caplog, fault):
+    run, recipe = checkpointed
+    expected = outcome(run)
+    newest = run.stage("ppo") / "checkpoint-4"
+    file = newest / "policy" / "adapter_model.safetensors"
+    if fault == "cut short":
+        file.write_bytes(file.read_bytes()[:-8])
+    elif fault == "changed":
+        file.write_bytes(file.read_bytes()[:-8] + b"12345678")
+    elif fault == "missing":
+        file.unlink()
+    else:
+        newest.rename(newest.with_name("checkpoint-4.part"))
+    train_ppo(recipe, run, resume=True)
+    assert outcome(run) == expected
+    if fault == "half written":  # of that name there is no checkpoint
+        assert "checkpoint-4" not in caplog.text
+        assert not newest.with_name("checkpoint-4.part").exists()
+    else:
+        reason = "policy/adapter_model.safetensors is " + ("missing" if fault == "missing" else "not as it was written")
+        assert f"{newest}: {reason}; going on from checkpoint-2" in caplog.text
+
+
+def test_a_checkpoint_of_an_older_format_is_refused_in_one_line(checkpointed):
+    run, recipe = checkpointed
+    for number in (2, 4):
+        (run.stage("ppo") / f"checkpoint-{number}" / "manifest.json").unlink()
+    with pytest.raises(UserError) as error:
+        train_ppo(recipe, run, resume=True)
+    message = str(error.value)
+    assert "no checkpoint to resume from" in message
+    assert "checkpoint-4: has no manifest.json, so it is half written or of lorarlhf before 0.2" in message
+    assert "\n" not in message
+
+
+def test_all_checkpoints_are_kept_if_the_recipe_says_so(run, tmp_path):
+    run = run()
+    train_ppo(small_recipe(tmp_path, *BASE, "ppo.save_every=1", "ppo.save_total_limit=null"), run)
+    assert len(list(run.stage("ppo").glob("checkpoint-*"))) == 4
 
 
 def test_nothing_to_resume(run, tmp_path):

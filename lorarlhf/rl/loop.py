@@ -1,0 +1,95 @@
+"""The loop: sample, score, advantages, update, and what comes between iterations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorarlhf.backbone.budget import TokenBudget
+from lorarlhf.generation.draw import uniform_table
+from lorarlhf.generation.sample import ResponseSampler
+from lorarlhf.recipe.sections import PPOConfig
+from lorarlhf.rl.algorithms import Algorithm
+from lorarlhf.rl.checkpoint import save_checkpoint
+from lorarlhf.rl.held_out import HeldOut
+from lorarlhf.rl.learner import Learner
+from lorarlhf.rl.prompts import PromptStream, is_due
+from lorarlhf.rl.score import RolloutScorer, ScoringPasses, score
+from lorarlhf.rl.state import TrainingState
+from lorarlhf.rl.statistics import Clock, iteration_row, rollout_statistics
+from lorarlhf.rl.update import update
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run of the loop is made of, none of which changes.
+
+    Attributes:
+        prompts: to train on.
+        reward: raw score of each response.
+        held_out: what evaluates; None where nothing is held out.
+        update_budget: tokens of a micro-batch.
+        log: takes each row of numbers.
+        folder: the stage's.
+    """
+
+    prompts: PromptStream
+    sampler: ResponseSampler
+    passes: ScoringPasses
+    reward: RolloutScorer
+    held_out: HeldOut | None
+    update_budget: TokenBudget
+    log: Callable[[dict[str, Any]], None]
+    folder: Path
+    seed: int
+
+
+def train(setup: Setup, algorithm: Algorithm, config: PPOConfig, state: TrainingState, learner: Learner) -> None:
+    """On-policy policy gradient with clipped updates (Schulman et al. 2017, algorithm 1), to the last iteration.
+
+    `state` says where to go on from, and is kept up to date.
+    """
+    rows = learner.share.of(config.batch_size, config.generations)  # this process's responses
+    while state.iteration < config.iterations:
+        clock = Clock(learner.backbone.device)
+        prompts = setup.prompts.batch(state.iteration, rows)
+        uniforms = uniform_table(config.batch_size, config.response_length, "rollout", setup.seed, state.iteration)
+
+        with learner.heard_by_all():
+            with clock.phase("rollout"):  # 1. responses of the policy as it is now
+                rollout = setup.sampler.sample([example.ids for example in prompts], uniforms[rows.start : rows.stop])
+            with clock.phase("score"):  # 2. reward, reference, values
+                scored = score(
+                    setup.passes, rollout, prompts, setup.reward, algorithm.has_critic, config.recompute_logprobs
+                )
+
+        stats, scores = rollout_statistics(scored, learner)  # of all processes
+        if config.normalize_reward:
+            state.moments.update(scores)
+        shaped = state.shaped(config, scored.scores, rollout.finished)
+        experience = algorithm.experience(scored, shaped, state.kl_coef)  # 3. advantages
+
+        with clock.phase("update"):  # 4. clipped updates of the policy (and critic)
+            updated = update(
+                learner, algorithm, experience, rows, state.iteration, state.kl_coef, setup.update_budget, setup.seed
+            )
+        del rollout, scored, experience  # before the next rollout needs the room: up to 0.4 GiB of a 7B run
+
+        row = iteration_row(stats, updated, state, learner, clock, config)
+        state.end_iteration(config, stats, updated.steps)
+        learner.schedule()
+        setup.log({"iteration": state.iteration, "step": state.step, **row})
+        is_last = state.iteration == config.iterations
+        if setup.held_out is not None and is_due(state.iteration, config.eval_every, is_last):
+            evaluate(setup, state, learner)
+        if is_due(state.iteration, config.save_every, is_last):
+            save_checkpoint(setup.folder, state, learner, config.save_total_limit)
+
+
+def evaluate(setup: Setup, state: TrainingState, learner: Learner) -> None:
+    """Log how the policy does on the held-out prompts."""
+    assert setup.held_out is not None
+    row = setup.held_out.evaluate(state, learner)
+    setup.log({"step": state.step, **row})

@@ -1,0 +1,67 @@
+"""Which prompts an iteration takes, and which of its responses are this process's."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lorarlhf.data.tokenize import PromptExample
+from lorarlhf.errors import UserError
+
+
+@dataclass(frozen=True)
+class Share:
+    """This process's part of work that is split between several: a run of whole rows, in the order of processes."""
+
+    process: int = 0
+    processes: int = 1
+
+    def of(self, rows: int, group: int = 1) -> range:
+        """This process's rows out of `rows`; rows of one group (the responses to one prompt) stay together."""
+        groups = rows // group
+        first, last = (groups * (self.process + i) // self.processes for i in (0, 1))
+        return range(first * group, last * group)
+
+    def check(self, groups: int, key: str) -> None:
+        """Raise UserError if some process would have nothing to do."""
+        if groups < self.processes:
+            raise UserError(f"{key}: {groups} prompts are too few for {self.processes} processes; raise it")
+
+
+@dataclass(frozen=True)
+class PromptStream:
+    """An endless stream of prompts in shuffled epochs; what an iteration takes depends on its number and the seed.
+
+    Args:
+        batch_size: responses of an iteration.
+        num_generations: of them to each prompt, one behind the other.
+    """
+
+    examples: Sequence[PromptExample]
+    batch_size: int
+    num_generations: int
+    seed: int
+
+    def batch(self, iteration: int, rows: range) -> list[PromptExample]:
+        """The prompts of some rows of an iteration, each `num_generations` times."""
+        count = self.batch_size // self.num_generations
+        prompts = prompt_rows(len(self.examples), count, iteration, self.seed)
+        return [self.examples[prompts[row // self.num_generations]] for row in rows]
+
+
+def prompt_rows(n_prompts: int, count: int, iteration: int, seed: int) -> list[int]:
+    """Indices of one iteration's prompts in an endless stream of shuffled epochs; depends on nothing else."""
+    rows: list[int] = []
+    for position in range(iteration * count, (iteration + 1) * count):
+        epoch, offset = divmod(position, n_prompts)
+        if not rows or offset == 0:
+            order = list(range(n_prompts))
+            random.Random(f"{seed}-{epoch}").shuffle(order)
+        rows.append(order[offset])
+    return rows
+
+
+def is_due(iteration: int, every: int, is_last: bool) -> bool:
+    """Every so many iterations and after the last one; never if `every` is 0."""
+    return every > 0 and (is_last or iteration % every == 0)

@@ -1,0 +1,88 @@
+"""What is measured of an iteration."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+
+import torch
+
+from lorarlhf.memory import peak_memory_bytes
+from lorarlhf.recipe.sections import PPOConfig
+from lorarlhf.rl.experience import ScoredRollout
+from lorarlhf.rl.kl import kl_estimate
+from lorarlhf.rl.learner import Learner
+from lorarlhf.rl.state import TrainingState
+from lorarlhf.rl.update import UpdateStats
+
+
+class Clock:
+    """Seconds of each phase of an iteration."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time the block; a GPU is waited for, as it works on after its calls return."""
+        start = time.perf_counter()
+        yield
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+        self.seconds[name] += time.perf_counter() - start
+
+
+def rollout_statistics(scored: ScoredRollout, learner: Learner) -> tuple[dict[str, float], torch.Tensor]:
+    """Means over all processes' responses (or their tokens), and [B] the raw scores of all of them."""
+    mask, rollout = scored.mask, scored.rollout
+    kl = kl_estimate(scored.logprobs, scored.ref_logprobs, "k1")
+    gap = (scored.logprobs - rollout.logprobs).abs()
+    columns = {
+        "score": scored.scores,
+        "length": rollout.sequences.response_lengths,
+        "finished": rollout.finished,
+        "kl": torch.where(mask, kl, 0.0).sum(1),
+        "entropy": torch.where(mask, scored.entropy, 0.0).sum(1),
+        "gap": gap.amax(1) if mask.shape[1] else gap.sum(1),
+    }
+    if scored.values is not None:
+        columns["value"] = torch.where(mask, scored.values, 0.0).sum(1)
+    each = learner.gather_columns(columns)
+    scores, tokens = each["score"], each["length"].sum().clamp(min=1)
+    stats = {
+        "reward": scores.mean().item(),
+        "reward_std": scores.std(correction=0).item(),
+        "kl": each["kl"].mean().item(),
+        "entropy": (each["entropy"].sum() / tokens).item(),
+        "response_length": each["length"].float().mean().item(),
+        "finished": each["finished"].float().mean().item(),
+        "rollout_gap": each["gap"].max().item(),
+    }
+    if "value" in each:
+        stats["value"] = (each["value"].sum() / tokens).item()
+    return stats, scores
+
+
+def iteration_row(
+    stats: dict[str, float],
+    updated: UpdateStats,
+    state: TrainingState,
+    learner: Learner,
+    clock: Clock,
+    config: PPOConfig,
+) -> dict[str, float]:
+    """What `metrics.jsonl` says of an iteration."""
+    seconds = sum(clock.seconds.values())
+    return {
+        **stats,
+        "rollout_gap": max(stats["rollout_gap"], updated.gap),
+        "kl_coef": state.kl_coef,
+        **updated.means,
+        "learning_rate": learner.learning_rate,
+        **{f"seconds_{phase}": value for phase, value in clock.seconds.items()},
+        "tokens_per_second": stats["response_length"] * config.batch_size / seconds,
+        "peak_memory_gb": peak_memory_bytes() / 1e9,
+    }
