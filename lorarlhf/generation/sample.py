@@ -12,7 +12,6 @@ from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.logprobs import Softmax
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.generation.decode import make_decoder
-from lorarlhf.recipe.sections import Role
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def sample_responses(
     response_length: int,
     temperature: float,
     generator: torch.Generator,
-    role: Role = "policy",
+    role: str = "policy",
     token_budget: int | None = None,
 ) -> Rollout:
     """Sample one response a prompt from softmax(logits / temperature), nothing filtered.
@@ -101,7 +100,7 @@ def _decode_batches(
 @torch.no_grad()
 def _decode(
     backbone: SharedBackbone,
-    role: Role,
+    role: str,
     prompts: list[Sequence[int]],
     response_length: int,
     temperature: float,

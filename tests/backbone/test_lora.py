@@ -36,7 +36,7 @@ def test_outputs_and_gradients_equal_those_of_peft(load_tiny, family, quantizati
         return [hidden, *(p.grad for p in backbone.role_parameters("policy"))]
 
     fused = run()
-    for layer in backbone._lora_layers:
+    for layer in backbone.adapters.lora_layers:
         del layer.forward  # what is left is PEFT's
     peft = run()
     assert all(p.abs().max() > 0 for p in peft)
@@ -57,7 +57,7 @@ def test_bfloat16_outputs_equal_those_of_peft_to_the_last_bit(load_tiny, family,
             return backbone.trunk(input_ids=tokens, use_cache=False).last_hidden_state
 
     fused = run()
-    for layer in backbone._lora_layers:
+    for layer in backbone.adapters.lora_layers:
         del layer.forward
     assert torch.equal(fused, run())
 
@@ -76,7 +76,7 @@ def test_a_frozen_or_absent_adapter_leaves_the_input_its_gradient(load_tiny):
     backbone = load_tiny("llama")
     backbone.attach("reward", SHAPE)
     randomise(backbone, "reward")
-    layer = backbone._lora_layers[0]
+    layer = backbone.adapters.lora_layers[0]
     x = torch.randn(2, 3, layer.in_features, requires_grad=True)
     for role in ("reward", "reference"):
         with backbone.role(role):
@@ -90,7 +90,7 @@ def test_under_autocast_the_layer_computes_in_the_type_of_its_base(load_tiny):
     backbone.attach("policy", SHAPE)
     backbone.train_roles("policy")
     randomise(backbone, "policy")
-    layer = backbone._lora_layers[0]
+    layer = backbone.adapters.lora_layers[0]
     x = torch.randn(2, 3, layer.in_features, dtype=torch.bfloat16, requires_grad=True)
     with backbone.role("policy"), backbone.autocast():
         output = layer(x)

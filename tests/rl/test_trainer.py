@@ -179,7 +179,7 @@ def test_a_shared_trunk_changes_nothing(make_trainer, monkeypatch, reference_is)
         torch.manual_seed(0)  # for the heads
         trainer = make_trainer(*sets)
         if reference_is == "base":
-            trainer.backbone._detach("reference")
+            trainer.backbone.adapters.detach("reference")
         trainer.score = lambda rollout, batch, trunk, t=trainer: t.passes.scores(rollout.sequences, trunk)
         if not shared:
             trainer.passes.reference = lambda sequences, p=trainer.passes: (p.logprobs("reference", sequences)[0], None)
@@ -252,7 +252,7 @@ def test_frozen_means_frozen(make_trainer):
     after = state()
     assert {name for name, x in before.items() if not torch.equal(x, after[name])} == trained
     assert {name.split(".")[-2] for name in trained if "lora" in name} == {"policy", "critic"}
-    assert {name for name in trained if "lora" not in name} == {"value_head.weight"}
+    assert {name for name in trained if "lora" not in name} == {"heads.critic.weight"}
 
 
 def test_critic_warmup_leaves_the_policy_untouched(make_trainer):
