@@ -169,12 +169,14 @@ class SharedBackbone(nn.Module):
         Args:
             below: where to go on from, at most as high as the role's `first_layer`.
         """
+        # No attention mask: with none, attention takes its causal kernel, which is faster than one that reads a mask.
         start = starting_from(below.states, self.layers, below.layer) if below else contextlib.nullcontext()
         with self.role(role), self.autocast(), start:
             return self.trunk(input_ids=sequences.tokens, use_cache=False).last_hidden_state
 
     def trunk_states(self, sequences: TokenBatch, layer: int) -> TrunkStates:
         """What the bare base model computes below a layer. Raises IndexError if there is no such layer."""
+        # The layers above hand on their input, so the pass costs no more than what lies below.
         with without(self.layers[layer:]), recorded_input(self.layers[layer]) as recorded:
             self.hidden_states(BASE, sequences)
         return TrunkStates(recorded[0], layer)
@@ -195,6 +197,8 @@ class SharedBackbone(nn.Module):
             two [B, R] float32 tensors, 0 at padding; the entropy is 0 if it is not asked for, which costs less.
         """
         before, mask = self._states_before_tokens(role, sequences)
+        # Only states that predict a response token go through the head, as one list [N, H]: prompts and padding are
+        # most of a batch, and a row of the vocabulary is some forty times as wide as a hidden state.
         targets = _response_tokens(sequences)[mask]
         chunk = rows_a_chunk(self.causal_lm.get_output_embeddings().out_features, self.device)
         logprobs, entropy = chunked_logprobs(before[mask], targets, self.logits, temperature, chunk, with_entropy)
@@ -227,15 +231,18 @@ class SharedBackbone(nn.Module):
         """[B, R, H] the hidden state that predicts each response token, and the response mask."""
         hidden = self.hidden_states(role, sequences, below)
         mask = sequences.response_mask
+        # The state at a token predicts the next one. The first response token is predicted by the prompt's last, so a
+        # critic's value of it is that of the prompt alone.
         index = _response_index(sequences, mask.shape[1]) - 1
         rows = torch.arange(len(sequences), device=hidden.device).unsqueeze(1)
-        return hidden[rows, index.clamp(max=hidden.shape[1] - 1)], mask
+        return hidden[rows, index.clamp(max=hidden.shape[1] - 1)], mask  # padding may point beyond the end
 
     def sequence_classifier(self) -> PreTrainedModel:
         """This backbone as the family's own sequence classifier: same trunk, `reward_head` as its score.
 
         It is what TRL's RewardTrainer trains; nothing is copied.
         """
+        # A shell of the class on the meta device, which takes no memory, and then this trunk in place of its own.
         config = copy.deepcopy(self.causal_lm.config)
         config.num_labels = 1
         config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
@@ -255,14 +262,17 @@ class SharedBackbone(nn.Module):
         """Some families scale their logits after the head; `logits` must not differ from the model's own forward."""
         tokens = torch.arange(4, device=self.device).unsqueeze(0)
         with torch.no_grad():
-            own = self.logits(self.hidden_states(BASE, _as_prompt(tokens)))
+            ours = self.logits(self.hidden_states(BASE, _as_prompt(tokens)))
             with self.autocast():
                 expected = self.causal_lm(input_ids=tokens, use_cache=False).logits
-        if not torch.allclose(own.float(), expected.float(), rtol=1e-2, atol=1e-2):
+        if not torch.allclose(ours.float(), expected.float(), rtol=1e-2, atol=1e-2):
             raise UserError(
                 f"model.name: {type(self.causal_lm).__name__} changes its logits after the language-model head in a "
                 "way lorarlhf does not know; choose another model"
             )
+
+
+# Lengths alone say where a response is: token ids never do, as pad and eos may stand anywhere.
 
 
 def _as_prompt(tokens: Tensor) -> TokenBatch:
@@ -276,9 +286,11 @@ def _response_index(sequences: TokenBatch, width: int) -> Tensor:
 
 
 def _response_tokens(sequences: TokenBatch) -> Tensor:
+    """[B, R] ids; any at padding."""
     index = _response_index(sequences, sequences.response_mask.shape[1])
     return sequences.tokens.gather(1, index.clamp(max=sequences.tokens.shape[1] - 1))
 
 
 def _scatter(values: Tensor, mask: Tensor) -> Tensor:
+    """[N] values of the response tokens, row after row, back to [B, R] with 0 at padding."""
     return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
