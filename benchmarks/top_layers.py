@@ -24,21 +24,22 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from lorarlhf.backbone.adapters import Adapters
 from lorarlhf.backbone.load import load_backbone
-from lorarlhf.backbone.shared import HEAD_OF_ROLE, SharedBackbone
+from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.cli.quiet import quiet_libraries
 from lorarlhf.demo import run as demo_run
 from lorarlhf.recipe.load import load_recipe
-from lorarlhf.recipe.sections import ModelConfig, Role
+from lorarlhf.recipe.sections import ModelConfig
 from lorarlhf.run import Run
 from lorarlhf.stages.reward import train_reward
 
 
-class HeadOnly(SharedBackbone):
+class HeadOnly(Adapters):
     """Adapters of reward model and critic stay as they begin, changing nothing."""
 
-    def role_parameters(self, role: Role) -> Iterator[nn.Parameter]:
-        yield from self.head(role).parameters() if role in HEAD_OF_ROLE else super().role_parameters(role)
+    def parameters(self, name: str) -> Iterator[nn.Parameter]:
+        yield from self.head(name).parameters() if name in self.heads else super().parameters(name)
 
 
 def main() -> None:
@@ -79,7 +80,7 @@ def layers(share: float) -> list[str]:
 def load(model: ModelConfig, share: float) -> SharedBackbone:
     backbone = load_backbone(model)
     if not share:
-        backbone.__class__ = HeadOnly
+        backbone.adapters.__class__ = HeadOnly
     return backbone
 
 

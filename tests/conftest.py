@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,15 @@ def load_tiny(tiny_model) -> Callable[..., SharedBackbone]:
         return load_backbone(ModelConfig(name=name, **{"compute_dtype": "float32", **options}))
 
     return load
+
+
+@pytest.fixture
+def cuda_autocast() -> Iterator[None]:
+    """CPU autocast with CUDA's float32 list."""
+    from cuda_autocast import cuda_autocast_rules
+
+    with cuda_autocast_rules():
+        yield
 
 
 @pytest.fixture

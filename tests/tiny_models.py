@@ -133,11 +133,7 @@ def assert_identical(actual, expected) -> None:
 
 def expected_trained(backbone: SharedBackbone) -> set[str]:
     """By PEFT's own names, not by what the backbone says belongs to a role."""
-    return {
-        name
-        for name, _ in backbone.named_parameters()
-        if ".policy." in name or ".critic." in name or name.startswith("value_head.")
-    }
+    return {name for name, _ in backbone.named_parameters() if ".policy." in name or ".critic." in name}
 
 
 def requiring_grad(backbone: SharedBackbone) -> set[str]:

@@ -21,7 +21,12 @@ def use_fused_forward(layer: Any) -> None:
 
 
 def fused_forward(layer: Any, x: Tensor) -> Tensor:
-    """[..., in] -> [..., out], in the base layer's type: base layer and active adapter, if there is one."""
+    """[..., in] -> [..., out]: base layer and active adapter, if there is one, in the type of autocast."""
+    # CUDA's autocast runs LayerNorm in float32. bitsandbytes returns the type it was given, so that from there on
+    # activations would be twice as wide, and backward, which knows no autocast, meet two types in one product.
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # the planner's meta has none
+        x = x.to(torch.get_autocast_dtype(device))
     result = layer.base_layer(x)
     role = next(iter(layer.active_adapters), None)
     if layer.disable_adapters or role not in layer.lora_A:

@@ -1,7 +1,11 @@
 """Run a part of a model's layers, with everything around them the family's own.
 
-A layer is taken out by giving it, for a while, a forward that hands its input on; so masks, positions and the order of
-things stay transformers', whatever the family.
+Why: reward model and critic adapt only the upper layers. What lies below is the bare base model's for both, through
+every epoch of an iteration, so it is computed once and kept.
+
+A layer is taken out by giving it, for a while, a forward that hands its input on. A shorter list of layers would be the
+plain way, but a model's own forward counts its layers by the config, gives each the mask of its type and looks up its
+cache by number; left at its full length, all of that stays transformers', whatever the family.
 """
 
 from __future__ import annotations
@@ -46,6 +50,10 @@ def without(layers: Iterable[nn.Module]) -> Iterator[None]:
 @contextlib.contextmanager
 def starting_from(states: Tensor, layers: nn.ModuleList, layer: int) -> Iterator[None]:
     """Layers below `layer` are left out, and it gets `states` for its input."""
+    # The lowest layer puts the states in, and those between hand them on. Tokens are still embedded, as the model
+    # takes batch, length and positions from that.
+    # Under gradient checkpointing the stand-ins are gone by the time of backward. That is sound because they keep no
+    # tensor for it, and a checkpoint is only computed again for the tensors that were kept in it.
     with without(layers[1:layer]), _forward(layers[: min(layer, 1)], lambda *_, **__: states):
         yield
 
@@ -56,7 +64,7 @@ def recorded_input(layer: nn.Module) -> Iterator[list[Tensor]]:
     kept: list[Tensor] = []
 
     def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        kept.append(args[0] if args else kwargs["hidden_states"])
+        kept.append(args[0] if args else kwargs["hidden_states"])  # families call their layers in either way
 
     handle = layer.register_forward_pre_hook(keep, with_kwargs=True)
     try:
@@ -67,14 +75,16 @@ def recorded_input(layer: nn.Module) -> Iterator[list[Tensor]]:
 
 @contextlib.contextmanager
 def _forward(layers: Iterable[nn.Module], forward: Any) -> Iterator[None]:
+    # Set on the object, where it hides the class's forward, and torch's hooks still run around it. One that was set
+    # there already (accelerate does so, and so do stand-ins for kernels) is put back.
     changed = [(layer, vars(layer).get("forward")) for layer in layers]
     for layer, _ in changed:
         layer.forward = forward
     try:
         yield
     finally:
-        for layer, own in changed:
-            if own is None:
+        for layer, earlier in changed:
+            if earlier is None:
                 del layer.forward
             else:
-                layer.forward = own
+                layer.forward = earlier

@@ -43,10 +43,11 @@ def sample(
     from lorarlhf.cli.quiet import quiet_libraries
 
     quiet_libraries()
+    from lorarlhf.backbone.adapters import BASE
     from lorarlhf.backbone.load import load_backbone
     from lorarlhf.data.tokenized import prompt_examples
     from lorarlhf.preferences.sampling import Sampler, finished_rows, write_pairs
-    from lorarlhf.recipe.sections import DataConfig, ModelConfig, Role
+    from lorarlhf.recipe.sections import DataConfig, ModelConfig
     from lorarlhf.run import Run
 
     recipe = Run(run).read_recipe() if run else None
@@ -72,14 +73,10 @@ def sample(
     backbone = load_backbone(config, data.chat_template)
     examples = prompt_examples(data, backbone.tokenizer, "train")
 
-    roles: list[Role] = []
-    places: tuple[Role, Role] = ("policy", "reference")
-    for role, source in zip(places, sources, strict=False):
-        if source == "base":
-            roles.append("critic")  # a role without an adapter is the bare base
-        else:
+    roles = [BASE if source == BASE else role for role, source in zip(("policy", "candidate"), sources, strict=False)]
+    for role, source in zip(roles, sources, strict=True):
+        if role != BASE:
             backbone.load_role(role, Path(source))
-            roles.append(role)
     if reward_adapter:
         backbone.load_role("reward", reward_adapter)
     sampler = Sampler(backbone, roles, sources, n, response_length, temperature, seed, options)

@@ -18,7 +18,6 @@ from lorarlhf.data.tokenize import PromptExample
 from lorarlhf.errors import UserError
 from lorarlhf.generation.draw import uniform_table
 from lorarlhf.generation.sample import response_texts, sample_responses
-from lorarlhf.recipe.sections import Role
 
 PROMPTS_A_BATCH = 32
 TOKEN_BUDGET = 16_384
@@ -35,7 +34,7 @@ class Sampler:
     """
 
     backbone: SharedBackbone
-    roles: Sequence[Role]
+    roles: Sequence[str]
     names: Sequence[str]
     n: int
     response_length: int

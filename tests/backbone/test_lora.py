@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_models import FAMILIES, attach_all, mixed_sequences
 from torch.testing import assert_close
 
 from lorarlhf.backbone.lora import _AddLora
@@ -36,7 +37,7 @@ def test_outputs_and_gradients_equal_those_of_peft(load_tiny, family, quantizati
         return [hidden, *(p.grad for p in backbone.role_parameters("policy"))]
 
     fused = run()
-    for layer in backbone._lora_layers:
+    for layer in backbone.adapters.lora_layers:
         del layer.forward  # what is left is PEFT's
     peft = run()
     assert all(p.abs().max() > 0 for p in peft)
@@ -57,7 +58,7 @@ def test_bfloat16_outputs_equal_those_of_peft_to_the_last_bit(load_tiny, family,
             return backbone.trunk(input_ids=tokens, use_cache=False).last_hidden_state
 
     fused = run()
-    for layer in backbone._lora_layers:
+    for layer in backbone.adapters.lora_layers:
         del layer.forward
     assert torch.equal(fused, run())
 
@@ -76,7 +77,7 @@ def test_a_frozen_or_absent_adapter_leaves_the_input_its_gradient(load_tiny):
     backbone = load_tiny("llama")
     backbone.attach("reward", SHAPE)
     randomise(backbone, "reward")
-    layer = backbone._lora_layers[0]
+    layer = backbone.adapters.lora_layers[0]
     x = torch.randn(2, 3, layer.in_features, requires_grad=True)
     for role in ("reward", "reference"):
         with backbone.role(role):
@@ -90,7 +91,7 @@ def test_under_autocast_the_layer_computes_in_the_type_of_its_base(load_tiny):
     backbone.attach("policy", SHAPE)
     backbone.train_roles("policy")
     randomise(backbone, "policy")
-    layer = backbone._lora_layers[0]
+    layer = backbone.adapters.lora_layers[0]
     x = torch.randn(2, 3, layer.in_features, dtype=torch.bfloat16, requires_grad=True)
     with backbone.role("policy"), backbone.autocast():
         output = layer(x)
@@ -98,3 +99,44 @@ def test_under_autocast_the_layer_computes_in_the_type_of_its_base(load_tiny):
     assert output.dtype == x.grad.dtype == torch.bfloat16
     a = layer.lora_A["policy"].weight
     assert a.dtype == a.grad.dtype == torch.float32
+
+
+def test_the_emulated_cuda_rules_are_on_inside_the_fixture_alone(cuda_autocast):
+    """So that the test below can fail."""
+    x = torch.randn(2, 4, dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.nn.functional.layer_norm(x, (4,)).dtype == x.pow(2).dtype == x.softmax(-1).dtype == torch.float32
+        assert (x.float() @ x.t()).dtype == torch.bfloat16
+    assert torch.nn.functional.layer_norm(x, (4,)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8", "none"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_trains_in_bfloat16_under_the_rules_of_cuda(load_tiny, cuda_autocast, family, quantization):
+    backbone = attach_all(load_tiny(family, quantization=quantization, compute_dtype="bfloat16"))
+    full = attach_all(load_tiny(family, quantization=quantization, compute_dtype="float32"))
+    theirs = dict(backbone.named_parameters())
+    for name, parameter in full.named_parameters():
+        if theirs[name].dtype == torch.float32:  # adapters and heads
+            parameter.data.copy_(theirs[name])
+    sequences = mixed_sequences()
+    gradients = []
+    for model in (backbone, full):
+        logprobs, entropy = model("policy", sequences, 0.7)
+        (logprobs.sum() + entropy.sum() + model("critic", sequences).sum()).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    ours, expected = gradients
+    assert ours.keys() == expected.keys()
+    distance = sum((ours[name] - expected[name]).square().sum() for name in ours) ** 0.5
+    assert 0 < distance < 0.2 * sum(gradient.square().sum() for gradient in expected.values()) ** 0.5
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_what_a_layer_hands_on_is_in_the_type_of_autocast_though_a_norm_gave_float32(load_tiny, family):
+    backbone = attach_all(load_tiny(family, compute_dtype="bfloat16"))
+    layer = backbone.adapters.lora_layers[0]
+    x = torch.randn(2, 3, layer.in_features)
+    with backbone.role("policy"), backbone.autocast():
+        assert layer(x).dtype == torch.bfloat16
+    with backbone.role("policy"):
+        assert layer(x).dtype == torch.float32

@@ -43,7 +43,7 @@ def gradients(backbone: SharedBackbone) -> dict[str, Tensor]:
 
 def frozen_state(backbone: SharedBackbone) -> dict[str, Tensor]:
     """Every tensor that is not the policy's or the critic's: weights, quantisation statistics, buffers, adapters."""
-    trained = (".policy.", ".critic.", "value_head")
+    trained = (".policy.", ".critic.")
     return {key: t.clone() for key, t in backbone.state_dict().items() if not any(part in key for part in trained)}
 
 

@@ -166,6 +166,22 @@ def test_two_policies_meet_and_close_calls_come_first(monkeypatch, prompts, adap
     assert distances[-1] > distances[0]
 
 
+@pytest.mark.parametrize("base_is", [0, 1, None])
+def test_no_adapter_takes_the_place_of_another_role(monkeypatch, prompts, adapters, tmp_path, base_is):
+    """A second policy is no reference, and the bare base no critic that has yet to be loaded."""
+    samplers = []
+    monkeypatch.setattr(
+        "lorarlhf.preferences.sampling.write_pairs", lambda sampler, *args: samplers.append(sampler) or 0
+    )
+    sources, roles = [adapters[0], adapters[0]], ["policy", "candidate"]
+    if base_is is not None:
+        sources[base_is] = roles[base_is] = "base"
+    assert run(monkeypatch, *base(prompts, tmp_path / "out.jsonl"), "--adapters", *sources) == 0
+    [sampler] = samplers
+    assert sampler.roles == roles
+    assert sampler.backbone.roles == set(roles) - {"base"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

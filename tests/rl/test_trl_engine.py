@@ -116,7 +116,7 @@ def test_a_view_computes_as_its_role_and_puts_the_last_one_back(backbone):
         view = RoleView(backbone, role, backbone.causal_lm)
         with torch.no_grad(), backbone.role("critic"):
             logits = view(input_ids=sequences.tokens, use_cache=False).logits
-            assert backbone._role == "critic"
+            assert backbone.adapters.active == "critic"
             expected = backbone.logits(backbone.hidden_states(role, sequences))
             others = backbone.logits(backbone.hidden_states("reward", sequences))
         torch.testing.assert_close(logits, expected)

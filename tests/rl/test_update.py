@@ -154,7 +154,7 @@ def test_a_shared_trunk_changes_nothing(loop, monkeypatch, reference_is):
         torch.manual_seed(0)  # for the heads
         made = loop(*sets)
         if reference_is == "base":
-            made.backbone._detach("reference")
+            made.backbone.adapters.detach("reference")
         passes = made.setup.passes
         made.change(reward=lambda rollout, prompts, trunk, p=passes: p.scores(rollout.sequences, trunk))
         if not shared:
