@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from lorarlhf.memory import CUDA_CONTEXT
 from lorarlhf.planner import shadow_steps
 from lorarlhf.planner.shadow import Allocations, ShadowBackbone, shadow_model, stored_bytes
 from lorarlhf.recipe.sections import Recipe, Role, ScalarLoraOverride, Stage, SupervisedConfig, TrainingConfig
+from lorarlhf.rl.algorithms import ALGORITHMS
 
 Target = Literal["cuda", "cpu"]
 # Resident memory of a Linux process that has imported everything and trained a model of no size: measured.
@@ -140,8 +141,10 @@ class Planner:
         decoded = min(decoded, rollout_rows or decoded)
         scored = min(max(batch, evaluated), max(1, token_budget // length))
         updated = min(minibatch, max(1, token_budget // length))
-        held = {**self._weights(), **self._adapters(["policy", "critic"], config)}
-        critic_layers = self._role_layers("critic")
+        has_critic = ALGORITHMS[config.advantage_estimator].has_critic
+        trained: list[Role] = ["policy", "critic"] if has_critic else ["policy"]
+        held = {**self._weights(), **self._adapters(trained, config, self._frozen_roles())}
+        critic_layers = self._role_layers("critic") if has_critic else 0
         states = 0
         if max(critic_layers, self._role_layers("reward")) < self.layers:
             states = length * self.hidden * self._element_size
@@ -155,14 +158,16 @@ class Planner:
         again = updated < minibatch
         micro: dict[str, Any] = {"rows": updated, "prompt": prompt, "response": response, "again": again}
         policy = functools.partial(shadow_steps.policy_step, **micro, entropy=config.entropy_coef > 0)
-        critic = functools.partial(shadow_steps.critic_step, **micro)
-        of_policy = self._run(policy, self.layers, config.gradient_checkpointing)
-        of_critic = self._run(critic, critic_layers, config.gradient_checkpointing)
-        of_critic = of_critic + Counter({"gradients": self._trained_bytes("policy")})
-        if again:
-            of_policy = of_policy + Counter({"gradients": self._trained_bytes("critic")})
-        updating = max(of_policy, of_critic, key=Counter.total)
-        kept_states = {"trunk states": states * (batch + minibatch + updated)}
+        updating = self._run(policy, self.layers, config.gradient_checkpointing)
+        kept_states = {"trunk states": 0}
+        if has_critic:  # policy and critic take turns; each has its gradients there while the other computes
+            critic = functools.partial(shadow_steps.critic_step, **micro)
+            of_critic = self._run(critic, critic_layers, config.gradient_checkpointing)
+            of_critic = of_critic + Counter({"gradients": self._trained_bytes("policy")})
+            if again:
+                updating = updating + Counter({"gradients": self._trained_bytes("critic")})
+            updating = max(updating, of_critic, key=Counter.total)
+            kept_states = {"trunk states": states * (batch + minibatch + updated)}  # what the critic goes on from
         return StagePlan(
             "ppo",
             [
@@ -230,20 +235,18 @@ class Planner:
             role = "reward"
         return self.recipe.lora.for_role(role).layer_count(self.layers)  # type: ignore[arg-type]
 
-    def _adapters(self, trained: list[Role], config: TrainingConfig) -> dict[str, int]:
-        roles: list[Role] = list(trained)
-        if "critic" in trained:
-            roles += ["reward"] if self._has_reward_model else []
-            roles += ["reference"] if self.reference else []
+    def _adapters(self, trained: list[Role], config: TrainingConfig, frozen: Sequence[Role] = ()) -> dict[str, int]:
+        roles = [*trained, *frozen]
         state = functools.partial(_optimizer_bytes, config.optim)
         return {
             "adapters": sum(self._per_parameter(role, lambda p: p.numel() * p.element_size()) for role in roles),
             "optimizer": sum(self._per_parameter(role, state) for role in trained),
         }
 
-    @property
-    def _has_reward_model(self) -> bool:
-        return self.recipe.ppo.reward_model_weight != 0
+    def _frozen_roles(self) -> list[Role]:
+        """Whose adapters lie beside those that ppo trains."""
+        roles: list[Role] = ["reward"] if self.recipe.ppo.reward_model_weight != 0 else []
+        return [*roles, "reference"] if self.reference else roles
 
     def _trained_bytes(self, role: Role) -> int:
         return self._per_parameter(role, lambda p: 4 * p.numel())

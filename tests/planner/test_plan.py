@@ -211,3 +211,19 @@ def test_planning_leaves_torch_as_it_was(tiny):
     assert torch.nn.functional.scaled_dot_product_attention is attention
     assert torch.equal(torch.random.get_rng_state(), state)
     load_backbone(tiny.model)
+
+
+@pytest.mark.parametrize("estimator", ["rloo", "grpo"])
+def test_without_a_critic_there_is_no_adapter_no_gradient_and_no_optimizer_of_it(estimator):
+    layers, hidden, kv, wide = 28, 3584, 512, 18944
+    adapter = 16 * layers * (2 * (hidden + hidden) + 2 * (hidden + kv) + 3 * (hidden + wide))
+    with_critic = Planner(on_all_layers(recipe()), QWEN, "cuda").ppo(token_budget=2048, rollout_rows=32)
+    sets = (f"ppo.advantage_estimator={estimator}",)
+    without = Planner(on_all_layers(recipe(*sets)), QWEN, "cuda").ppo(token_budget=2048, rollout_rows=32)
+    for phase, other in zip(without.phases, with_critic.phases, strict=True):
+        assert phase.parts["adapters"] == pytest.approx(3 * 4 * adapter, rel=1e-3)  # policy, reference, reward
+        assert phase.parts["optimizer"] == pytest.approx(other.parts["optimizer"] / 2, rel=1e-3)
+        assert phase.total < other.total
+    update = without.phases[2].parts
+    assert update["gradients"] == pytest.approx(4 * adapter, rel=1e-2)
+    assert "trunk states" not in update

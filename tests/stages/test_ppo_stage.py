@@ -324,8 +324,7 @@ def outcome(run):
     """All that should be the same: weights of both roles, logged rows, samples, summary."""
     folder = run.stage("ppo")
     last = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    folders = folder, last / "policy", last / "critic"
-    files = [path / "adapter_model.safetensors" for path in folders]
+    files = [folder / "adapter_model.safetensors", *sorted(last.glob("*/adapter_model.safetensors"))]
     tensors = {f"{path.parent.name}/{name}": x for path in files for name, x in load_file(path).items()}
     samples = folder / "samples.jsonl"
     return {

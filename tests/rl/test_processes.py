@@ -1,0 +1,133 @@
+"""The loop on two processes (gloo, on the CPU) does what it does on one."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from demo_runs import read_jsonl, save_random_adapter, small_recipe, small_sets, untimed
+from safetensors.torch import load_file
+
+from lorarlhf.run import Run
+
+SETS = (
+    *("ppo.iterations=3", "ppo.eval_every=1", "ppo.save_every=1", "ppo.missing_eos_penalty=0.5", "ppo.kl_target=0.05"),
+    *("ppo.kl_horizon=50", "ppo.normalize_reward=true", "ppo.early_stop_kl=0.5", "ppo.save_total_limit=null"),
+)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A folder with data and a run whose reward stage is done."""
+    folder = tmp_path_factory.mktemp("processes")
+    save_random_adapter(small_recipe(folder), Run(folder / "run"), "reward")
+    return folder
+
+
+def command(folder: Path, run: Path, processes: int, *arguments: str) -> list[str]:
+    sets = [part for text in [*small_sets(folder / "data"), *SETS] for part in ("--set", text)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    return [
+        *(sys.executable, *launcher, "-m", "lorarlhf", "ppo", "--recipe", "demo", "--output-dir", str(run)),
+        *(*sets, *arguments),
+    ]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def launch(folder: Path, name: str, processes: int, *arguments: str) -> Path:
+    run = folder / name
+    if not run.exists():
+        shutil.copytree(folder / "run", run)
+    done = subprocess.run(
+        command(folder, run, processes, *arguments), capture_output=True, text=True, env=environment(), timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return run / "ppo"
+
+
+def adapters(folder: Path) -> dict[str, torch.Tensor]:
+    files = [folder / "adapter_model.safetensors", *sorted(folder.glob("checkpoint-3/*/adapter_model.safetensors"))]
+    return {f"{file.parent.name}/{name}": x for file in files for name, x in load_file(file).items()}
+
+
+def assert_same(ours: Path, expected: Path) -> None:
+    """Weights, logged numbers and samples, to rounding."""
+    assert set(adapters(ours)) == set(adapters(expected))
+    for name, x in adapters(expected).items():
+        torch.testing.assert_close(adapters(ours)[name], x, rtol=1e-3, atol=2e-5, msg=name)
+    rows, other_rows = (read_jsonl(folder / "metrics.jsonl") for folder in (ours, expected))
+    assert [row["iteration"] for row in rows] == [row["iteration"] for row in other_rows] == [0, 1, 1, 2, 2, 3, 3]
+    for row, other in zip(rows, other_rows, strict=True):
+        assert set(row) == set(other)
+        for key, value in untimed(other).items():
+            if key != "rollout_gap":  # itself of the size of rounding
+                assert row[key] == pytest.approx(value, rel=2e-3, abs=2e-4), (other["iteration"], key)
+    samples, other_samples = (read_jsonl(folder / "samples.jsonl") for folder in (ours, expected))
+    assert [row["response"] for row in samples] == [row["response"] for row in other_samples]
+    assert [row["prompt"] for row in samples] == [row["prompt"] for row in other_samples]
+
+
+@pytest.mark.parametrize("estimator", ["gae", "rloo"])
+def test_two_processes_do_what_one_does(start, estimator):
+    sets = ("--set", f"ppo.advantage_estimator={estimator}")
+    one = launch(start, f"one-{estimator}", 1, *sets)
+    two = launch(start, f"two-{estimator}", 2, *sets)
+    assert_same(two, one)
+    assert json.loads((two / "summary.json").read_text())["iterations"] == 3
+
+
+def test_killed_on_two_processes_and_resumed_on_one_and_on_two(start):
+    whole = launch(start, "one-gae", 1) if not (start / "one-gae").exists() else start / "one-gae" / "ppo"
+    run = start / "killed"
+    shutil.copytree(start / "run", run)
+    running = subprocess.Popen(
+        command(start, run, 2),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment(),
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 240
+    while not (run / "ppo" / "checkpoint-1").is_dir():
+        assert time.monotonic() < deadline
+        assert running.poll() is None
+        time.sleep(0.05)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    shutil.copytree(run, start / "killed-too")
+    for name, processes in (("killed", 1), ("killed-too", 2)):
+        assert_same(launch(start, name, processes, "--resume"), whole)
+
+
+def test_what_fails_in_one_process_fails_in_all_with_one_line(start, tmp_path):
+    """Here a reward function of one process; without an exchange the other would wait for ever."""
+    (tmp_path / "broken.py").write_text(
+        "import os\n"
+        "def scores(prompts, responses):\n"
+        "    return [0.0] * (len(responses) - (os.environ['RANK'] == '1'))\n"
+    )
+    run = tmp_path / "run"
+    shutil.copytree(start / "run", run)
+    done = subprocess.run(
+        command(start, run, 2, "--set", 'ppo.reward_functions=["broken:scores"]'),
+        capture_output=True,
+        text=True,
+        env=environment() | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
+        timeout=200,
+    )
+    assert done.returncode != 0
+    assert "broken:scores must return 2 finite numbers" in done.stderr
+    assert "another process failed" in done.stderr
+    assert (
+        "Traceback (most recent call last)"
+        not in done.stderr.split("ChildFailedError")[0].split("Root Cause")[0][:2000]
+    )
