@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 import typer
 
 from lorarlhf.cli.options import DATA_KEY, Dataset, DryRun, Model, OutputDir, RecipeOption, Resume, Set
-from lorarlhf.recipe.load import Option, dump_recipe, find_recipe, load_recipe, resolve_path
+from lorarlhf.recipe.load import Option, dump_recipe, load_recipe
 from lorarlhf.recipe.sections import Recipe, Stage
+from lorarlhf.recipe.shipped import find_recipe, resolve_path
 
 
 def sft(

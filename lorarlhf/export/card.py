@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from lorarlhf import __version__
-from lorarlhf.recipe import yaml as strict_yaml
-from lorarlhf.recipe.load import SHIPPED
 from lorarlhf.recipe.sections import Recipe, Stage
+from lorarlhf.recipe.shipped import SHIPPED
+from lorarlhf.recipe.yaml import dump_yaml
 
 LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
 KINDS: dict[Stage, str] = {
@@ -48,12 +48,12 @@ def model_card(recipe: Recipe, stage: Stage, summary: dict[str, Any], merged: to
         "Use": f"```python\n{_usage(recipe, stage, base, merged)}\n```\n\n{_advice(stage)}",
         "Data": _data(public["data"], stage),
         "Results": _results(summary),
-        "Recipe": f"```yaml\n{strict_yaml.dump(public)}```",
+        "Recipe": f"```yaml\n{dump_yaml(public)}```",
         "Versions": f"Exported with {_versions()}.",
     }
     title, *titles = [title for title, text in sections.items() if text]
     body = [f"# {title}\n\n{sections[title]}\n", *(f"## {title}\n\n{sections[title]}\n" for title in titles)]
-    return f"---\n{strict_yaml.dump(_metadata(recipe, stage, merged))}---\n\n" + "\n".join(body)
+    return f"---\n{dump_yaml(_metadata(recipe, stage, merged))}---\n\n" + "\n".join(body)
 
 
 def without_folders(value: str) -> str:

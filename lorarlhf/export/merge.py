@@ -26,8 +26,8 @@ from lorarlhf import __version__
 from lorarlhf.backbone.load import compute_dtype, load_model_config, quantization_config
 from lorarlhf.errors import UserError
 from lorarlhf.export.card import model_card, without_folders
-from lorarlhf.recipe.load import resolve_path
 from lorarlhf.recipe.sections import ModelConfig, Recipe, Stage
+from lorarlhf.recipe.shipped import resolve_path
 from lorarlhf.run import Run, write_json
 
 MARKER = "lorarlhf_export.json"  # written last; lists the export's files, so that a later one may replace them

@@ -8,9 +8,8 @@ from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
 
-from lorarlhf.recipe import yaml as strict_yaml
 from lorarlhf.recipe.sections import Recipe, Section
-from lorarlhf.recipe.yaml import KeyPath, show
+from lorarlhf.recipe.yaml import CORE_SCHEMA, KeyPath, show
 
 # What a value should have been, for pydantic's error types; {} is filled in from the error's context.
 EXPECTED = {
@@ -114,7 +113,7 @@ def _remedy(kind: str, value: object) -> str:
 
 
 def _reads_as_number(text: str) -> bool:
-    return any(strict_yaml.CORE_SCHEMA[kind].match(text) for kind in ("int", "float"))
+    return any(CORE_SCHEMA[kind].match(text) for kind in ("int", "float"))
 
 
 def _suggestion(path: KeyPath) -> str:
