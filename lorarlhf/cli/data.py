@@ -31,7 +31,7 @@ OnBadRow = Annotated[Literal["error", "skip"], typer.Option(help="What to do abo
 
 DEFAULTS = DataConfig()
 MUCH_SMOOTHING = 0.2  # above it, accuracy in the demo's world falls: docs/data.md
-SHOWN = 160  # characters of a prompt or response
+CHARACTERS_SHOWN = 160  # characters of a prompt or response
 
 
 @data_app.command()
@@ -217,7 +217,7 @@ def _parts(example: Example) -> list[tuple[str, str]]:
 
 def _shortened(text: str) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= SHOWN else f"{line[: SHOWN - 1]}…"
+    return line if len(line) <= CHARACTERS_SHOWN else f"{line[: CHARACTERS_SHOWN - 1]}…"
 
 
 def _print_agreement(found: Agreement) -> None:

@@ -26,6 +26,7 @@ FunctionName = Annotated[str, AfterValidator(_names_a_function)]
 
 Role = Literal["policy", "reference", "reward", "critic"]
 Stage = Literal["sft", "reward", "ppo"]
+ObjectiveName = Literal["bradley_terry", "regression"]
 Column = Literal["prompt", "chosen", "rejected", "margin", "tie", "completion", "score", "messages"]
 
 
@@ -151,7 +152,7 @@ class SFTConfig(SupervisedConfig):
 class RewardConfig(SupervisedConfig):
     """Reward modelling with TRL's RewardTrainer."""
 
-    objective: Literal["bradley_terry", "regression"] = "bradley_terry"
+    objective: ObjectiveName = "bradley_terry"
     use_margin: bool = False
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     center_rewards_coefficient: NonNegativeFloat = 0.0
