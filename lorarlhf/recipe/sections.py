@@ -88,12 +88,12 @@ class LoraConfig(Section):
 
     def for_role(self, role: Literal["policy", "reward", "critic"]) -> LoraShape:
         """The settings of one role, its own where it has them."""
-        own: LoraOverride | ScalarLoraOverride = getattr(self, role)
-        top_layers = getattr(own, "top_layers", None) or (1.0 if role == "policy" else TOP_LAYERS)
+        override: LoraOverride | ScalarLoraOverride = getattr(self, role)
+        top_layers = getattr(override, "top_layers", None) or (1.0 if role == "policy" else TOP_LAYERS)
         return LoraShape(
-            r=own.r or self.r,
-            alpha=own.alpha or self.alpha,
-            target_modules=own.target_modules or self.target_modules,
+            r=override.r or self.r,
+            alpha=override.alpha or self.alpha,
+            target_modules=override.target_modules or self.target_modules,
             top_layers=top_layers,
         )
 
