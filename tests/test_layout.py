@@ -25,14 +25,6 @@ ORDER = (
 )
 # Within the fourth line: the planner runs the passes of both trainers, and an evaluation scores as rl does.
 ACROSS = {("planner", "rl"), ("planner", "training"), ("evaluation", "rl")}
-# Of rl as it was before its loop was written anew; nothing may be added here, and what has gone is to be taken out.
-TEMPORARY_EXCEPTIONS = {
-    ("lorarlhf/rl/trainer.py", "lorarlhf.training.arguments"),
-    ("lorarlhf/rl/trainer.py", "lorarlhf.training.checkpoint"),
-    ("lorarlhf/rl/trainer.py", "lorarlhf.training.progress"),
-    ("lorarlhf/rl/trl_engine.py", "lorarlhf.training.arguments"),
-    ("lorarlhf/rl/trl_engine.py", "lorarlhf.training.checkpoint"),
-}
 
 
 def room(module: str) -> str:
@@ -83,19 +75,13 @@ def test_every_room_has_its_place():
 
 
 def test_imports_run_one_way():
-    wrong = {place for place, rooms in CROSSINGS.items() if not allowed(*rooms)}
-    assert wrong - TEMPORARY_EXCEPTIONS == set()
-
-
-def test_exceptions_that_are_no_longer_needed_are_taken_out():
-    assert set(CROSSINGS) >= TEMPORARY_EXCEPTIONS
+    assert {place for place, rooms in CROSSINGS.items() if not allowed(*rooms)} == set()
 
 
 def test_no_circle_between_folders():
     graph: dict[str, set[str]] = {}
-    for place, (above, below) in CROSSINGS.items():
-        if place not in TEMPORARY_EXCEPTIONS:
-            graph.setdefault(above, set()).add(below)
+    for above, below in CROSSINGS.values():
+        graph.setdefault(above, set()).add(below)
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
