@@ -11,8 +11,7 @@ from typing import Any
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.load import Option, dump_recipe, load_recipe
 from lorarlhf.recipe.sections import Recipe, Stage
-
-LAST_FIRST: tuple[Stage, ...] = ("ppo", "sft", "reward")
+from lorarlhf.recipe.stages import LAST_FIRST
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from lorarlhf.errors import UserError
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
+FORWARD_TOKENS = 16_384  # padded tokens a forward pass without gradients, where no recipe says how many
 
 
 class TokenBudget:

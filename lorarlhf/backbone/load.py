@@ -22,8 +22,8 @@ from transformers import (
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.tokenize import prepare_tokenizer
 from lorarlhf.errors import UserError
-from lorarlhf.recipe.load import resolve_path
 from lorarlhf.recipe.sections import ModelConfig
+from lorarlhf.recipe.shipped import resolve_path
 
 logger = logging.getLogger(__name__)
 

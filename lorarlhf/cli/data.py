@@ -31,7 +31,7 @@ OnBadRow = Annotated[Literal["error", "skip"], typer.Option(help="What to do abo
 
 DEFAULTS = DataConfig()
 MUCH_SMOOTHING = 0.2  # above it, accuracy in the demo's world falls: docs/data.md
-SHOWN = 160  # characters of a prompt or response
+CHARACTERS_SHOWN = 160  # characters of a prompt or response
 
 
 @data_app.command()
@@ -138,12 +138,12 @@ def agreement(
         _print_duel(duel)
 
 
-def _columns(given: list[str] | None) -> dict[Column, str]:
+def _columns(texts: list[str] | None) -> dict[Column, str]:
     from difflib import get_close_matches
     from typing import get_args
 
     columns: dict[Column, str] = {}
-    for text in given or []:
+    for text in texts or []:
         name, _, column = text.partition("=")
         if name not in get_args(Column) or not column:
             near = get_close_matches(name, get_args(Column), n=1)
@@ -186,8 +186,11 @@ def _print_report(source: str, report: Report, unit: str, max_length: int) -> No
     ]
     lines += [("left out", f"{reason}: {count:,}, first at {where}") for reason, (count, where) in report.bad.items()]
     lines += [
-        (f"{name} length", f"median {found.median:,.0f}, 95% up to {found.p95:,.0f}, longest {found.longest:,} {unit}")
-        for name, found in report.lengths.items()
+        (
+            f"{name} length",
+            f"median {length.median:,.0f}, 95% up to {length.p95:,.0f}, longest {length.longest:,} {unit}",
+        )
+        for name, length in report.lengths.items()
     ]
     if unit == "tokens":
         lines.append(
@@ -217,28 +220,29 @@ def _parts(example: Example) -> list[tuple[str, str]]:
 
 def _shortened(text: str) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= SHOWN else f"{line[: SHOWN - 1]}…"
+    return line if len(line) <= CHARACTERS_SHOWN else f"{line[: CHARACTERS_SHOWN - 1]}…"
 
 
-def _print_agreement(found: Agreement) -> None:
+def _print_agreement(result: Agreement) -> None:
     typer.echo(
-        f"annotators: {len(found.annotators)}; pairs: {found.pairs:,}, {found.shared:,} of them judged by two or more\n"
+        f"annotators: {len(result.annotators)}; pairs: {result.pairs:,}, "
+        f"{result.shared:,} of them judged by two or more\n"
     )
     named = [
-        ("raw agreement", found.raw),
-        ("Cohen's kappa", found.cohen),
-        ("Fleiss' kappa", found.fleiss),
-        ("Krippendorff's alpha", found.alpha),
+        ("raw agreement", result.raw),
+        ("Cohen's kappa", result.cohen),
+        ("Fleiss' kappa", result.fleiss),
+        ("Krippendorff's alpha", result.alpha),
     ]
     for name, estimate in named:
         if estimate is not None:
             typer.echo(f"  {name:22} {_estimate(estimate)}")
     heads = ("annotator", "labels", "ties", "with majority", "with oneself", "chose left", "chose longer", "seconds")
-    typer.echo("\n" + _table([heads, *map(_person, found.annotators)]))
-    if found.disputed:
-        rows = [(pair, *(str(votes[answer]) for answer in ("a", "b", "tie"))) for pair, votes in found.disputed]
+    typer.echo("\n" + _table([heads, *map(_person, result.annotators)]))
+    if result.disputed:
+        rows = [(pair, *(str(votes[answer]) for answer in ("a", "b", "tie"))) for pair, votes in result.disputed]
         typer.echo("\nmost disputed\n" + _table([("pair", "a", "b", "tie"), *rows]))
-    typer.echo("\n" + _noise(found))
+    typer.echo("\n" + _noise(result))
 
 
 def _person(person: Annotator) -> tuple[str, ...]:
@@ -247,23 +251,23 @@ def _person(person: Annotator) -> tuple[str, ...]:
     return (person.name, f"{person.votes:,}", f"{person.ties:,}", *map(_share, shares), seconds)
 
 
-def _noise(found: Agreement) -> str:
+def _noise(result: Agreement) -> str:
     from lorarlhf.preferences.agreement import suggested_smoothing
 
-    if found.noise is None:
+    if result.noise is None:
         return "label noise: unknown, as no pair was decided twice, by two annotators or by one when it came back"
     lines = [
-        f"label noise: {_estimate(found.noise)} of decided labels flipped, if all err alike and at random",
+        f"label noise: {_estimate(result.noise)} of decided labels flipped, if all err alike and at random",
         "  from pairs that two annotators have decided"
-        if found.noise_from == "annotators"
+        if result.noise_from == "annotators"
         else "  from pairs that came back to the same annotator; what one person gets wrong both times does not show",
     ]
-    smoothing = suggested_smoothing(found.noise.value)
+    smoothing = suggested_smoothing(result.noise.value)
     if smoothing is None:
         return "\n".join([*lines, "  that is next to chance: say more clearly what better means, and label again"])
     lines.append(f"  for single labels    --set reward.label_smoothing={smoothing}")
-    if found.majority_noise is not None:
-        smoothed = suggested_smoothing(found.majority_noise)
+    if result.majority_noise is not None:
+        smoothed = suggested_smoothing(result.majority_noise)
         lines.append(f"  for majority votes   --set reward.label_smoothing={smoothed}")
     if smoothing > MUCH_SMOOTHING:
         lines.append("  so much smoothing slows learning; rather let more people label the pairs, and take majorities")

@@ -7,10 +7,13 @@ from typing import Annotated
 
 import typer
 
+from lorarlhf.cli.options import Set
+
 
 def demo(
     output_dir: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Seed of training and sampling.", min=0)] = 0,
+    set_: Set = None,
 ) -> None:
     """Run the whole loop on a tiny model that ships here: reward model, PPO, evaluation, export. Takes minutes."""
     from lorarlhf.cli.quiet import quiet_libraries
@@ -18,4 +21,4 @@ def demo(
     quiet_libraries()
     from lorarlhf.stages.demo import run_demo
 
-    run_demo(output_dir, seed)
+    run_demo(output_dir, seed, set_ or [])

@@ -16,9 +16,11 @@ from lorarlhf.cli.demo import demo
 from lorarlhf.cli.evaluate import evaluate
 from lorarlhf.cli.export import export
 from lorarlhf.cli.plan import plan
+from lorarlhf.cli.ppo import ppo
 from lorarlhf.cli.recipes import recipes_app
+from lorarlhf.cli.reward import reward
 from lorarlhf.cli.sample import sample
-from lorarlhf.cli.train import ppo, reward, sft
+from lorarlhf.cli.sft import sft
 from lorarlhf.errors import UserError
 
 INTERRUPTED = 130  # what Typer makes of Ctrl-C
@@ -34,8 +36,9 @@ app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
 app.add_typer(collect_app, name="collect")
 app.command()(plan)
-for stage in (sft, reward, ppo):
-    app.command()(stage)
+app.command()(sft)
+app.command()(reward)
+app.command()(ppo)
 app.command()(evaluate)
 app.command()(export)
 app.command()(sample)

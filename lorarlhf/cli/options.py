@@ -7,10 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lorarlhf.recipe.sections import Stage
-
 SOURCE = "Hub id, a .jsonl, .jsonl.gz, .json, .json.gz, .csv, .tsv or .parquet file, or a folder that `datasets` saved."
-DATA_KEY: dict[Stage, str] = {"sft": "data.sft", "reward": "data.preferences", "ppo": "data.prompts"}
 
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A name from `lorarlhf recipes list`, or your .yaml file.")]
 Model = Annotated[str | None, typer.Option(help="Hub id or folder of the base model, instead of the recipe's.")]

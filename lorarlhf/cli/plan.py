@@ -10,6 +10,7 @@ from lorarlhf.cli.options import Model, RecipeOption, Set
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.load import Option, load_recipe
 from lorarlhf.recipe.sections import Recipe, Stage
+from lorarlhf.recipe.stages import STAGES
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
     from lorarlhf.planner.fit import Fit
 
-STAGES: tuple[Stage, ...] = ("sft", "reward", "ppo")
 GIB = 2**30
 KINDS = ("backbone", "adapters", "optimizer", "gradients", "kv cache", "activations", "logits", "trunk states")
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lorarlhf.errors import UserError
-from lorarlhf.recipe.load import find_recipe, list_recipes
+from lorarlhf.recipe.shipped import find_recipe, list_recipes
 
 recipes_app = typer.Typer(help="Look at the recipes that ship with lorarlhf, and copy one.", no_args_is_help=True)
 

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from lorarlhf.data.rows import BadRow
 from lorarlhf.errors import UserError
-from lorarlhf.recipe.load import resolve_path
+from lorarlhf.recipe.shipped import resolve_path
 
 Row = dict[str, Any]
 Placed = tuple[str, Row | BadRow]  # a row that is no object at all comes as the BadRow that says so

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from lorarlhf.data.chat_templates import PLAIN, PLAIN_WITH_BOS
 from lorarlhf.data.rows import Completion, Demonstration, Message, Preference, Prompt, Scored
 from lorarlhf.errors import UserError
-from lorarlhf.recipe.load import resolve_path
+from lorarlhf.recipe.shipped import resolve_path
 
 _IDS = pa.list_(pa.int32())
 _CHUNK = 1000

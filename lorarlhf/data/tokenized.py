@@ -13,7 +13,7 @@ from lorarlhf.data.tokenize import (
     tokenize_prompts,
     tokenize_scored,
 )
-from lorarlhf.recipe.sections import DataConfig, Recipe
+from lorarlhf.recipe.sections import DataConfig
 
 
 def sft_examples(config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split) -> Tokenized:
@@ -21,11 +21,14 @@ def sft_examples(config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: 
     return tokenize_demonstrations(stream_demonstrations(config, split), tokenizer, config.max_length)
 
 
-def reward_examples(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, split: Split) -> Tokenized:
-    """Comparisons, or ratings where the objective is regression."""
-    if recipe.reward.objective == "regression":
-        return tokenize_scored(stream_scored(recipe.data, split), tokenizer, recipe.data.max_length)
-    return tokenize_preferences(stream_preferences(recipe.data, split), tokenizer, recipe.data.max_length)
+def preference_examples(config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split) -> Tokenized:
+    """Comparisons."""
+    return tokenize_preferences(stream_preferences(config, split), tokenizer, config.max_length)
+
+
+def scored_examples(config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split) -> Tokenized:
+    """Ratings."""
+    return tokenize_scored(stream_scored(config, split), tokenizer, config.max_length)
 
 
 def prompt_examples(config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split) -> list[PromptExample]:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lorarlhf.backbone.budget import FORWARD_TOKENS
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.tokenize import PromptExample
-from lorarlhf.evaluation.reward_model import TOKEN_BUDGET
 from lorarlhf.generation.draw import uniform_table
 from lorarlhf.generation.sample import ResponseSampler, response_texts
 from lorarlhf.intervals import wilson
@@ -63,7 +63,7 @@ def answer(
         score: the reward [B] of each response of a rollout.
         advance: called with the number of prompts just answered.
     """
-    passes = ScoringPasses(backbone, config.temperature, TOKEN_BUDGET)
+    passes = ScoringPasses(backbone, config.temperature, FORWARD_TOKENS)
     sampler = ResponseSampler(backbone, config.response_length, config.temperature, "evaluation")
     uniforms = uniform_table(len(prompts), config.response_length, "evaluation", seed)
     texts: list[str] = []

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,7 +16,7 @@ from rich.table import Table
 from lorarlhf.data.rows import request_text
 from lorarlhf.display import readable
 
-SHOWN = 4
+SAMPLES_SHOWN = 4
 
 
 @contextlib.contextmanager
@@ -43,7 +44,7 @@ def show_samples(
 ) -> None:
     """The first few prompts with the response before and after: a table on a terminal, plain lines elsewhere."""
     heads = (asker, "Before", "After")
-    rows = list(zip(prompts, before, after, strict=True))[:SHOWN]
+    rows = list(zip(prompts, before, after, strict=True))[:SAMPLES_SHOWN]
     if console.is_terminal:
         table = Table(*heads, show_lines=True)
         for row in rows:
@@ -56,10 +57,29 @@ def show_samples(
         console.print()
 
 
-def samples_table(path: Path, iteration: int, rows: int = 4) -> Table:
+def samples_table(path: Path, iteration: int, rows: int = SAMPLES_SHOWN) -> Table:
     """Prompt, response and reward of the first samples that one evaluation wrote to `samples.jsonl`."""
     table = Table("Prompt", "Response", "Reward", show_lines=True)
     samples = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     for sample in [sample for sample in samples if sample["iteration"] == iteration][:rows]:
         table.add_row(escape(request_text(sample["prompt"])), escape(sample["response"]), readable(sample["reward"]))
     return table
+
+
+def policy_lines(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a policy has come to answer line by line, each with its heading."""
+    before, after = evaluation["before"], evaluation["after"]
+    stage, reference, prompts = evaluation["stage"], evaluation["reference"], evaluation["prompts"]
+    lines = [("", f"{stage} against {reference} on {prompts:,} prompts of {evaluation['data']}")]
+    lines += [
+        (key.replace("_", " "), f"{before[key]:.3f} -> {after[key]:.3f}")
+        for key in ("reward", "entropy", "response_length", "finished")
+        if before[key] is not None
+    ]
+    lines.append(("KL", f"{after['kl']:.3f} nats a response"))
+    if "win_rate" in evaluation:
+        low, high = evaluation["win_rate_interval"]
+        lines.append(("wins by reward", f"{evaluation['win_rate']:.1%}  (95%: {low:.1%} to {high:.1%})"))
+    else:
+        lines.append(("reward", "none: this run has no reward adapter and no ppo.reward_functions"))
+    return lines

@@ -11,26 +11,12 @@ from typing import Any
 import torch
 
 from lorarlhf import __version__
-from lorarlhf.recipe import yaml as strict_yaml
-from lorarlhf.recipe.load import SHIPPED
-from lorarlhf.recipe.sections import Recipe, Stage
+from lorarlhf.recipe.sections import DataConfig, Recipe, Stage
+from lorarlhf.recipe.shipped import SHIPPED
+from lorarlhf.recipe.stages import STAGES, StageInfo
+from lorarlhf.recipe.yaml import dump_yaml
 
 LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
-KINDS: dict[Stage, str] = {
-    "sft": "a language model, fine-tuned on demonstrations",
-    "reward": "a reward model: it scores how good a response is",
-    "ppo": "a language model, trained with PPO against a reward model",
-}
-TAGS: dict[Stage, list[str]] = {
-    "sft": ["lorarlhf", "lora", "sft"],
-    "reward": ["lorarlhf", "lora", "rlhf", "reward-model"],
-    "ppo": ["lorarlhf", "lora", "rlhf", "ppo"],
-}
-DATA_KEYS: dict[Stage, tuple[str, ...]] = {
-    "sft": ("sft", "sft_test"),
-    "reward": ("preferences", "preferences_test"),
-    "ppo": ("prompts", "prompts_test"),
-}
 QUANTIZED = {"nf4": "4-bit NF4", "int8": "8-bit", "none": "unquantised"}
 
 
@@ -41,19 +27,19 @@ def model_card(recipe: Recipe, stage: Stage, summary: dict[str, Any], merged: to
         summary: what `summary.json` of the stage holds; nothing in it is no section.
         merged: type of the merged weights, None for an adapter.
     """
-    base = without_folders(recipe.model.name)
+    info, base = STAGES[stage], without_folders(recipe.model.name)
     public = {key: _public(value) for key, value in recipe.model_dump(mode="json").items()}
     sections = {
-        f"{PurePosixPath(base).name}-{stage}": _about(recipe, stage, base, merged),
-        "Use": f"```python\n{_usage(recipe, stage, base, merged)}\n```\n\n{_advice(stage)}",
-        "Data": _data(public["data"], stage),
+        f"{PurePosixPath(base).name}-{stage}": _about(recipe, info, base, merged),
+        "Use": f"```python\n{_usage(recipe, info, base, merged)}\n```\n\n{_advice(info)}",
+        "Data": _data(recipe.data, info),
         "Results": _results(summary),
-        "Recipe": f"```yaml\n{strict_yaml.dump(public)}```",
+        "Recipe": f"```yaml\n{dump_yaml(public)}```",
         "Versions": f"Exported with {_versions()}.",
     }
     title, *titles = [title for title, text in sections.items() if text]
     body = [f"# {title}\n\n{sections[title]}\n", *(f"## {title}\n\n{sections[title]}\n" for title in titles)]
-    return f"---\n{strict_yaml.dump(_metadata(recipe, stage, merged))}---\n\n" + "\n".join(body)
+    return f"---\n{dump_yaml(_metadata(recipe, info, merged))}---\n\n" + "\n".join(body)
 
 
 def without_folders(value: str) -> str:
@@ -74,39 +60,38 @@ def _is_file(value: str) -> bool:
     return value.endswith((".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet"))
 
 
-def _metadata(recipe: Recipe, stage: Stage, merged: torch.dtype | None) -> dict[str, Any]:
+def _metadata(recipe: Recipe, stage: StageInfo, merged: torch.dtype | None) -> dict[str, Any]:
     """The card's YAML header; the Hub refuses a base model or data set that is no Hub id."""
     metadata: dict[str, Any] = {
         "library_name": "transformers" if merged else "peft",
-        "pipeline_tag": "text-classification" if stage == "reward" else "text-generation",
-        "tags": TAGS[stage],
+        "pipeline_tag": "text-classification" if stage.scores else "text-generation",
+        "tags": ["lorarlhf", "lora", *stage.tags],
     }
     if is_hub_id(recipe.model.name):
         metadata["base_model"] = recipe.model.name
         metadata["base_model_relation"] = "finetune" if merged else "adapter"
     if recipe.export.license:
         metadata["license"] = recipe.export.license
-    sources = [getattr(recipe.data, key) for key in DATA_KEYS[stage]]
-    if datasets := sorted({source for source in sources if source and is_hub_id(source)}):
+    if datasets := sorted({source for source in stage.sources(recipe.data).values() if is_hub_id(source)}):
         metadata["datasets"] = datasets
     return metadata
 
 
-def _about(recipe: Recipe, stage: Stage, base: str, merged: torch.dtype | None) -> str:
+def _about(recipe: Recipe, stage: StageInfo, base: str, merged: torch.dtype | None) -> str:
     held = QUANTIZED[recipe.model.quantization]
-    lines = [f"This is {KINDS[stage]}. It was made from `{base}` with LoRA on the {held} base model by lorarlhf."]
+    lines = [f"This is {stage.product}. It was made from `{base}` with LoRA on the {held} base model by lorarlhf."]
     if merged is None:
         lines.append("This folder holds the adapter alone, in PEFT format; the base model is loaded beside it.")
     else:
         onto = "full-precision base model"
-        if stage == "reward" and recipe.model.quantization != "none":
+        if stage.scores and recipe.model.quantization != "none":
             onto = f"{held} base model dequantised, which is what it was trained on, so that its scores stay the same"
         lines.append(f"The adapter is merged onto the {onto}; weights are {str(merged).removeprefix('torch.')}.")
     return "\n".join(lines)
 
 
-def _usage(recipe: Recipe, stage: Stage, base: str, merged: torch.dtype | None) -> str:
-    auto = "AutoModelForSequenceClassification" if stage == "reward" else "AutoModelForCausalLM"
+def _usage(recipe: Recipe, stage: StageInfo, base: str, merged: torch.dtype | None) -> str:
+    auto = "AutoModelForSequenceClassification" if stage.scores else "AutoModelForCausalLM"
     if merged is not None:
         return (
             f"from transformers import {auto}, AutoTokenizer\n"
@@ -118,7 +103,7 @@ def _usage(recipe: Recipe, stage: Stage, base: str, merged: torch.dtype | None) 
         "int8": "load_in_8bit=True",
         "none": "",
     }[recipe.model.quantization]
-    arguments = [f'"{base}"', *(["num_labels=1"] if stage == "reward" else [])]
+    arguments = [f'"{base}"', *(["num_labels=1"] if stage.scores else [])]
     lines = [
         "from peft import PeftModel",
         f"from transformers import {auto}, AutoTokenizer{', BitsAndBytesConfig' if quantization else ''}",
@@ -128,15 +113,15 @@ def _usage(recipe: Recipe, stage: Stage, base: str, merged: torch.dtype | None) 
         lines.append(f"quantization = BitsAndBytesConfig({quantization})")
         arguments.append("quantization_config=quantization")
     lines.append(f"base = {auto}.from_pretrained({', '.join(arguments)})")
-    if stage == "reward":
+    if stage.scores:
         lines.append("base.config.pad_token_id = tokenizer.pad_token_id")
     return "\n".join([*lines, 'model = PeftModel.from_pretrained(base, "PATH_OR_REPO")'])
 
 
-def _advice(stage: Stage) -> str:
+def _advice(stage: StageInfo) -> str:
     template = "`tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)`"
     lines = [f"A conversation goes through {template}, a plain text stays as it is."]
-    if stage == "reward":
+    if stage.scores:
         lines += [
             "What is scored is that, the response and `tokenizer.eos_token`, one after the other.",
             "The score is `model(...).logits`; what counts is the difference between responses to one prompt.",
@@ -144,11 +129,11 @@ def _advice(stage: Stage) -> str:
     return "\n".join(lines)
 
 
-def _data(data: dict[str, Any], stage: Stage) -> str:
-    lines = [f"- `data.{key}`: `{data[key]}`" for key in DATA_KEYS[stage] if data[key]]
-    if stage == "ppo" and not data["prompts"] and data["preferences"]:
-        lines.append(f"- prompts of `data.preferences`: `{data['preferences']}`")
-    return "\n".join(lines)
+def _data(data: DataConfig, stage: StageInfo) -> str:
+    return "\n".join(
+        f"- {'' if key.startswith(stage.data_key) else 'prompts of '}`data.{key}`: `{without_folders(source)}`"
+        for key, source in stage.sources(data).items()
+    )
 
 
 def _results(summary: dict[str, Any]) -> str:

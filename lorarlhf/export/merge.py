@@ -26,8 +26,9 @@ from lorarlhf import __version__
 from lorarlhf.backbone.load import compute_dtype, load_model_config, quantization_config
 from lorarlhf.errors import UserError
 from lorarlhf.export.card import model_card, without_folders
-from lorarlhf.recipe.load import resolve_path
 from lorarlhf.recipe.sections import ModelConfig, Recipe, Stage
+from lorarlhf.recipe.shipped import resolve_path
+from lorarlhf.recipe.stages import STAGES
 from lorarlhf.run import Run, write_json
 
 MARKER = "lorarlhf_export.json"  # written last; lists the export's files, so that a later one may replace them
@@ -85,7 +86,7 @@ def merged_model(
     activations as well, scores are close, not equal.
     """
     load_model_config(config)  # a wrong or missing model is one plain line
-    if stage == "reward":
+    if STAGES[stage].scores:
         base = _load_classifier(config, tokenizer)
     else:
         base = AutoModelForCausalLM.from_pretrained(**_from_pretrained(config), dtype="auto")
@@ -142,7 +143,7 @@ def _dtype(recipe: Recipe, stage: Stage, given: str | None) -> torch.dtype:
     name = given or recipe.export.dtype
     if name != "auto":
         return DTYPES[name]
-    return compute_dtype(recipe.model) if stage == "reward" else torch.bfloat16
+    return compute_dtype(recipe.model) if STAGES[stage].scores else torch.bfloat16
 
 
 def _set_special_tokens(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -162,7 +163,7 @@ def _set_special_tokens(config: GenerationConfig, tokenizer: PreTrainedTokenizer
 def _tokenizer(recipe: Recipe, folder: Path, stage: Stage) -> PreTrainedTokenizerBase:
     """As the stage left it, chat template included; padding on the side that its use calls for."""
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=recipe.model.trust_remote_code)
-    tokenizer.padding_side = "right" if stage == "reward" else "left"
+    tokenizer.padding_side = "right" if STAGES[stage].scores else "left"
     return tokenizer
 
 

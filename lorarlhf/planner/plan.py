@@ -16,13 +16,15 @@ from typing import Any, Literal
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from lorarlhf.backbone.budget import FORWARD_TOKENS
 from lorarlhf.errors import UserError
-from lorarlhf.evaluation.reward_model import TOKEN_BUDGET
 from lorarlhf.memory import CUDA_CONTEXT
 from lorarlhf.planner import shadow_steps
 from lorarlhf.planner.shadow import Allocations, ShadowBackbone, shadow_model, stored_bytes
 from lorarlhf.recipe.sections import Recipe, Role, ScalarLoraOverride, Stage, SupervisedConfig, TrainingConfig
+from lorarlhf.recipe.stages import STAGES
 from lorarlhf.rl.algorithms import ALGORITHMS
+from lorarlhf.training.objectives import OBJECTIVES
 
 Target = Literal["cuda", "cpu"]
 # Resident memory of a Linux process that has imported everything and trained a model of no size: measured.
@@ -111,10 +113,10 @@ class Planner:
         """sft or reward."""
         config = config or getattr(self.recipe, stage)
         length = self.recipe.data.max_length
-        role: Role = "policy" if stage == "sft" else "reward"
+        role = STAGES[stage].role
         layers = self._role_layers(role)
-        pairwise = stage == "reward" and self.recipe.reward.objective == "bradley_terry"
-        rows = config.per_device_train_batch_size * (2 if pairwise else 1)
+        sequences = len(OBJECTIVES[self.recipe.reward.objective].sequences) if STAGES[stage].scores else 1
+        rows = config.per_device_train_batch_size * sequences
         held = {**self._weights(), **self._adapters([role], config)}
         step = functools.partial(
             shadow_steps.sft_step if stage == "sft" else shadow_steps.reward_step,
@@ -125,7 +127,7 @@ class Planner:
         training = self._run(step, layers, config.gradient_checkpointing, padded=True)
         phases = [self._phase("training", held, training)]
         if evaluation:
-            work = functools.partial(shadow_steps.reward_scores, rows=max(1, TOKEN_BUDGET // length), length=length)
+            work = functools.partial(shadow_steps.reward_scores, rows=max(1, FORWARD_TOKENS // length), length=length)
             if stage == "sft":
                 work = functools.partial(shadow_steps.sft_loss, rows=config.per_device_eval_batch_size, length=length)
             phases.append(self._phase("evaluation", held, self._run(work, layers, padded=stage == "sft")))

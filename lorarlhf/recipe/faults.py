@@ -8,9 +8,8 @@ from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
 
-from lorarlhf.recipe import yaml as strict_yaml
 from lorarlhf.recipe.sections import Recipe, Section
-from lorarlhf.recipe.yaml import KeyPath, show
+from lorarlhf.recipe.yaml import CORE_SCHEMA, KeyPath, show
 
 # What a value should have been, for pydantic's error types; {} is filled in from the error's context.
 EXPECTED = {
@@ -90,9 +89,9 @@ def _message(path: KeyPath, faults: list[Any]) -> str:
         return f"unknown key; {_suggestion(path)}"
     if first["type"] == "missing":
         return "required but missing; add it"
-    own = [str(fault["ctx"]["error"]) for fault in faults if fault["type"] == "value_error"]
-    if own:
-        return own[0]
+    ours = [str(fault["ctx"]["error"]) for fault in faults if fault["type"] == "value_error"]
+    if ours:
+        return ours[0]
     if any(fault["type"] not in EXPECTED for fault in faults):
         return f"{first['msg']}, got {show(first['input'])}"
     expected = " or ".join(EXPECTED[fault["type"]].format_map(fault.get("ctx", {})) for fault in faults)
@@ -114,7 +113,7 @@ def _remedy(kind: str, value: object) -> str:
 
 
 def _reads_as_number(text: str) -> bool:
-    return any(strict_yaml.CORE_SCHEMA[kind].match(text) for kind in ("int", "float"))
+    return any(CORE_SCHEMA[kind].match(text) for kind in ("int", "float"))
 
 
 def _suggestion(path: KeyPath) -> str:
@@ -147,7 +146,7 @@ def _section_at(path: KeyPath) -> type[Section]:
 def _section_in(annotation: Any) -> type[Section] | None:
     if get_origin(annotation) is None:
         return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
-    return next((found for found in map(_section_in, get_args(annotation)) if found), None)
+    return next((section for section in map(_section_in, get_args(annotation)) if section), None)
 
 
 def _first_required(path: KeyPath) -> KeyPath:

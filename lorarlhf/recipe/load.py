@@ -1,28 +1,24 @@
-"""Recipes: find one by name or path, follow `extends`, override, validate once, write back.
+"""Recipes: follow `extends`, override, validate once, write back.
 
 Later wins: defaults < `extends` < the recipe < named options < `--set a.b=v`. Mappings merge, lists are replaced.
 Relative paths in `data.*` and `model.name` are taken from the current directory, as on the command line; what begins
-with `shipped:` lies in the `data` folder that ships with lorarlhf (`resolve_path`).
+with `shipped:` lies in the `data` folder that ships with lorarlhf (`lorarlhf.recipe.shipped`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from lorarlhf.errors import UserError
-from lorarlhf.recipe import yaml as strict_yaml
 from lorarlhf.recipe.faults import explain, line
 from lorarlhf.recipe.sections import Recipe
-from lorarlhf.recipe.yaml import Document, KeyPath
-
-PACKAGE = Path(__file__).resolve().parents[1]
-SHIPPED = "shipped:"
+from lorarlhf.recipe.shipped import find_recipe
+from lorarlhf.recipe.yaml import Document, KeyPath, dump_yaml, parse_yaml, read_yaml, show
 
 
 class Option(NamedTuple):
@@ -30,68 +26,6 @@ class Option(NamedTuple):
 
     flag: str
     value: object
-
-
-class RecipeInfo(NamedTuple):
-    """A recipe that ships with lorarlhf; the summary is the first line of its header comment."""
-
-    name: str
-    path: Path
-    summary: str
-
-
-def shipped_folder(name: Literal["recipes", "data"]) -> Path:
-    """Inside the package when installed from a wheel, next to it in the repository."""
-    for folder in (PACKAGE / "shipped" / name, PACKAGE.parent / name):
-        if folder.is_dir():
-            return folder
-    raise FileNotFoundError(f"the {name} that ship with lorarlhf are not in {PACKAGE}; install it again")
-
-
-def resolve_path(value: str) -> str:
-    """`shipped:demo/model` as the path of that file or folder, `~` expanded, everything else (Hub ids, paths) as it is.
-
-    Raises:
-        UserError: nothing of that name ships.
-    """
-    if value.startswith("~"):
-        return str(Path(value).expanduser())
-    if not value.startswith(SHIPPED):
-        return value
-    folder = shipped_folder("data")
-    path = folder / value.removeprefix(SHIPPED)
-    if not path.exists() or folder.resolve() not in path.resolve().parents:
-        raise UserError(f"{value}: nothing of that name ships with lorarlhf; look in {folder}")
-    return str(path)
-
-
-def list_recipes() -> list[RecipeInfo]:
-    """The recipes that ship, sorted by name; what they extend (`base/...`) is left out."""
-    infos = []
-    for path in sorted(shipped_folder("recipes").glob("*.yaml")):
-        first = path.read_text(encoding="utf-8").partition("\n")[0]
-        infos.append(RecipeInfo(path.stem, path, first.removeprefix("#").strip()))
-    return infos
-
-
-def find_recipe(name_or_path: str, relative_to: Path = Path()) -> Path:
-    """The file of a recipe: what ends in .yaml or .yml is a path, anything else the name of one that ships.
-
-    Raises:
-        UserError: no such file or name.
-    """
-    if name_or_path.endswith((".yaml", ".yml")):
-        path = relative_to / Path(name_or_path).expanduser()
-        if not path.is_file():
-            raise UserError(f"{path}: no such recipe file; check the path")
-        return path
-    folder = shipped_folder("recipes")
-    shipped = {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.yaml")}
-    if name_or_path in shipped:
-        return shipped[name_or_path]
-    near = get_close_matches(name_or_path.lower(), shipped, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else "`lorarlhf recipes list` shows the names"
-    raise UserError(f"{name_or_path}: no recipe of that name; {hint} (a path to your own must end in .yaml)")
 
 
 def load_recipe(name_or_path: str, named: Mapping[str, Option] | None = None, sets: Sequence[str] = ()) -> Recipe:
@@ -117,7 +51,7 @@ def load_recipe(name_or_path: str, named: Mapping[str, Option] | None = None, se
 
 def dump_recipe(recipe: Recipe) -> str:
     """Every key of the recipe as YAML; loading it gives an equal recipe."""
-    return strict_yaml.dump(recipe.model_dump(mode="json"))
+    return dump_yaml(recipe.model_dump(mode="json"))
 
 
 @dataclass
@@ -151,7 +85,7 @@ class _Draft:
         elif at == ("extends",):
             self.faults.append((at, f"{origin}: only a file can extend; choose the recipe with --recipe"))
         else:
-            self.add_value(at, strict_yaml.parse(value), origin)
+            self.add_value(at, parse_yaml(value), origin)
 
     def validated(self, file: str) -> Recipe:
         faults = list(self.faults)
@@ -195,14 +129,14 @@ def _follow_extends(path: Path) -> list[tuple[Path, Document]]:
     """The recipe and what it extends, the most basic one first."""
     chain: list[tuple[Path, Document]] = []
     while True:
-        document = strict_yaml.read(path)
+        document = read_yaml(path)
         chain.insert(0, (path, document))
         parent = document.data.pop("extends", None)
         if parent is None:
             return chain
         where = f"{path}:{document.lines['extends',]}: extends"
         if not isinstance(parent, str) or not parent:
-            raise UserError(f"{where}: expected a recipe's name or path, got {strict_yaml.show(parent)}")
+            raise UserError(f"{where}: expected a recipe's name or path, got {show(parent)}")
         try:
             path = find_recipe(parent, relative_to=path.parent)
         except UserError as error:

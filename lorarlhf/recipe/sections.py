@@ -26,6 +26,7 @@ FunctionName = Annotated[str, AfterValidator(_names_a_function)]
 
 Role = Literal["policy", "reference", "reward", "critic"]
 Stage = Literal["sft", "reward", "ppo"]
+ObjectiveName = Literal["bradley_terry", "regression"]
 Column = Literal["prompt", "chosen", "rejected", "margin", "tie", "completion", "score", "messages"]
 
 
@@ -87,12 +88,12 @@ class LoraConfig(Section):
 
     def for_role(self, role: Literal["policy", "reward", "critic"]) -> LoraShape:
         """The settings of one role, its own where it has them."""
-        own: LoraOverride | ScalarLoraOverride = getattr(self, role)
-        top_layers = getattr(own, "top_layers", None) or (1.0 if role == "policy" else TOP_LAYERS)
+        override: LoraOverride | ScalarLoraOverride = getattr(self, role)
+        top_layers = getattr(override, "top_layers", None) or (1.0 if role == "policy" else TOP_LAYERS)
         return LoraShape(
-            r=own.r or self.r,
-            alpha=own.alpha or self.alpha,
-            target_modules=own.target_modules or self.target_modules,
+            r=override.r or self.r,
+            alpha=override.alpha or self.alpha,
+            target_modules=override.target_modules or self.target_modules,
             top_layers=top_layers,
         )
 
@@ -151,7 +152,7 @@ class SFTConfig(SupervisedConfig):
 class RewardConfig(SupervisedConfig):
     """Reward modelling with TRL's RewardTrainer."""
 
-    objective: Literal["bradley_terry", "regression"] = "bradley_terry"
+    objective: ObjectiveName = "bradley_terry"
     use_margin: bool = False
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     center_rewards_coefficient: NonNegativeFloat = 0.0

@@ -14,25 +14,48 @@ class StageInfo:
 
     Attributes:
         title: what people call it.
-        data_key: the key of `data` that holds what it trains on; `KEY_test` holds what it is tested on.
+        data_keys: keys of `data` that it takes what it trains on from, the first that is set; `KEY_test` of the first
+            holds what it is tested on.
         role: whose adapter it leaves in the run.
+        product: what that adapter makes of the base model, as the model card says it.
+        tags: of the model card, beside `lorarlhf` and `lora`.
         unit: what its progress is counted in.
         columns: logged numbers that the display shows, by their headings.
+        starts_from: the stage whose adapter it goes on training, if that has run.
+        needs: the stage whose adapter it cannot do without, unless Python functions take its place.
     """
 
     name: Stage
     title: str
-    data_key: str
+    data_keys: tuple[str, ...]
     role: Role
+    product: str
+    tags: tuple[str, ...]
     unit: str
     columns: Mapping[str, str]
+    starts_from: Stage | None = None
+    needs: Stage | None = None
+
+    @property
+    def data_key(self) -> str:
+        """The key of `data` that is this stage's own."""
+        return self.data_keys[0]
+
+    @property
+    def scores(self) -> bool:
+        """True if what it leaves gives a text one number; otherwise it writes texts."""
+        return self.role == "reward"
 
     def source(self, data: DataConfig) -> str | None:
-        """What the stage trains on: PPO takes the prompts of comparisons if it has none of its own."""
-        if self.name == "ppo":
-            return data.prompts or data.preferences
-        value: str | None = getattr(data, self.data_key)
-        return value
+        """What the stage trains on; None if the recipe does not say."""
+        return next((source for key in self.data_keys if (source := getattr(data, key))), None)
+
+    def sources(self, data: DataConfig) -> dict[str, str]:
+        """What the stage trains and is tested on, by their keys."""
+        named = {key: getattr(data, key) for key in (self.data_key, f"{self.data_key}_test")}
+        if named[self.data_key] is None:
+            named |= {key: getattr(data, key) for key in self.data_keys}
+        return {key: source for key, source in named.items() if source}
 
 
 STAGES: dict[Stage, StageInfo] = {
@@ -41,24 +64,30 @@ STAGES: dict[Stage, StageInfo] = {
         StageInfo(
             name="sft",
             title="fine-tuning",
-            data_key="sft",
+            data_keys=("sft",),
             role="policy",
+            product="a language model, fine-tuned on demonstrations",
+            tags=("sft",),
             unit="step",
             columns={"loss": "loss", "mean_token_accuracy": "token accuracy", "eval_loss": "held-out loss"},
         ),
         StageInfo(
             name="reward",
             title="reward model",
-            data_key="preferences",
+            data_keys=("preferences",),
             role="reward",
+            product="a reward model: it scores how good a response is",
+            tags=("rlhf", "reward-model"),
             unit="step",
-            columns={"loss": "loss", "accuracy": "accuracy", "margin": "margin"},
+            columns={"loss": "loss"},  # and those of the objective
         ),
         StageInfo(
             name="ppo",
             title="policy",
-            data_key="prompts",
+            data_keys=("prompts", "preferences"),  # comparisons have prompts too
             role="policy",
+            product="a language model, trained with PPO against a reward model",
+            tags=("rlhf", "ppo"),
             unit="iteration",
             columns={
                 "reward": "reward",
@@ -70,6 +99,12 @@ STAGES: dict[Stage, StageInfo] = {
                 "eval_reward": "held-out reward",
                 "eval_kl": "held-out KL",
             },
+            starts_from="sft",
+            needs="reward",
         ),
     )
 }
+
+# The latest in the life of a run first; a reward model is a means, so policies come before it.
+POLICY_STAGES: tuple[Stage, ...] = tuple(info.name for info in reversed(STAGES.values()) if not info.scores)
+LAST_FIRST: tuple[Stage, ...] = (*POLICY_STAGES, *(info.name for info in STAGES.values() if info.scores))

@@ -80,7 +80,7 @@ for _kind, _pattern in CORE_SCHEMA.items():
     _Dumper.add_implicit_resolver(TAG + _kind, _pattern, None)
 
 
-def read(path: Path) -> Document:
+def read_yaml(path: Path) -> Document:
     """The mapping in a file.
 
     Raises:
@@ -97,7 +97,7 @@ def read(path: Path) -> Document:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from error
-    document = parse(text)
+    document = parse_yaml(text)
     if document.data is None and document.faults:
         raise UserError(f"{path}:{document.faults[0].line}: {document.faults[0].message}")
     if document.data is None:
@@ -107,7 +107,7 @@ def read(path: Path) -> Document:
     return document
 
 
-def parse(text: str) -> Document:
+def parse_yaml(text: str) -> Document:
     """One YAML document of any kind; what is wrong comes back as faults. Not YAML at all is one fault and no data."""
     try:
         node = yaml.compose(text, Loader=_Loader)
@@ -125,8 +125,8 @@ def parse(text: str) -> Document:
     return document
 
 
-def dump(data: Any) -> str:
-    """YAML that `parse` reads back to equal data."""
+def dump_yaml(data: Any) -> str:
+    """YAML that `parse_yaml` reads back to equal data."""
     text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     return text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from lorarlhf.stages.ppo import train_ppo
 from lorarlhf.stages.reward import train_reward
 
 
-def run_demo(output_dir: Path, seed: int, sets: tuple[str, ...] = (), console: Console | None = None) -> dict[str, Any]:
+def run_demo(output_dir: Path, seed: int, sets: Sequence[str] = (), console: Console | None = None) -> dict[str, Any]:
     """Reward model, PPO, evaluation and export on one backbone; write and return `summary.json`."""
     start = time.perf_counter()
     console = console or Console()

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from rich.console import Console
 
+from lorarlhf.backbone.budget import FORWARD_TOKENS
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.rows import request_text
-from lorarlhf.data.tokenized import prompt_examples, reward_examples
+from lorarlhf.data.tokenized import prompt_examples
 from lorarlhf.errors import UserError
 from lorarlhf.evaluation.policy import answer, policy_metrics
-from lorarlhf.evaluation.report import SHOWN, counting
-from lorarlhf.evaluation.reward_model import TOKEN_BUDGET, reward_metrics
-from lorarlhf.recipe.sections import DataConfig, Recipe, Stage
+from lorarlhf.evaluation.report import SAMPLES_SHOWN, counting, policy_lines
+from lorarlhf.recipe.sections import DataConfig, ObjectiveName, Recipe, Stage
+from lorarlhf.recipe.stages import STAGES
 from lorarlhf.rl.rewards import load_reward_functions
 from lorarlhf.rl.score import RolloutScorer, ScoringPasses, response_scorer
 from lorarlhf.run import Run
+from lorarlhf.stages.reward import held_out_metrics
+from lorarlhf.training.objectives import OBJECTIVES
+
+BASE_MODEL: Literal["base"] = "base"  # where a policy starts that starts from no stage
 
 
 def evaluate_run(run: Run, recipe: Recipe, stage: Stage, console: Console) -> dict[str, Any]:
@@ -29,40 +35,42 @@ def evaluate_run(run: Run, recipe: Recipe, stage: Stage, console: Console) -> di
     Raises:
         UserError: the stage has left no adapter, or there is nothing held out.
     """
-    adapter = run.adapter(stage)
+    adapter, info = run.adapter(stage), STAGES[stage]
     backbone = load_backbone(recipe.model, recipe.data.chat_template)
-    if stage == "reward":
-        backbone.load_role("reward", adapter)
-        return evaluate_reward(backbone, recipe, console)
-    backbone.load_role("policy", adapter)
+    backbone.load_role(info.role, adapter)
+    if info.scores:
+        return evaluate_reward(backbone, recipe.data, recipe.reward.objective, console)
     reference = reference_of(run, stage)
-    if reference == "sft":
-        backbone.load_role("reference", run.stage("sft"))
+    if reference != BASE_MODEL:
+        backbone.load_role("reference", run.stage(reference))
     if run.has_adapter("reward"):
         backbone.load_role("reward", run.stage("reward"))
     return {"stage": stage, "reference": reference, **evaluate_policy(backbone, recipe, stage, console)}
 
 
-def reference_of(run: Run, stage: Stage) -> str:
-    """Where the policy of a stage started from: `sft`, or the bare `base`."""
-    if stage == "sft":
-        return "base"
-    started_from = "sft" if run.has_adapter("sft") else "base"
+def reference_of(run: Run, stage: Stage) -> Stage | Literal["base"]:
+    """Where the policy of a stage started from: another stage, or the bare `base`."""
+    starts_from = STAGES[stage].starts_from
+    if starts_from is None:
+        return BASE_MODEL
+    started_from = starts_from if run.has_adapter(starts_from) else BASE_MODEL
     return run.read_summary(stage).get("reference", started_from)
 
 
-def evaluate_reward(backbone: SharedBackbone, recipe: Recipe, console: Console) -> dict[str, Any]:
-    """The reward role on the held-out comparisons (or ratings) of `recipe`."""
-    test = reward_examples(recipe, backbone.tokenizer, "test")
+def evaluate_reward(
+    backbone: SharedBackbone, data: DataConfig, objective: ObjectiveName, console: Console
+) -> dict[str, Any]:
+    """The reward role on the held-out comparisons (or ratings)."""
+    aim = OBJECTIVES[objective]
+    test = aim.examples(data, backbone.tokenizer, "test")
     if not len(test.dataset):
         raise _nothing_held_out()
-    pairs = recipe.reward.objective == "bradley_terry"
-    with counting(console, "scored", len(test.dataset) * (2 if pairs else 1)) as advance:
-        metrics = reward_metrics(backbone, test.dataset, advance)
+    with counting(console, "scored", len(test.dataset) * len(aim.sequences)) as advance:
+        metrics = held_out_metrics(backbone, aim, test.dataset, advance)
     return {
         "stage": "reward",
-        "objective": recipe.reward.objective,
-        "data": recipe.data.preferences_test or recipe.data.preferences,
+        "objective": objective,
+        "data": data.preferences_test or data.preferences,
         "examples": len(test.dataset),
         "dropped_too_long": test.dropped,
         **metrics,
@@ -81,7 +89,7 @@ def evaluate_policy(backbone: SharedBackbone, recipe: Recipe, stage: Stage, cons
             answer(backbone, role, prompts, recipe.ppo, recipe.seed, score, advance) for role in ("reference", "policy")
         )
     samples = []
-    for i in range(min(SHOWN, len(prompts))):
+    for i in range(min(SAMPLES_SHOWN, len(prompts))):
         sample: dict[str, Any] = {
             "prompt": request_text(prompts[i].prompt),
             "before": before.texts[i],
@@ -106,16 +114,23 @@ def _scorer(backbone: SharedBackbone, recipe: Recipe) -> RolloutScorer | None:
     functions = load_reward_functions(recipe.ppo.reward_functions)
     if "reward" not in backbone.roles and not functions:
         return None
-    passes = ScoringPasses(backbone, recipe.ppo.temperature, TOKEN_BUDGET)
+    passes = ScoringPasses(backbone, recipe.ppo.temperature, FORWARD_TOKENS)
     return response_scorer(passes, recipe.ppo.reward_model_weight, functions)
 
 
 def _prompts_of(data: DataConfig, stage: Stage) -> DataConfig:
-    """Fine-tuning has its own prompts, those of the demonstrations."""
-    if stage == "ppo" or not (data.sft or data.sft_test):
-        return data
-    return data.model_copy(update={"prompts": data.sft, "prompts_test": data.sft_test})
+    """With the prompts of what the stage trained on: fine-tuning has those of the demonstrations."""
+    key = STAGES[stage].data_key
+    train, test = getattr(data, key), getattr(data, f"{key}_test")
+    return data.model_copy(update={"prompts": train, "prompts_test": test}) if train or test else data
 
 
 def _nothing_held_out() -> UserError:
     return UserError("nothing is held out, as data.test_size is 0; give data to evaluate on with --dataset")
+
+
+def report_lines(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """An evaluation line by line, each with its heading."""
+    if "objective" in evaluation:
+        return OBJECTIVES[evaluation["objective"]].report(evaluation)
+    return policy_lines(evaluation)

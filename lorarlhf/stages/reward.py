@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from datasets import Dataset
 
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.examples import SPLITS
-from lorarlhf.data.tokenized import reward_examples
 from lorarlhf.display import StageDisplay
 from lorarlhf.errors import UserError
-from lorarlhf.evaluation.reward_model import reward_metrics
+from lorarlhf.evaluation.reward_model import score_tokens
 from lorarlhf.planner.fit import check_memory
 from lorarlhf.recipe.sections import Recipe
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.run import Run
 from lorarlhf.training.arguments import check_optimizer
 from lorarlhf.training.checkpoint import last_checkpoint, move_aside
+from lorarlhf.training.objectives import OBJECTIVES, Objective
 from lorarlhf.training.progress import DisplayCallback
-from lorarlhf.training.results import save_results, training_summary
+from lorarlhf.training.results import NOTHING_HELD_OUT, save_results, training_summary
 from lorarlhf.training.reward import RewardModelTrainer
 
 
@@ -34,14 +36,14 @@ def train_reward(
         backbone: one that is loaded already; it gains the reward role. None loads the recipe's model.
     """
     start = time.perf_counter()
-    config = recipe.reward
+    config, objective = recipe.reward, OBJECTIVES[recipe.reward.objective]
     check_optimizer(config, "reward")
     folder = run.stage("reward")
     checkpoint = last_checkpoint(folder) if resume else None
     if backbone is None:
         check_memory("reward", recipe)
         backbone = load_backbone(recipe.model, recipe.data.chat_template)
-    train, test = (reward_examples(recipe, backbone.tokenizer, split) for split in SPLITS)
+    train, test = (objective.examples(recipe.data, backbone.tokenizer, split) for split in SPLITS)
     if config.use_margin and "margin" not in train.dataset.column_names:
         raise UserError("reward.use_margin: not every row of data.preferences has a margin; set it to false")
     torch.manual_seed(recipe.seed)
@@ -51,15 +53,34 @@ def train_reward(
         move_aside(folder)
     trainer = RewardModelTrainer(backbone, config, train.dataset, folder, recipe.seed)
     stage = STAGES["reward"]
-    display = StageDisplay(stage.name, stage.unit, stage.columns, folder, resume)
+    display = StageDisplay(stage.name, stage.unit, {**stage.columns, **objective.columns}, folder, resume)
     trainer.add_callback(DisplayCallback(display))
     run.write_recipe(recipe)
     with display, backbone.role("reward"):
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     summary = {
         "objective": config.objective,
-        **reward_metrics(backbone, test.dataset),
+        **held_out_metrics(backbone, objective, test.dataset),
         **training_summary(train, test, result.global_step, start),
     }
     save_results(run, "reward", backbone, "reward", summary)
     return summary
+
+
+def held_out_metrics(
+    backbone: SharedBackbone, objective: Objective, test: Dataset, advance: Callable[[int], None] | None = None
+) -> dict[str, Any]:
+    """How well the reward role meets the objective on tokenised rows; nothing if there are none.
+
+    Args:
+        advance: called with the number of sequences just scored.
+    """
+    if not len(test):
+        return {}
+    scores = [score_tokens(backbone, test[column], advance) for column in objective.sequences]
+    return objective.held_out(test, scores)
+
+
+def result_line(summary: Mapping[str, Any]) -> str:
+    """What the stage has come to, in half a line."""
+    return OBJECTIVES[summary["objective"]].result(summary) if summary["eval_examples"] else NOTHING_HELD_OUT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from lorarlhf.run import Run
 from lorarlhf.training.arguments import check_optimizer
 from lorarlhf.training.checkpoint import last_checkpoint, move_aside
 from lorarlhf.training.progress import DisplayCallback
-from lorarlhf.training.results import save_results, training_summary
+from lorarlhf.training.results import NOTHING_HELD_OUT, save_results, training_summary
 from lorarlhf.training.sft import PolicySFTTrainer
 
 
@@ -49,6 +50,16 @@ def train_sft(recipe: Recipe, run: Run, resume: bool = False, backbone: SharedBa
     summary = {**held_out, **training_summary(train, test, result.global_step, start)}
     save_results(run, "sft", backbone, "policy", summary)
     return summary
+
+
+def result_line(summary: Mapping[str, Any]) -> str:
+    """What the stage has come to, in half a line."""
+    if not summary["eval_examples"]:
+        return NOTHING_HELD_OUT
+    return (
+        f"held-out loss {summary['eval_loss']:.3f}, perplexity {summary['eval_perplexity']:.2f} "
+        f"on {summary['eval_examples']} examples"
+    )
 
 
 def _held_out(metrics: dict[str, float]) -> dict[str, float]:

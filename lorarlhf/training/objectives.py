@@ -1,10 +1,154 @@
-"""Losses of a reward model, and how well its margins are calibrated."""
+"""What a reward model is trained for: one class an objective, and one table of them.
+
+An objective knows its rows, its batches, its loss, and what is said of how well it was met.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lorarlhf.data.examples import Split
+from lorarlhf.data.tokenize import Tokenized
+from lorarlhf.data.tokenized import preference_examples, scored_examples
+from lorarlhf.recipe.sections import DataConfig, ObjectiveName, RewardConfig
+from lorarlhf.training.reward_metrics import longer_wins, preference_metrics, regression_metrics
+
+Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
+LossAndNumbers = tuple[Tensor, dict[str, float]]
+
+
+class Objective(ABC):
+    """One objective.
+
+    Attributes:
+        sequences: the columns of a tokenised row that hold sequences to score, two of a pair.
+        columns: logged numbers that the display shows beside the loss, by their headings.
+    """
+
+    sequences: ClassVar[tuple[str, ...]]
+    columns: ClassVar[Mapping[str, str]]
+
+    @abstractmethod
+    def examples(self, config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split) -> Tokenized:
+        """The rows of `data.preferences` as this objective takes them."""
+
+    @abstractmethod
+    def collator(self, pad_token_id: int) -> Collator:
+        """Rows in, a batch with `input_ids` and `attention_mask` out; of pairs, all chosen sides come first."""
+
+    @abstractmethod
+    def loss(self, scores: Tensor, batch: Mapping[str, Tensor], config: RewardConfig) -> LossAndNumbers:
+        """The mean loss of the [B] scores of a batch's sequences, and numbers to log."""
+
+    @abstractmethod
+    def held_out(self, test: Dataset, scores: Sequence[Tensor]) -> dict[str, Any]:
+        """Metrics `eval_...` of [N] scores for each of `sequences`."""
+
+    @abstractmethod
+    def result(self, summary: Mapping[str, Any]) -> str:
+        """A summary with these metrics in half a line."""
+
+    @abstractmethod
+    def report(self, evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """These metrics line by line, each with its heading."""
+
+
+class BradleyTerry(Objective):
+    """The response that people chose should score higher than the one they rejected."""
+
+    sequences = ("chosen_ids", "rejected_ids")
+    columns: ClassVar[Mapping[str, str]] = {"accuracy": "accuracy", "margin": "margin"}
+
+    def examples(self, config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split) -> Tokenized:
+        return preference_examples(config, tokenizer, split)
+
+    def collator(self, pad_token_id: int) -> Collator:
+        from lorarlhf.training.collators import PairCollator  # TRL takes seconds, and the planner reads this file
+
+        return PairCollator(pad_token_id)
+
+    def loss(self, scores: Tensor, batch: Mapping[str, Tensor], config: RewardConfig) -> LossAndNumbers:
+        chosen, rejected = scores.chunk(2)
+        ties = batch.get("tie")
+        margin = batch.get("margin") if config.use_margin else None
+        loss = bradley_terry_loss(
+            chosen, rejected, margin, config.label_smoothing, config.center_rewards_coefficient, ties
+        )
+        decided = chosen - rejected if ties is None else (chosen - rejected)[~ties]
+        if not len(decided):
+            return loss, {}
+        return loss, {"accuracy": (decided > 0).float().mean().item(), "margin": decided.mean().item()}
+
+    def held_out(self, test: Dataset, scores: Sequence[Tensor]) -> dict[str, Any]:
+        longer = longer_wins(*(test[column] for column in self.sequences))  # read as they are iterated
+        return {**preference_metrics(*scores), "longer_wins_accuracy": longer}
+
+    def result(self, summary: Mapping[str, Any]) -> str:
+        return (
+            f"held-out accuracy {summary['eval_accuracy']:.1%} (preferring the longer: "
+            f"{summary['longer_wins_accuracy']:.1%}), margin {summary['eval_margin']:.2f} "
+            f"on {summary['eval_examples']} pairs"
+        )
+
+    def report(self, evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
+        low, high = evaluation["eval_accuracy_interval"]
+        return [
+            ("", f"reward on {evaluation['examples']:,} comparisons of {evaluation['data']}"),
+            ("accuracy", f"{evaluation['eval_accuracy']:.1%}  (95%: {low:.1%} to {high:.1%})"),
+            ("longer wins", f"{evaluation['longer_wins_accuracy']:.1%}"),
+            ("margin", f"{evaluation['eval_margin']:.3f}"),
+            ("loss", f"{evaluation['eval_loss']:.3f}"),
+            ("calibration error", f"{evaluation['eval_calibration_error']:.3f}"),
+        ]
+
+
+class Regression(Objective):
+    """A response should score what people rated it."""
+
+    sequences = ("input_ids",)
+    columns: ClassVar[Mapping[str, str]] = {"mean_reward": "mean reward"}
+
+    def examples(self, config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split) -> Tokenized:
+        return scored_examples(config, tokenizer, split)
+
+    def collator(self, pad_token_id: int) -> Collator:
+        from lorarlhf.training.collators import ScoredCollator
+
+        return ScoredCollator(pad_token_id)
+
+    def loss(self, scores: Tensor, batch: Mapping[str, Tensor], config: RewardConfig) -> LossAndNumbers:
+        return regression_loss(scores, batch["score"]), {}
+
+    def held_out(self, test: Dataset, scores: Sequence[Tensor]) -> dict[str, Any]:
+        return regression_metrics(scores[0], torch.tensor(test["score"]))
+
+    def result(self, summary: Mapping[str, Any]) -> str:
+        return (
+            f"held-out error {summary['eval_loss']:.3f}, correlation {summary['eval_correlation'] or 0:.3f} "
+            f"on {summary['eval_examples']} examples"
+        )
+
+    def report(self, evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
+        correlation = evaluation["eval_correlation"]
+        return [
+            ("", f"reward on {evaluation['examples']:,} ratings of {evaluation['data']}"),
+            ("squared error", f"{evaluation['eval_loss']:.3f}"),
+            ("correlation", "undefined" if correlation is None else f"{correlation:.3f}"),
+        ]
+
+
+OBJECTIVES: dict[ObjectiveName, Objective] = {
+    "bradley_terry": BradleyTerry(),
+    "regression": Regression(),
+}
 
 
 def bradley_terry_loss(
@@ -41,19 +185,3 @@ def bradley_terry_loss(
 def regression_loss(scores: Tensor, targets: Tensor) -> Tensor:
     """Mean squared error between [B] scores and [B] absolute ratings."""
     return F.mse_loss(scores, targets)
-
-
-def pair_calibration(margins: Tensor, bins: int = 10) -> float:
-    """Expected calibration error of sigmoid(margin) as the probability that the chosen response wins.
-
-    Confidence is max(p, 1 - p), a pair is right when its margin is positive, and the error is the gap between the two
-    in each of `bins` equal bins of [0.5, 1], weighted by their pairs (Guo et al. 2017, eq. 3).
-
-    Args:
-        margins: [N] score of the chosen response less that of the rejected one.
-    """
-    confidence = torch.sigmoid(margins.abs().double())
-    correct = (margins > 0).double()
-    index = ((confidence - 0.5) * 2 * bins).long().clamp(max=bins - 1)
-    gaps = torch.zeros(bins, dtype=torch.float64).index_add(0, index, confidence - correct)
-    return float(gaps.abs().sum() / len(margins))

@@ -11,6 +11,8 @@ from lorarlhf.memory import peak_memory_bytes
 from lorarlhf.recipe.sections import Role, Stage
 from lorarlhf.run import Run
 
+NOTHING_HELD_OUT = "no held-out examples"
+
 
 def training_summary(train: Tokenized, test: Tokenized, steps: int, start: float) -> dict[str, Any]:
     """How much a stage has seen, and what that took since `start` of `time.perf_counter`."""

@@ -13,7 +13,7 @@ import pytest
 from demo_runs import read_jsonl, save_random_adapter, small_recipe, small_sets
 
 from lorarlhf.cli.main import main
-from lorarlhf.recipe.load import list_recipes
+from lorarlhf.recipe.shipped import list_recipes
 from lorarlhf.run import Run
 
 STAGES = ["sft", "reward", "ppo"]

@@ -5,7 +5,8 @@ from typer.testing import CliRunner
 
 from lorarlhf.cli.recipes import recipes_app
 from lorarlhf.errors import UserError
-from lorarlhf.recipe.load import list_recipes, load_recipe
+from lorarlhf.recipe.load import load_recipe
+from lorarlhf.recipe.shipped import list_recipes
 
 
 def run(*args, ok=True):

@@ -3,7 +3,7 @@
 import pytest
 from rich.console import Console
 
-from lorarlhf.evaluation.report import SHOWN, counting, show_samples
+from lorarlhf.evaluation.report import SAMPLES_SHOWN, counting, show_samples
 
 
 def test_progress_in_plain_lines(capsys):
@@ -26,7 +26,7 @@ def test_samples_are_shown_as_they_are(capsys, terminal):
     responses = [f"[bold]{i}[/] so" for i in range(10)]
     show_samples(Console(force_terminal=terminal, width=80), ["why?"] * 10, responses, ["[red]no"] * 10, "Customer")
     out = capsys.readouterr().out
-    assert out.count("why?") == out.count("[red]no") == SHOWN
+    assert out.count("why?") == out.count("[red]no") == SAMPLES_SHOWN
     assert "[bold]3[/] so" in out
     assert "[bold]4[/] so" not in out
     assert "Customer" in out

@@ -22,7 +22,7 @@ from lorarlhf.backbone.load import attention, load_backbone
 from lorarlhf.errors import UserError
 from lorarlhf.export import merge
 from lorarlhf.export.merge import export_run
-from lorarlhf.recipe.load import shipped_folder
+from lorarlhf.recipe.shipped import shipped_folder
 from lorarlhf.run import Run
 
 BASE = shipped_folder("data") / "demo" / "model"

@@ -13,8 +13,9 @@ from lorarlhf.planner import fit as fitting
 from lorarlhf.planner.fit import GIB, auto_token_budget, check_memory, fit
 from lorarlhf.planner.plan import CannotPlanError, Planner
 from lorarlhf.planner.shadow import shadow_model
-from lorarlhf.recipe.load import list_recipes, load_recipe
+from lorarlhf.recipe.load import load_recipe
 from lorarlhf.recipe.sections import LoraConfig, ModelConfig, PPOConfig, Recipe, ScalarLoraOverride
+from lorarlhf.recipe.shipped import list_recipes
 
 QWEN = PUBLISHED["Qwen/Qwen2.5-7B-Instruct"]
 STAGES = ("sft", "reward", "ppo")

@@ -3,16 +3,9 @@
 import pytest
 
 from lorarlhf.errors import UserError
-from lorarlhf.recipe import load as recipes
-from lorarlhf.recipe.load import (
-    Option,
-    dump_recipe,
-    find_recipe,
-    list_recipes,
-    load_recipe,
-    resolve_path,
-    shipped_folder,
-)
+from lorarlhf.recipe import shipped
+from lorarlhf.recipe.load import Option, dump_recipe, load_recipe
+from lorarlhf.recipe.shipped import find_recipe, list_recipes, resolve_path, shipped_folder
 
 NAMES = [
     "demo",
@@ -85,7 +78,7 @@ def test_shipped_sizes_are_consistent(name):
 
 def test_in_the_wheel_what_ships_lies_inside_the_package(tmp_path, monkeypatch):
     package = tmp_path / "site-packages" / "lorarlhf"
-    monkeypatch.setattr(recipes, "PACKAGE", package)
+    monkeypatch.setattr(shipped, "PACKAGE", package)
     with pytest.raises(FileNotFoundError, match="install it again"):
         shipped_folder("data")
     (tmp_path / "site-packages" / "data").mkdir(parents=True)
@@ -95,7 +88,7 @@ def test_in_the_wheel_what_ships_lies_inside_the_package(tmp_path, monkeypatch):
 
 
 def test_resolve_path(tmp_path, monkeypatch):
-    monkeypatch.setattr(recipes, "PACKAGE", tmp_path / "lorarlhf")
+    monkeypatch.setattr(shipped, "PACKAGE", tmp_path / "lorarlhf")
     monkeypatch.setenv("HOME", "/home/me")
     (tmp_path / "data" / "demo").mkdir(parents=True)
     (tmp_path / "secret").touch()

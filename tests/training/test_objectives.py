@@ -1,10 +1,14 @@
 import math
+from typing import get_args
 
 import pytest
 import torch
+import torch.nn.functional as F
+from datasets import Dataset
 from torch.testing import assert_close
 
-from lorarlhf.training.objectives import bradley_terry_loss, pair_calibration, regression_loss
+from lorarlhf.recipe.sections import ObjectiveName, RewardConfig
+from lorarlhf.training.objectives import OBJECTIVES, bradley_terry_loss, regression_loss
 
 
 def sigmoid(x: float) -> float:
@@ -105,75 +109,38 @@ def test_regression_is_the_mean_squared_error():
     assert_close(scores.grad, torch.tensor([2.0, -4.0, 0.0]) / 3)
 
 
-# Calibration
+@pytest.mark.parametrize("name", get_args(ObjectiveName))
+def test_every_objective_of_the_recipe_is_in_the_table(name):
+    """A batch of two rows goes through its collator and loss, its metrics through both reports."""
+    objective, config = OBJECTIVES[name], RewardConfig(objective=name)
+    rows = [dict.fromkeys(objective.sequences, [5, 6, 7][: n + 2]) | {"score": float(n)} for n in range(2)]
+    batch = objective.collator(pad_token_id=0)(rows)
+    sequences = len(objective.sequences) * len(rows)
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (sequences, 3)
+    loss, numbers = objective.loss(torch.arange(float(sequences)), batch, config)
+    assert loss.isfinite()
+    assert set(numbers) <= set(objective.columns)
+    scores = [torch.tensor([1.0, 3.0]) - place for place in range(len(objective.sequences))]
+    metrics = objective.held_out(Dataset.from_list(rows), scores)
+    assert "held-out" in objective.result({**metrics, "eval_examples": 2})
+    assert objective.report({**metrics, "examples": 2, "data": "d.jsonl"})[0][1].startswith("reward on 2 ")
 
 
-def logit(p: float) -> float:
-    return math.log(p / (1 - p))
+def test_numbers_of_a_batch_of_pairs():
+    scores, batch = torch.tensor([1.0, 0.0, 3.0, 0.5, 2.0, -1.0]), {"tie": torch.tensor([False, False, True])}
+    loss, numbers = OBJECTIVES["bradley_terry"].loss(scores, batch, RewardConfig())
+    assert numbers == {"accuracy": 0.5, "margin": -0.75}  # of (1, 0.5) and (0, 2); a tie has no winner
+    margins = torch.tensor([0.5, -2.0])
+    expected = (
+        -F.logsigmoid(margins).sum() - 0.5 * (F.logsigmoid(torch.tensor(4.0)) + F.logsigmoid(torch.tensor(-4.0)))
+    ) / 3
+    assert_close(loss, expected)
+    assert OBJECTIVES["bradley_terry"].loss(scores[:2], {"tie": torch.tensor([True])}, RewardConfig())[1] == {}
 
 
-def pairs(*groups: tuple[float, int, int]) -> torch.Tensor:
-    """Margins of (confidence, right, wrong) groups: positive where the chosen response wins."""
-    margins = [
-        sign * logit(confidence) for confidence, right, wrong in groups for sign in [1.0] * right + [-1.0] * wrong
-    ]
-    return torch.tensor(margins)
-
-
-@pytest.mark.parametrize(
-    ("groups", "expected"),
-    [
-        ([(0.75, 3, 1)], 0.0),  # right as often as it says
-        ([(0.75, 4, 0)], 0.25),  # too modest
-        ([(0.75, 2, 2)], 0.25),  # too sure
-        ([(0.75, 0, 4)], 0.75),  # wrong every time
-        ([(0.95, 1, 1)], 0.45),
-        ([(0.75, 4, 0), (0.95, 2, 2)], 0.35),  # errors of either sign add up
-        ([(0.75, 3, 1), (0.95, 2, 2)], 0.225),
-        ([(0.55, 1, 0), (0.95, 1, 2)], (0.45 + 3 * (0.95 - 1 / 3)) / 4),
-        ([(0.62, 4, 0), (0.68, 2, 4)], (4 * 0.38 + 6 * (0.68 - 1 / 3)) / 10),  # ten bins from 0.5 to 1: they differ
-    ],
-)
-def test_calibration_worked_by_hand(groups, expected):
-    error = pair_calibration(pairs(*groups))
-    assert isinstance(error, float)
-    assert_close(error, expected, atol=1e-6, rtol=0)
-
-
-def slow_calibration(margins: list[float], bins: int) -> float:
-    """Guo et al. 2017, equation 3, over equal bins of [0.5, 1], in float64."""
-    error = 0.0
-    for b in range(bins):
-        low, high = 0.5 + 0.5 * b / bins, 0.5 + 0.5 * (b + 1) / bins
-        inside = [m for m in margins if low <= max(sigmoid(m), sigmoid(-m)) < high]
-        if inside:
-            confidence = math.fsum(max(sigmoid(m), sigmoid(-m)) for m in inside) / len(inside)
-            accuracy = sum(m > 0 for m in inside) / len(inside)
-            error += len(inside) / len(margins) * abs(confidence - accuracy)
-    return error
-
-
-@pytest.mark.parametrize("bins", [1, 2, 10, 15])
-def test_calibration_equals_the_reference(bins):
-    margins = 1.5 * torch.randn(60, generator=torch.Generator().manual_seed(0)) + 0.5
-    assert_close(pair_calibration(margins, bins=bins), slow_calibration(margins.tolist(), bins), atol=1e-6, rtol=0)
-
-
-def test_one_bin_compares_the_means():
-    # Too modest by 0.25 and too sure by 0.25 cancel within one bin.
-    margins = pairs((0.75, 4, 0), (0.95, 2, 2))
-    assert_close(pair_calibration(margins, bins=1), 0.1, atol=1e-6, rtol=0)
-
-
-def test_sure_and_right_is_calibrated():
-    assert_close(pair_calibration(torch.full((5,), 40.0)), 0.0, atol=1e-6, rtol=0)
-    assert_close(pair_calibration(torch.full((5,), -40.0)), 1.0, atol=1e-6, rtol=0)
-
-
-def test_labels_drawn_from_the_scores_are_calibrated():
-    generator = torch.Generator().manual_seed(0)
-    size = 2 * torch.randn(20_000, generator=generator).abs()
-    wins = torch.rand(20_000, generator=generator) < torch.sigmoid(size)
-    margins = torch.where(wins, size, -size)
-    assert pair_calibration(margins) < 0.02
-    assert pair_calibration(3 * margins) > 0.05  # the same order, three times as sure
+def test_a_margin_counts_only_where_the_recipe_says_so():
+    scores, batch = torch.tensor([1.0, 0.0]), {"margin": torch.tensor([1.0])}
+    without, _ = OBJECTIVES["bradley_terry"].loss(scores, batch, RewardConfig())
+    with_, _ = OBJECTIVES["bradley_terry"].loss(scores, batch, RewardConfig(use_margin=True))
+    assert_close(without, -F.logsigmoid(torch.tensor(1.0)))
+    assert_close(with_, torch.tensor(math.log(2)))

@@ -10,8 +10,9 @@ from demo_runs import DEMO, small_recipe, write_jsonl
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.run import Run
 from lorarlhf.stages.reward import train_reward
+from lorarlhf.training.collators import PairCollator
 from lorarlhf.training.objectives import bradley_terry_loss
-from lorarlhf.training.reward import PairCollator, RewardModelTrainer
+from lorarlhf.training.reward import RewardModelTrainer
 
 
 def log_sigmoid(x):

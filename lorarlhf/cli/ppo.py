@@ -1,0 +1,51 @@
+"""`lorarlhf ppo`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from lorarlhf.cli.options import Dataset, DryRun, Model, OutputDir, RecipeOption, Resume, Set
+from lorarlhf.cli.stage import print_dry_run, resolve
+
+
+def ppo(
+    recipe: RecipeOption,
+    model: Model = None,
+    dataset: Dataset = None,
+    output_dir: OutputDir = None,
+    set_: Set = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    reward: Annotated[
+        str | None, typer.Option(help="Folder or Hub id of a reward adapter.", show_default="reward/ of the run")
+    ] = None,
+    engine: Annotated[
+        Literal["lorarlhf", "trl"],
+        typer.Option(help="Whose PPO loop: this project's, or TRL 1.12's on the same backbone, to compare."),
+    ] = "lorarlhf",
+) -> None:
+    """Improve the policy against the reward with PPO."""
+    resolved, run_path = resolve("ppo", recipe, model, dataset, output_dir, set_)
+    if dry_run:
+        print_dry_run("ppo", resolved, run_path, reward)
+        return
+    from lorarlhf.cli.quiet import quiet_libraries
+
+    quiet_libraries()
+    from rich.console import Console
+
+    from lorarlhf.evaluation.report import samples_table
+    from lorarlhf.run import Run
+    from lorarlhf.stages.ppo import train_ppo
+
+    summary = train_ppo(resolved, Run(run_path), resume, reward, engine=engine)
+    before, best = summary["before"], summary["best"]
+    if best:
+        Console().print(samples_table(run_path / "ppo" / "samples.jsonl", best["iteration"]))
+        typer.echo(
+            f"ppo: held-out reward {before['eval_reward']:.3f} -> {best['eval_reward']:.3f} at iteration "
+            f"{best['iteration']}, KL {best['eval_kl']:.2f} nats a response"
+        )
+    typer.echo(f"ppo: adapter in {run_path / 'ppo'}, samples in {run_path / 'ppo' / 'samples.jsonl'}")

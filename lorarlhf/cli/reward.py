@@ -1,0 +1,32 @@
+"""`lorarlhf reward`."""
+
+from __future__ import annotations
+
+import typer
+
+from lorarlhf.cli.options import Dataset, DryRun, Model, OutputDir, RecipeOption, Resume, Set
+from lorarlhf.cli.stage import print_dry_run, resolve
+
+
+def reward(
+    recipe: RecipeOption,
+    model: Model = None,
+    dataset: Dataset = None,
+    output_dir: OutputDir = None,
+    set_: Set = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Train a reward model on comparisons (or ratings)."""
+    resolved, run_path = resolve("reward", recipe, model, dataset, output_dir, set_)
+    if dry_run:
+        print_dry_run("reward", resolved, run_path)
+        return
+    from lorarlhf.cli.quiet import quiet_libraries
+
+    quiet_libraries()
+    from lorarlhf.run import Run
+    from lorarlhf.stages.reward import result_line, train_reward
+
+    summary = train_reward(resolved, Run(run_path), resume)
+    typer.echo(f"reward: {result_line(summary)}; adapter in {run_path / 'reward'}")

@@ -1,0 +1,74 @@
+"""What ships with lorarlhf: its recipes, found by name, and the data that recipes name as `shipped:...`."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from lorarlhf.errors import UserError
+
+PACKAGE = Path(__file__).resolve().parents[1]
+SHIPPED = "shipped:"
+
+
+class RecipeInfo(NamedTuple):
+    """A recipe that ships with lorarlhf; the summary is the first line of its header comment."""
+
+    name: str
+    path: Path
+    summary: str
+
+
+def shipped_folder(name: Literal["recipes", "data"]) -> Path:
+    """Inside the package when installed from a wheel, next to it in the repository."""
+    for folder in (PACKAGE / "shipped" / name, PACKAGE.parent / name):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(f"the {name} that ship with lorarlhf are not in {PACKAGE}; install it again")
+
+
+def resolve_path(value: str) -> str:
+    """`shipped:demo/model` as the path of that file or folder, `~` expanded, everything else (Hub ids, paths) as it is.
+
+    Raises:
+        UserError: nothing of that name ships.
+    """
+    if value.startswith("~"):
+        return str(Path(value).expanduser())
+    if not value.startswith(SHIPPED):
+        return value
+    folder = shipped_folder("data")
+    path = folder / value.removeprefix(SHIPPED)
+    if not path.exists() or folder.resolve() not in path.resolve().parents:
+        raise UserError(f"{value}: nothing of that name ships with lorarlhf; look in {folder}")
+    return str(path)
+
+
+def list_recipes() -> list[RecipeInfo]:
+    """The recipes that ship, sorted by name; what they extend (`base/...`) is left out."""
+    infos = []
+    for path in sorted(shipped_folder("recipes").glob("*.yaml")):
+        first = path.read_text(encoding="utf-8").partition("\n")[0]
+        infos.append(RecipeInfo(path.stem, path, first.removeprefix("#").strip()))
+    return infos
+
+
+def find_recipe(name_or_path: str, relative_to: Path = Path()) -> Path:
+    """The file of a recipe: what ends in .yaml or .yml is a path, anything else the name of one that ships.
+
+    Raises:
+        UserError: no such file or name.
+    """
+    if name_or_path.endswith((".yaml", ".yml")):
+        path = relative_to / Path(name_or_path).expanduser()
+        if not path.is_file():
+            raise UserError(f"{path}: no such recipe file; check the path")
+        return path
+    folder = shipped_folder("recipes")
+    shipped = {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.yaml")}
+    if name_or_path in shipped:
+        return shipped[name_or_path]
+    near = get_close_matches(name_or_path.lower(), shipped, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else "`lorarlhf recipes list` shows the names"
+    raise UserError(f"{name_or_path}: no recipe of that name; {hint} (a path to your own must end in .yaml)")

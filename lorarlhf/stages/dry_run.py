@@ -1,0 +1,34 @@
+"""What a stage would do, said without loading anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from lorarlhf.recipe.sections import ModelConfig, Recipe, Stage
+from lorarlhf.recipe.shipped import resolve_path
+from lorarlhf.recipe.stages import STAGES
+from lorarlhf.run import Run
+
+
+def steps(stage: Stage, recipe: Recipe, run: Run, reward: str | None = None) -> Iterator[tuple[str, str]]:
+    """Verb and object of each thing that the stage would do, in order."""
+    info = STAGES[stage]
+    yield "load", f"{recipe.model.name} ({recipe.model.quantization}), once"
+    if info.starts_from:
+        start = run.stage(info.starts_from) if run.has_adapter(info.starts_from) else "the bare base model"
+        yield "start", f"from {start}"
+    if info.needs:
+        yield "score", f"with {reward or run.stage(info.needs)}, {len(recipe.ppo.reward_functions)} functions"
+    yield "train", f"{stage} on {info.source(recipe.data) or f'(set data.{info.data_key} or --dataset)'}"
+    yield "write", str(run.stage(stage))
+
+
+def has_model_config(config: ModelConfig) -> bool:
+    """Whether the model's config is here already: a dry run asks nobody for it."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = resolve_path(config.name)
+    if Path(path).is_dir():
+        return True
+    return isinstance(try_to_load_from_cache(path, "config.json", revision=config.revision), str)

@@ -1,0 +1,60 @@
+"""How well scores predict what people preferred, or how they rated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lorarlhf.intervals import wilson
+
+
+def preference_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, Any]:
+    """Accuracy (equal scores count half) with its 95% interval, mean margin, loss and calibration error over [N] pairs
+    of scores."""
+    margins = chosen - rejected
+    accuracy = wilson(_share_won(margins), len(margins))
+    return {
+        "eval_accuracy": accuracy.value,
+        "eval_accuracy_interval": [accuracy.low, accuracy.high],
+        "eval_margin": margins.mean().item(),
+        "eval_loss": -F.logsigmoid(margins).mean().item(),
+        "eval_calibration_error": pair_calibration(margins),
+    }
+
+
+def longer_wins(chosen: Sequence[Sequence[int]], rejected: Sequence[Sequence[int]]) -> float:
+    """Accuracy of preferring whichever is longer in tokens: what a reward model has to beat."""
+    return _share_won(torch.tensor([len(c) - len(r) for c, r in zip(chosen, rejected, strict=True)]))
+
+
+def regression_metrics(scores: Tensor, targets: Tensor) -> dict[str, float | None]:
+    """Error of [N] scores and their correlation with the [N] ratings they should predict, None if either is flat."""
+    correlation = torch.corrcoef(torch.stack([scores, targets]))[0, 1]
+    return {
+        "eval_loss": F.mse_loss(scores, targets).item(),
+        "eval_correlation": correlation.item() if correlation.isfinite() else None,
+    }
+
+
+def pair_calibration(margins: Tensor, bins: int = 10) -> float:
+    """Expected calibration error of sigmoid(margin) as the probability that the chosen response wins.
+
+    Confidence is max(p, 1 - p), a pair is right when its margin is positive, and the error is the gap between the two
+    in each of `bins` equal bins of [0.5, 1], weighted by their pairs (Guo et al. 2017, eq. 3).
+
+    Args:
+        margins: [N] score of the chosen response less that of the rejected one.
+    """
+    confidence = torch.sigmoid(margins.abs().double())
+    correct = (margins > 0).double()
+    index = ((confidence - 0.5) * 2 * bins).long().clamp(max=bins - 1)
+    gaps = torch.zeros(bins, dtype=torch.float64).index_add(0, index, confidence - correct)
+    return float(gaps.abs().sum() / len(margins))
+
+
+def _share_won(margins: Tensor) -> float:
+    return ((margins > 0).float() + 0.5 * (margins == 0).float()).mean().item()
