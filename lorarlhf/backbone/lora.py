@@ -22,12 +22,13 @@ def use_fused_forward(layer: Any) -> None:
 
 def fused_forward(layer: Any, x: Tensor) -> Tensor:
     """[..., in] -> [..., out], in the base layer's type: base layer and active adapter, if there is one."""
-    result = layer.base_layer(x)
+    result: Tensor = layer.base_layer(x)
     role = next(iter(layer.active_adapters), None)
     if layer.disable_adapters or role not in layer.lora_A:
         return result
     a, b = (matrices[role].weight.to(result.dtype) for matrices in (layer.lora_A, layer.lora_B))
-    return _AddLora.apply(result, x.to(result.dtype), a, b, layer.scaling[role])
+    updated: Tensor = _AddLora.apply(result, x.to(result.dtype), a, b, layer.scaling[role])
+    return updated
 
 
 class _AddLora(torch.autograd.Function):
