@@ -1,13 +1,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-all lint
+.PHONY: help demo test test-all lint docs
 
 help:
 	@echo "make demo      reward model, PPO, evaluation and export on a tiny model, in minutes on a CPU"
 	@echo "make test      the tests"
 	@echo "make test-all  the slow ones too"
 	@echo "make lint      ruff and mypy"
+	@echo "make docs      the documentation as a site in site/"
 
 # torch first and by itself: with its version met, nothing that follows replaces it by another build.
 .venv/installed: pyproject.toml constraints.txt
@@ -30,3 +31,7 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The theme's authors advertise their next tool at every build, hence the variable.
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build

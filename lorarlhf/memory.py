@@ -25,7 +25,8 @@ def total_memory_bytes() -> int:
     """Of the GPU as far as this process may use it, or of the machine (or container) where there is no GPU."""
     if torch.cuda.is_available():
         return _allowed_on_gpu() + CUDA_CONTEXT
-    return min(psutil.virtual_memory().total, _container_limit() or sys.maxsize)
+    total: int = psutil.virtual_memory().total
+    return min(total, _container_limit() or sys.maxsize)
 
 
 def available_memory_bytes() -> int:
@@ -33,8 +34,8 @@ def available_memory_bytes() -> int:
     if torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info()
         return min(free + torch.cuda.memory_reserved(), _allowed_on_gpu()) + CUDA_CONTEXT
-    held = psutil.Process().memory_info().rss
-    return min(psutil.virtual_memory().available + held, total_memory_bytes())
+    available: int = psutil.virtual_memory().available + psutil.Process().memory_info().rss
+    return min(available, total_memory_bytes())
 
 
 def _allowed_on_gpu() -> int:

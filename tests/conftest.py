@@ -12,6 +12,12 @@ if TYPE_CHECKING:
     from lorarlhf.backbone.shared import SharedBackbone
 
 
+def pytest_configure(config) -> None:
+    """Warnings of the tests' own code are errors. A filter names a module, and a module of the tests has no package."""
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        config.addinivalue_line("filterwarnings", rf"error:::{path.stem}\Z")
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Callable[[str], Path]:
     """`tiny_model(family)`: folder of a tiny random model of a family in `tiny_models`, made once."""

@@ -65,7 +65,7 @@ def load_model_config(config: ModelConfig) -> PreTrainedConfig:
     Raises UserError if there is none, or if it has no output layer of its own and the recipe wants it quantised.
     """
     with _plain_errors(config):
-        model_config = AutoConfig.from_pretrained(
+        model_config: PreTrainedConfig = AutoConfig.from_pretrained(
             resolve_path(config.name), revision=config.revision, trust_remote_code=config.trust_remote_code
         )
     for key, value in vars(model_config).items():

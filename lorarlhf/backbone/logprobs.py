@@ -43,7 +43,8 @@ def chunked_logprobs(
         logprobs [N] and entropy [N] (0 without), both float32.
     """
     if torch.is_grad_enabled() and hidden.requires_grad:
-        return _ChunkedLogprobs.apply(hidden, targets, logits_of, temperature, chunk, with_entropy)
+        logprobs, entropy = _ChunkedLogprobs.apply(hidden, targets, logits_of, temperature, chunk, with_entropy)
+        return logprobs, entropy
     results: list[tuple[Tensor, Tensor]] = []
     workspace = None
     for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True):
@@ -119,7 +120,8 @@ class Softmax:
 
     def entropy(self) -> Tensor:
         """[n] log total - E[shifted]."""
-        return self.total.log() - torch.linalg.vecdot(self.exp, self.shifted) / self.total
+        products: Tensor = torch.linalg.vecdot(self.exp, self.shifted)
+        return self.total.log() - products / self.total
 
 
 def _results(softmax: Softmax, targets: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor]:

@@ -27,12 +27,13 @@ def fused_forward(layer: Any, x: Tensor) -> Tensor:
     device = x.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # the planner's meta has none
         x = x.to(torch.get_autocast_dtype(device))
-    result = layer.base_layer(x)
+    result: Tensor = layer.base_layer(x)
     role = next(iter(layer.active_adapters), None)
     if layer.disable_adapters or role not in layer.lora_A:
         return result
     a, b = (matrices[role].weight.to(result.dtype) for matrices in (layer.lora_A, layer.lora_B))
-    return _AddLora.apply(result, x.to(result.dtype), a, b, layer.scaling[role])
+    updated: Tensor = _AddLora.apply(result, x.to(result.dtype), a, b, layer.scaling[role])
+    return updated
 
 
 class _AddLora(torch.autograd.Function):

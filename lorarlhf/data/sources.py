@@ -92,7 +92,7 @@ def hub_splits(source: str) -> list[str]:
             f"{source}: neither a file nor the form of a Hub id (name or owner/name); check data.* in the recipe"
         )
     try:
-        return datasets.get_dataset_split_names(source)
+        names: list[str] = datasets.get_dataset_split_names(source)
     except (datasets.exceptions.DatasetNotFoundError, HfHubHTTPError) as error:
         raise UserError(
             f"{source}: no such file, and no such data set on the Hub that you may read ({_first_line(error)}); "
@@ -105,6 +105,7 @@ def hub_splits(source: str) -> list[str]:
         ) from error
     except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: a data set that is a script
         raise UserError(f"{source}: `datasets` cannot read this Hub data set ({_first_line(error)})") from error
+    return names
 
 
 def _hub(source: str, split: str) -> Iterator[Placed]:

@@ -99,14 +99,15 @@ def merged_model(
             weight.data = weight.data.float()
             layer.merge()
             weight.data = weight.data.to(dtype)
-    return model.unload().to(dtype)
+    merged: PreTrainedModel = model.unload().to(dtype)
+    return merged
 
 
 def _load_classifier(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """The base as training multiplied it, in full, with a head for one score."""
     trained_in = compute_dtype(config)
     quantization = quantization_config(config, trained_in)
-    base = AutoModelForSequenceClassification.from_pretrained(
+    base: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
         **_from_pretrained(config), num_labels=1, dtype=trained_in, quantization_config=quantization, device_map="cpu"
     )
     if quantization is not None:

@@ -58,7 +58,8 @@ class ShadowBackbone(SharedBackbone):
     @property
     def device(self) -> torch.device:
         """Once it is made, where the real one would be: chunk sizes depend on it."""
-        return self.__dict__.get("target", torch.device("meta"))
+        target: torch.device = self.__dict__.get("target", torch.device("meta"))
+        return target
 
     @contextlib.contextmanager
     def on_meta(self) -> Iterator[None]:
@@ -90,7 +91,7 @@ def shadow_model(
         _keep_layers(model_config.get_text_config(), layers)
     dtype = _compute_dtype(config, target)
     with torch.device("meta"):
-        causal_lm = AutoModelForCausalLM.from_config(
+        causal_lm: PreTrainedModel = AutoModelForCausalLM.from_config(
             model_config,
             dtype=dtype,
             attn_implementation=_attention(config, dtype, target),
@@ -155,7 +156,8 @@ class Allocations(TorchDispatchMode):
         # Not a TorchFunctionMode: it would be off where checkpointing computes again.
         self._attention: Any = F.scaled_dot_product_attention
         F.scaled_dot_product_attention = _attend  # type: ignore[assignment]
-        return super().__enter__()
+        super().__enter__()
+        return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
@@ -199,7 +201,8 @@ class Allocations(TorchDispatchMode):
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **_: Any) -> Tensor:
-    return _FusedAttention.apply(query, key, value, attn_mask)
+    output: Tensor = _FusedAttention.apply(query, key, value, attn_mask)
+    return output
 
 
 class _FusedAttention(torch.autograd.Function):
@@ -241,7 +244,8 @@ def _quantised_forward(layer: Any, x: Tensor) -> Tensor:
     compute = getattr(layer, "compute_dtype", None) or x.dtype
     four_bits = isinstance(layer, bnb.nn.Linear4bit)
     shape = (layer.out_features, layer.in_features)
-    return _Quantised.apply(x.to(compute), shape, layer.bias, four_bits).to(x.dtype)
+    output: Tensor = _Quantised.apply(x.to(compute), shape, layer.bias, four_bits)
+    return output.to(x.dtype)
 
 
 class _Quantised(torch.autograd.Function):

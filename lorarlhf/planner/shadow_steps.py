@@ -97,11 +97,15 @@ def _sft_loss(shadow: ShadowBackbone, rows: int, length: int) -> Tensor:
     tokens = torch.empty(rows, length, dtype=torch.long, device="meta")
     with shadow.role("policy"):
         if not hasattr(trl_utils, "add_fused_lm_head"):  # TRL before 1.16 makes all logits at once
-            return shadow.causal_lm(input_ids=tokens, attention_mask=tokens, labels=tokens, use_cache=False).loss
+            loss: Tensor = shadow.causal_lm(
+                input_ids=tokens, attention_mask=tokens, labels=tokens, use_cache=False
+            ).loss
+            return loss
         hidden = shadow.trunk(input_ids=tokens, attention_mask=tokens, use_cache=False).last_hidden_state
     hidden = hidden[:, :-1]
     vocabulary = shadow.causal_lm.get_output_embeddings().out_features
-    return _TrlHead.apply(hidden.reshape(-1, hidden.shape[-1]), vocabulary, shadow.target.type).sum()
+    losses: Tensor = _TrlHead.apply(hidden.reshape(-1, hidden.shape[-1]), vocabulary, shadow.target.type)
+    return losses.sum()
 
 
 class _TrlHead(torch.autograd.Function):

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -161,7 +161,7 @@ def read_labels(path: Path) -> Labels:
 
 def now() -> str:
     """The time in UTC, ISO 8601."""
-    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _parsed(content: bytes, path: Path) -> tuple[Labels, int]:

@@ -16,7 +16,7 @@ def policy_loss(
     """The negated clipped surrogate objective (eq. 7), with ratio = exp(logprobs - old_logprobs).
 
     Args:
-        all [B, R]; `mask` True on response tokens.
+        logprobs, old_logprobs, advantages, mask: [B, R]; `mask` is True on response tokens.
 
     Returns:
         losses [B, R], 0 at padding, and a mask [B, R] of the tokens whose ratio was clipped.
