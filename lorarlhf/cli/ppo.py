@@ -26,7 +26,7 @@ def ppo(
         typer.Option(help="Whose PPO loop: this project's, or TRL 1.12's on the same backbone, to compare."),
     ] = "lorarlhf",
 ) -> None:
-    """Improve the policy against the reward with PPO."""
+    """Improve the policy against the reward with PPO (or RLOO, GRPO: --set ppo.advantage_estimator=rloo)."""
     resolved, run_path = resolve("ppo", recipe, model, dataset, output_dir, set_)
     if dry_run:
         print_dry_run("ppo", resolved, run_path, reward)

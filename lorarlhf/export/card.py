@@ -65,7 +65,7 @@ def _metadata(recipe: Recipe, stage: StageInfo, merged: torch.dtype | None) -> d
     metadata: dict[str, Any] = {
         "library_name": "transformers" if merged else "peft",
         "pipeline_tag": "text-classification" if stage.scores else "text-generation",
-        "tags": ["lorarlhf", "lora", *stage.tags],
+        "tags": ["lorarlhf", "lora", *(tag.format(algorithm=recipe.ppo.algorithm).lower() for tag in stage.tags)],
     }
     if is_hub_id(recipe.model.name):
         metadata["base_model"] = recipe.model.name
@@ -79,7 +79,8 @@ def _metadata(recipe: Recipe, stage: StageInfo, merged: torch.dtype | None) -> d
 
 def _about(recipe: Recipe, stage: StageInfo, base: str, merged: torch.dtype | None) -> str:
     held = QUANTIZED[recipe.model.quantization]
-    lines = [f"This is {stage.product}. It was made from `{base}` with LoRA on the {held} base model by lorarlhf."]
+    product = stage.product.format(algorithm=recipe.ppo.algorithm)
+    lines = [f"This is {product}. It was made from `{base}` with LoRA on the {held} base model by lorarlhf."]
     if merged is None:
         lines.append("This folder holds the adapter alone, in PEFT format; the base model is loaded beside it.")
     else:

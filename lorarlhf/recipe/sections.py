@@ -239,6 +239,11 @@ class PPOConfig(TrainingConfig):
         return self.micro_batch_tokens
 
     @property
+    def algorithm(self) -> str:
+        """What the literature calls it."""
+        return "PPO" if self.advantage_estimator == "gae" else self.advantage_estimator.upper()
+
+    @property
     def generations(self) -> int:
         """`num_generations`, or how many responses to a prompt the algorithm asks for by itself."""
         return self.num_generations or (1 if self.advantage_estimator == "gae" else 4)

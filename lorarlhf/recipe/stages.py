@@ -17,7 +17,8 @@ class StageInfo:
         data_keys: keys of `data` that it takes what it trains on from, the first that is set; `KEY_test` of the first
             holds what it is tested on.
         role: whose adapter it leaves in the run.
-        product: what that adapter makes of the base model, as the model card says it.
+        product: what that adapter makes of the base model, as the model card says it; `{algorithm}` stands in it and
+            in `tags` for what the recipe chose.
         tags: of the model card, beside `lorarlhf` and `lora`.
         unit: what its progress is counted in.
         columns: logged numbers that the display shows, by their headings.
@@ -86,8 +87,8 @@ STAGES: dict[Stage, StageInfo] = {
             title="policy",
             data_keys=("prompts", "preferences"),  # comparisons have prompts too
             role="policy",
-            product="a language model, trained with PPO against a reward model",
-            tags=("rlhf", "ppo"),
+            product="a language model, trained with {algorithm} against a reward model",
+            tags=("rlhf", "{algorithm}"),
             unit="iteration",
             columns={
                 "reward": "reward",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from lorarlhf.recipe.sections import ModelConfig, Recipe, Stage
+from lorarlhf.recipe.sections import ModelConfig, PPOConfig, Recipe, Stage
 from lorarlhf.recipe.shipped import resolve_path
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.run import Run
@@ -20,8 +20,16 @@ def steps(stage: Stage, recipe: Recipe, run: Run, reward: str | None = None) -> 
         yield "start", f"from {start}"
     if info.needs:
         yield "score", f"with {reward or run.stage(info.needs)}, {len(recipe.ppo.reward_functions)} functions"
+    if stage == "ppo":
+        yield "update", _learning(recipe.ppo)
     yield "train", f"{stage} on {info.source(recipe.data) or f'(set data.{info.data_key} or --dataset)'}"
     yield "write", str(run.stage(stage))
+
+
+def _learning(config: PPOConfig) -> str:
+    if config.advantage_estimator == "gae":
+        return f"policy and critic ({config.algorithm})"
+    return f"the policy, without a critic ({config.algorithm}, {config.generations} responses to each prompt)"
 
 
 def has_model_config(config: ModelConfig) -> bool:

@@ -86,7 +86,8 @@ def train_ppo(
         move_aside(folder)
     learner.wait()
     stage = STAGES["ppo"]
-    display = StageDisplay(stage.name, stage.unit, stage.columns, folder, resume, quiet=not learner.is_main)
+    title = stage.name if config.advantage_estimator == "gae" else config.advantage_estimator
+    display = StageDisplay(title, stage.unit, stage.columns, folder, resume, quiet=not learner.is_main)
 
     def log(row: dict[str, Any]) -> None:
         display.log(row)

@@ -122,8 +122,8 @@ def test_every_family_trains_in_bfloat16_under_the_rules_of_cuda(load_tiny, cuda
     sequences = mixed_sequences()
     gradients = []
     for model in (backbone, full):
-        logprobs, entropy = model("policy", sequences, 0.7)
-        (logprobs.sum() + entropy.sum() + model("critic", sequences).sum()).backward()
+        logprobs, entropy = model.logprobs("policy", sequences, 0.7)
+        (logprobs.sum() + entropy.sum() + model.values(sequences).sum()).backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     ours, expected = gradients
     assert ours.keys() == expected.keys()

@@ -31,8 +31,8 @@ from lorarlhf.recipe.sections import LoraShape
 
 def losses(backbone: SharedBackbone, sequences: TokenBatch) -> Tensor:
     """A policy and a critic loss in which each token counts differently, so that a mix-up shows."""
-    logprobs, entropy = backbone("policy", sequences, 0.7)
-    values = backbone("critic", sequences)
+    logprobs, entropy = backbone.logprobs("policy", sequences, 0.7)
+    values = backbone.values(sequences)
     weight = torch.linspace(-1.0, 2.0, logprobs.numel()).reshape(logprobs.shape)
     return (weight * logprobs).sum() - 0.3 * entropy.sum() + (weight * values.square()).sum()
 

@@ -39,7 +39,7 @@ def test_values_and_gradients_from_the_middle_equal_those_from_the_tokens(halves
 
     def run(below):
         backbone.zero_grad()
-        values = backbone("critic", sequences, below)
+        values = backbone.values(sequences, below)
         values.square().sum().backward()
         return [values, *(p.grad for p in backbone.role_parameters("critic"))]
 

@@ -239,7 +239,13 @@ def test_a_dry_run_says_what_would_be_done(command, tmp_path):
     assert "would score  with my/reward, 0 functions" in out
     assert "would train  ppo on my.jsonl" in out
     assert "would write  here/ppo" in out
+    assert "would update policy and critic (PPO)" in out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_knows_what_has_no_critic(command):
+    out = command("ppo", "--recipe", "demo", "--set", "ppo.advantage_estimator=rloo", "--dry-run")[1]
+    assert "would update the policy, without a critic (RLOO, 4 responses to each prompt)" in out
 
 
 def test_a_dry_run_starts_from_sft_if_it_is_there(command, tmp_path):

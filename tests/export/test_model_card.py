@@ -141,3 +141,10 @@ def test_the_card_says_which_base_was_merged_and_with_which_versions():
     versions = section(card(), "Versions")
     assert all(f"{name} " in versions for name in ("lorarlhf", "torch", "transformers", "peft", "trl"))
     assert torch.__version__ in versions
+
+
+def test_the_card_names_the_algorithm():
+    rloo = card(ppo={"advantage_estimator": "rloo"})
+    assert "trained with RLOO against a reward model" in rloo
+    assert "rloo" in metadata(rloo)["tags"]
+    assert "trained with PPO against a reward model" in card()

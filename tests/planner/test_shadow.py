@@ -86,7 +86,7 @@ def test_a_step_of_policy_and_critic_allocates_what_its_shadow_does(both, family
 
         def step(role=role):
             real.train()
-            result = real("policy", sequences, 1.0, False)[0] if role == "policy" else real("critic", sequences)
+            result = real.logprobs("policy", sequences, 1.0, False)[0] if role == "policy" else real.values(sequences)
             result.sum().backward()
 
         step()  # what is made once and stays
