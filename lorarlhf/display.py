@@ -61,10 +61,15 @@ class StageDisplay:
         if not resumed:
             self.path.write_text("")
 
-    def begin(self, total: int, done: int = 0) -> None:
-        """So many units in all, so many done by an earlier process, whose later rows are dropped: they come again."""
+    def begin(self, total: int, done: int = 0, rows: int | None = None) -> None:
+        """So many units in all, so many done by an earlier process, whose later rows are dropped: they come again.
+
+        Args:
+            rows: how many rows are not later; None for those of units up to `done`.
+        """
         if not self.quiet:
-            kept = [row for row in read_metrics(self.path) if row[self.unit] <= done]
+            written = read_metrics(self.path)
+            kept = [row for row in written if row[self.unit] <= done] if rows is None else written[:rows]
             self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         self.progress.reset(self.task, total=total, completed=done)
 

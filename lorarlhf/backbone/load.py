@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import bitsandbytes as bnb
 import torch
+from accelerate import PartialState
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -37,7 +38,7 @@ def load_backbone(config: ModelConfig, chat_template: str | None = None) -> Shar
     model_config = load_model_config(config)
     tokenizer = load_tokenizer(config)
     dtype = compute_dtype(config)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = PartialState(cpu=not torch.cuda.is_available()).device  # of several processes, each has its own
     with _plain_errors(config):
         causal_lm = AutoModelForCausalLM.from_pretrained(
             resolve_path(config.name),

@@ -22,6 +22,7 @@ from lorarlhf.cli.reward import reward
 from lorarlhf.cli.sample import sample
 from lorarlhf.cli.sft import sft
 from lorarlhf.errors import UserError
+from lorarlhf.recipe.stages import STAGES
 
 INTERRUPTED = 130  # what Typer makes of Ctrl-C
 
@@ -64,6 +65,7 @@ def main() -> None:
     sys.argv = [arg for arg in sys.argv if arg != "--verbose"]
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     try:
+        _one_of_several()
         app()
     except UserError as error:
         _fail(str(error), 2, verbose)
@@ -75,10 +77,27 @@ def main() -> None:
         _fail(_in_one_line(error), 1, verbose)
 
 
+def _one_of_several() -> None:
+    """Of several processes (`torchrun`, `accelerate launch`) the first alone says how it goes.
+
+    Raises:
+        UserError: the command is none that several processes can share.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return
+    command = next((arg for arg in sys.argv[1:] if not arg.startswith("-")), "")
+    if command and command not in STAGES:
+        raise UserError(f"{command}: runs in one process; call `lorarlhf {command}` without a launcher")
+    if os.environ["RANK"] != "0":
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # to the end of the process
+
+
 def _fail(message: str, code: int, verbose: bool) -> None:
     if verbose:
         traceback.print_exc()
-    typer.echo(f"Error: {message}", err=True)
+    rank = os.environ.get("RANK", "0")
+    if code != 2 or os.environ.get("LOCAL_RANK", "0") == "0":  # a fault of the input is that of all on one machine
+        typer.echo(f"Error: {message}" if rank == "0" else f"Error in process {rank}: {message}", err=True)
     sys.exit(code)
 
 

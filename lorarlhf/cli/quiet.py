@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 
@@ -14,7 +15,8 @@ def quiet_libraries() -> None:
 
     warnings.simplefilter("ignore")
     logging.basicConfig(format="%(message)s", level=logging.ERROR)
-    logging.getLogger("lorarlhf").setLevel(logging.INFO)
+    is_main = os.environ.get("RANK", "0") == "0"  # of several processes; the others would say the same
+    logging.getLogger("lorarlhf").setLevel(logging.INFO if is_main else logging.ERROR)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
     datasets.disable_progress_bars()

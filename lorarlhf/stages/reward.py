@@ -12,7 +12,6 @@ from datasets import Dataset
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.examples import SPLITS
-from lorarlhf.display import StageDisplay
 from lorarlhf.errors import UserError
 from lorarlhf.evaluation.reward_model import score_tokens
 from lorarlhf.planner.fit import check_memory
@@ -20,9 +19,9 @@ from lorarlhf.recipe.sections import Recipe
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.run import Run
 from lorarlhf.training.arguments import check_optimizer
-from lorarlhf.training.checkpoint import last_checkpoint, move_aside
+from lorarlhf.training.checkpoint import find_checkpoint, move_aside
 from lorarlhf.training.objectives import OBJECTIVES, Objective
-from lorarlhf.training.progress import DisplayCallback
+from lorarlhf.training.progress import show_progress
 from lorarlhf.training.results import NOTHING_HELD_OUT, save_results, training_summary
 from lorarlhf.training.reward import RewardModelTrainer
 
@@ -39,7 +38,7 @@ def train_reward(
     config, objective = recipe.reward, OBJECTIVES[recipe.reward.objective]
     check_optimizer(config, "reward")
     folder = run.stage("reward")
-    checkpoint = last_checkpoint(folder) if resume else None
+    checkpoint = find_checkpoint(folder) if resume else None
     if backbone is None:
         check_memory("reward", recipe)
         backbone = load_backbone(recipe.model, recipe.data.chat_template)
@@ -53,9 +52,9 @@ def train_reward(
         move_aside(folder)
     trainer = RewardModelTrainer(backbone, config, train.dataset, folder, recipe.seed)
     stage = STAGES["reward"]
-    display = StageDisplay(stage.name, stage.unit, {**stage.columns, **objective.columns}, folder, resume)
-    trainer.add_callback(DisplayCallback(display))
-    run.write_recipe(recipe)
+    display = show_progress(trainer, stage, {**stage.columns, **objective.columns}, resume)
+    if trainer.is_world_process_zero():
+        run.write_recipe(recipe)
     with display, backbone.role("reward"):
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     summary = {

@@ -13,14 +13,13 @@ from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.examples import SPLITS
 from lorarlhf.data.tokenized import sft_examples
-from lorarlhf.display import StageDisplay
 from lorarlhf.planner.fit import check_memory
 from lorarlhf.recipe.sections import Recipe
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.run import Run
 from lorarlhf.training.arguments import check_optimizer
-from lorarlhf.training.checkpoint import last_checkpoint, move_aside
-from lorarlhf.training.progress import DisplayCallback
+from lorarlhf.training.checkpoint import find_checkpoint, move_aside
+from lorarlhf.training.progress import show_progress
 from lorarlhf.training.results import NOTHING_HELD_OUT, save_results, training_summary
 from lorarlhf.training.sft import PolicySFTTrainer
 
@@ -30,7 +29,7 @@ def train_sft(recipe: Recipe, run: Run, resume: bool = False, backbone: SharedBa
     start = time.perf_counter()
     check_optimizer(recipe.sft, "sft")
     folder = run.stage("sft")
-    checkpoint = last_checkpoint(folder) if resume else None
+    checkpoint = find_checkpoint(folder) if resume else None
     if backbone is None:
         check_memory("sft", recipe)
         backbone = load_backbone(recipe.model, recipe.data.chat_template)
@@ -41,9 +40,9 @@ def train_sft(recipe: Recipe, run: Run, resume: bool = False, backbone: SharedBa
         move_aside(folder)
     trainer = PolicySFTTrainer(backbone, recipe.sft, train.dataset, test.dataset, folder, recipe.seed)
     stage = STAGES["sft"]
-    display = StageDisplay(stage.name, stage.unit, stage.columns, folder, resume)
-    trainer.add_callback(DisplayCallback(display))
-    run.write_recipe(recipe)
+    display = show_progress(trainer, stage, stage.columns, resume)
+    if trainer.is_world_process_zero():
+        run.write_recipe(recipe)
     with display, backbone.role("policy"):
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         held_out = _held_out(trainer.evaluate()) if len(test.dataset) else {}

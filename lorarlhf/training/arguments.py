@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from transformers import TrainingArguments
 
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import Stage, SupervisedConfig, TrainingConfig
+
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
 def check_optimizer(config: TrainingConfig, stage: Stage) -> None:
@@ -52,3 +55,11 @@ def supervised_arguments(config: SupervisedConfig, folder: Path, seed: int, dtyp
         "save_steps": config.save_steps,
         "bf16": dtype == torch.bfloat16,
     }
+
+
+def one_device(args: Arguments) -> Arguments:
+    """The same arguments for one device a process: transformers would put `nn.DataParallel` around the model where more
+    are visible, which copies a quantised base for each step."""
+    if args.device.type != "cpu":  # asking for the device counts them
+        args._n_gpu = 1
+    return args

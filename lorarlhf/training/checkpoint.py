@@ -1,36 +1,80 @@
-"""What transformers' Trainer writes and reads of a SharedBackbone."""
+"""Checkpoints of TRL's trainers: adapters, optimiser and schedule in a folder that is whole or not there."""
 
 from __future__ import annotations
 
 import itertools
+import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainingArguments
+import torch
+from accelerate import PartialState
+from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import TrainOutput
 
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.errors import UserError
+from lorarlhf.manifest import drop_oldest, newest_whole, written_whole
 
+NOT_YET_LOGGED = "not_yet_logged.json"
 logger = logging.getLogger(__name__)
 
 
-class RoleCheckpoints:
-    """Mixin for a Trainer: a checkpoint holds the roles in training, one folder each, and never the base model.
+class WholeCheckpoints(Trainer):
+    """Mixin for a Trainer on a SharedBackbone.
 
-    Optimiser, scheduler and random states are the Trainer's own files; it reads them with `weights_only=True`.
+    A checkpoint holds the roles in training, one folder each, and never the base model. Optimiser, schedule and random
+    state are the Trainer's own files; it reads them with `weights_only=True`. What has been counted since the last
+    logged row is kept as well, so that a row logged after a resume is that of an uninterrupted run.
     """
 
     backbone: SharedBackbone
-    args: TrainingArguments
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        for role in self.backbone.trained_roles:
-            self.backbone.save_role(role, Path(output_dir or self.args.output_dir or ".") / role)
+    def train(self, resume_from_checkpoint: str | None = None) -> TrainOutput:  # type: ignore[override]
+        """Train to the end, from a checkpoint or from the start; takes no step where the checkpoint is of the end."""
+        if resume_from_checkpoint is None:
+            return super().train()
+        checkpoint = Path(resume_from_checkpoint)
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        *_, steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
+        if state.global_step < steps:
+            self.keep_total_batch(json.loads((checkpoint / NOT_YET_LOGGED).read_text(encoding="utf-8")))
+            return super().train(resume_from_checkpoint=resume_from_checkpoint)
+        self._load_from_checkpoint(resume_from_checkpoint)
+        self.state = state
+        self.callback_handler.on_train_begin(self.args, self.state, self.control)
+        return TrainOutput(state.global_step, 0.0, {})
+
+    # What the Trainer calls
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.store_flos()  # an exchange between processes
+        unlogged = self._not_yet_logged()  # another
+        if self.args.should_save:
+            folder = Path(str(self.args.output_dir))
+            with written_whole(folder / f"checkpoint-{self.state.global_step}") as part:
+                for role in self.backbone.trained_roles:
+                    self.backbone.save_role(role, part / role)
+                self._save_optimizer_and_scheduler(str(part))
+                if self.args.world_size == 1:  # several draw nothing at random: dropout is off, the order is seeded
+                    self._save_rng_state(str(part))
+                (part / NOT_YET_LOGGED).write_text(json.dumps(unlogged), encoding="utf-8")
+                self.state.save_to_json(str(part / TRAINER_STATE_NAME))
+            drop_oldest(folder, self.args.save_total_limit)
+        self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         for role in self.backbone.trained_roles:
             self.backbone.load_role(role, Path(resume_from_checkpoint) / role)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Called at the first step after a resume, when the Trainer has set its counts to 0."""
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None:
+            self._count_on_from(json.loads((Path(checkpoint) / NOT_YET_LOGGED).read_text(encoding="utf-8")))
 
     def _send_telemetry(self) -> None:
         """TRL's trainers would report to the Hub here. Nothing phones home."""
@@ -38,22 +82,64 @@ class RoleCheckpoints:
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """TRL's trainers write a card into every checkpoint; the export writes one that knows the run."""
 
+    # Counts since the last logged row
 
-def last_checkpoint(folder: Path) -> Path:
-    """The checkpoint of a stage's folder to go on from.
+    def _not_yet_logged(self) -> dict[str, Any]:
+        loss = self.accelerator.reduce(self._tr_loss.clone(), "mean")
+        return {
+            "loss": loss.item(),
+            "last_logged": self._globalstep_last_logged,
+            "metrics": self._batch_numbers(),
+            "tokens": getattr(self, "_total_train_tokens", 0),  # SFTTrainer's
+            "total_batch": self.get_total_train_batch_size(self.args),
+        }
 
-    Raises:
-        UserError: there is none.
-    """
-    checkpoints = [p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
-    if not checkpoints:
-        raise UserError(f"{folder}: no checkpoint to resume from; run again without --resume")
-    return max(checkpoints, key=lambda p: int(p.name.split("-")[1]))
+    def _batch_numbers(self) -> dict[str, list[float]]:
+        """Of each batch since the last logged row, by name; the same in all processes."""
+        numbers: dict[str, list[float]] = self._metrics["train"]  # type: ignore[attr-defined]  # TRL's trainers'
+        return numbers
+
+    def _count_on_from(self, counts: Mapping[str, Any]) -> None:
+        self._tr_loss += torch.tensor(counts["loss"], dtype=self._tr_loss.dtype, device=self._tr_loss.device)
+        self._globalstep_last_logged = counts["last_logged"]
+        self._batch_numbers().update(counts["metrics"])
+        self._total_train_tokens = counts["tokens"]
+
+    def keep_total_batch(self, counts: Mapping[str, Any]) -> None:
+        """With another number of processes than before, accumulate as often as gives the same rows a step.
+
+        Raises:
+            UserError: there is no such number.
+        """
+        now = self.get_total_train_batch_size(self.args)
+        before, once = counts["total_batch"], now // self.args.gradient_accumulation_steps
+        if now == before:
+            return
+        if before % once:
+            raise UserError(
+                f"--resume: a step was of {before} rows, and {self.args.world_size} processes take {once} at a time; "
+                "resume with a number of processes (or per_device_train_batch_size) that divides it"
+            )
+        self.args.gradient_accumulation_steps = before // once
+        logger.warning("gradient_accumulation_steps is now %d: a step is of %d rows as before", before // once, before)
+
+
+def find_checkpoint(folder: Path) -> Path:
+    """The newest checkpoint that is whole; says which it passes over and why. Raises UserError if there is none."""
+    path, passed_over = newest_whole(folder)
+    for line in passed_over:
+        logger.warning("%s; going on from %s", line, path.name)
+    return path
 
 
 def move_aside(folder: Path) -> None:
-    """Make room for a fresh start: what an earlier one left is kept as `folder.1` and so on."""
-    if folder.exists():
+    """Make room for a fresh start: what an earlier one left is kept as `folder.1` and so on.
+
+    All processes call this; the main one moves.
+    """
+    state = PartialState()
+    if folder.exists() and state.is_main_process:
         numbered = (folder.with_name(f"{folder.name}.{n}") for n in itertools.count(1))
         aside = folder.rename(next(path for path in numbered if not path.exists()))
         logger.warning("%s held an earlier run; it is now %s", folder, aside)
+    state.wait_for_everyone()

@@ -22,7 +22,7 @@ from lorarlhf.recipe.sections import DataConfig, ObjectiveName, RewardConfig
 from lorarlhf.training.reward_metrics import longer_wins, preference_metrics, regression_metrics
 
 Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
-LossAndNumbers = tuple[Tensor, dict[str, float]]
+LossAndNumbers = tuple[Tensor, dict[str, Tensor]]
 
 
 class Objective(ABC):
@@ -46,7 +46,10 @@ class Objective(ABC):
 
     @abstractmethod
     def loss(self, scores: Tensor, batch: Mapping[str, Tensor], config: RewardConfig) -> LossAndNumbers:
-        """The mean loss of the [B] scores of a batch's sequences, and numbers to log."""
+        """The mean loss of the [B] scores of a batch's sequences; and `columns`, each [n], to be averaged and logged.
+
+        `mean_reward`, of the scores themselves, is logged anyway.
+        """
 
     @abstractmethod
     def held_out(self, test: Dataset, scores: Sequence[Tensor]) -> dict[str, Any]:
@@ -83,9 +86,7 @@ class BradleyTerry(Objective):
             chosen, rejected, margin, config.label_smoothing, config.center_rewards_coefficient, ties
         )
         decided = chosen - rejected if ties is None else (chosen - rejected)[~ties]
-        if not len(decided):
-            return loss, {}
-        return loss, {"accuracy": (decided > 0).float().mean().item(), "margin": decided.mean().item()}
+        return loss, {"accuracy": (decided > 0).float(), "margin": decided}
 
     def held_out(self, test: Dataset, scores: Sequence[Tensor]) -> dict[str, Any]:
         longer = longer_wins(*(test[column] for column in self.sequences))  # read as they are iterated

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorarlhf.display import StageDisplay
+from lorarlhf.recipe.stages import StageInfo
+
+CLOSING = "train_runtime"  # in the statistics that a Trainer logs in the end
 
 
 class DisplayCallback(TrainerCallback):
@@ -18,7 +23,9 @@ class DisplayCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.display.begin(state.max_steps, state.global_step)
+        # A checkpoint's state knows the rows that had been logged; later ones come again.
+        logged = [row for row in state.log_history if CLOSING not in row]
+        self.display.begin(state.max_steps, state.global_step, rows=len(logged))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.display.advance_to(state.global_step)
@@ -31,5 +38,13 @@ class DisplayCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if logs and "train_runtime" not in logs:  # the trainer's closing statistics
+        if logs and CLOSING not in logs:
             self.display.log({"step": state.global_step, **logs})
+
+
+def show_progress(trainer: Trainer, stage: StageInfo, columns: Mapping[str, str], resumed: bool) -> StageDisplay:
+    """The display of a stage, which the trainer tells how far it is; the main process alone shows it."""
+    folder, is_main = Path(str(trainer.args.output_dir)), trainer.is_world_process_zero()
+    display = StageDisplay(stage.name, stage.unit, columns, folder, resumed, quiet=not is_main)
+    trainer.add_callback(DisplayCallback(display))
+    return display

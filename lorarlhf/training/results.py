@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from accelerate import PartialState
+
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.tokenize import Tokenized
 from lorarlhf.memory import peak_memory_bytes
@@ -27,9 +29,14 @@ def training_summary(train: Tokenized, test: Tokenized, steps: int, start: float
 
 
 def save_results(run: Run, stage: Stage, backbone: SharedBackbone, role: Role, summary: dict[str, Any]) -> None:
-    """Write the role's adapter, the tokenizer and, last, `summary.json`; nothing trains any more."""
-    folder = run.stage(stage)
+    """Write the role's adapter, the tokenizer and, last, `summary.json`; nothing trains any more.
+
+    All processes call this; the main one writes.
+    """
+    folder, state = run.stage(stage), PartialState()
     backbone.train_roles()
-    backbone.save_role(role, folder)
-    backbone.tokenizer.save_pretrained(folder)
-    run.write_summary(stage, summary)
+    if state.is_main_process:
+        backbone.save_role(role, folder)
+        backbone.tokenizer.save_pretrained(folder)
+        run.write_summary(stage, summary)
+    state.wait_for_everyone()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import torch
 from datasets import Dataset
 from transformers import PrinterCallback
 from trl import SFTConfig as TRLSFTConfig
@@ -11,11 +13,12 @@ from trl import SFTTrainer
 
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.recipe.sections import SFTConfig
-from lorarlhf.training.arguments import supervised_arguments
-from lorarlhf.training.checkpoint import RoleCheckpoints
+from lorarlhf.training.arguments import one_device, supervised_arguments
+from lorarlhf.training.checkpoint import WholeCheckpoints
+from lorarlhf.training.processes import SharedBatches
 
 
-class PolicySFTTrainer(RoleCheckpoints, SFTTrainer):
+class PolicySFTTrainer(SharedBatches, WholeCheckpoints, SFTTrainer):
     """TRL's SFTTrainer on tokenised rows with labels."""
 
     def __init__(
@@ -27,9 +30,8 @@ class PolicySFTTrainer(RoleCheckpoints, SFTTrainer):
             backbone.enable_gradient_checkpointing()
         super().__init__(
             model=backbone.peft_model,  # type: ignore[arg-type]  # attached by the caller
-            args=TRLSFTConfig(
-                **supervised_arguments(config, folder, seed, backbone.compute_dtype),
-                max_length=None,
+            args=one_device(
+                TRLSFTConfig(**supervised_arguments(config, folder, seed, backbone.compute_dtype), max_length=None)
             ),
             train_dataset=train,
             eval_dataset=test,
@@ -37,3 +39,9 @@ class PolicySFTTrainer(RoleCheckpoints, SFTTrainer):
         )
         backbone.train_roles("policy")  # TRL has cast the adapter to bfloat16: back to float32
         self.remove_callback(PrinterCallback)
+
+    def leave_out(self, batch: dict[str, Any], rows: int) -> dict[str, Any]:
+        if rows:
+            return {key: value[:rows] for key, value in batch.items()}
+        nothing = {key: value[:1, :2] for key, value in batch.items()}  # a row has to go through the model all the same
+        return {**nothing, "labels": torch.full_like(nothing["labels"], -100)}
