@@ -14,11 +14,18 @@ from lorarlhf.recipe.sections import Recipe, Stage
 from lorarlhf.recipe.stages import LAST_FIRST
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Run:
-    """Paths of a run and what is written into them."""
+    """Paths of a run and what is written into them.
+
+    Args:
+        path: the folder, which need not be there yet; another Run is the same one.
+    """
 
     path: Path
+
+    def __init__(self, path: Run | Path | str) -> None:
+        object.__setattr__(self, "path", path.path if isinstance(path, Run) else Path(path))
 
     def stage(self, stage: Stage) -> Path:
         return self.path / stage

@@ -15,7 +15,7 @@ ORDER = (
     {"__main__"},
     {"cli"},
     {"stages"},
-    {"rl", "training", "evaluation", "preferences", "planner", "export", "demo"},
+    {"rl", "training", "evaluation", "preferences", "planner", "publishing", "demo"},
     {"generation"},
     {"backbone"},
     {"data"},

@@ -33,8 +33,8 @@ def export(
     from lorarlhf.cli.quiet import quiet_libraries
 
     quiet_libraries()
-    from lorarlhf.export.hub import push_to_hub as push
-    from lorarlhf.export.merge import export_run
+    from lorarlhf.publishing.hub import push_to_hub as push
+    from lorarlhf.publishing.merge import export_run
     from lorarlhf.run import Run
 
     chosen = stage or Run(run).last_stage()

@@ -12,13 +12,18 @@ import torch
 from torch import Tensor
 
 from lorarlhf.errors import UserError
-from lorarlhf.recipe.sections import WeightedFunction
+from lorarlhf.recipe.sections import PPOConfig, WeightedFunction
 
 RewardFunction = Callable[..., Sequence[float]]
 WeightedReward = tuple[RewardFunction, float]
 
 
-def load_reward_functions(specs: Sequence[str | WeightedFunction]) -> list[tuple[RewardFunction, float]]:
+def all_reward_functions(config: PPOConfig, more: Sequence[RewardFunction] = ()) -> list[WeightedReward]:
+    """Those that the recipe names, with their weights, and `more` of weight 1."""
+    return [*load_reward_functions(config.reward_functions), *((function, 1.0) for function in more)]
+
+
+def load_reward_functions(specs: Sequence[str | WeightedFunction]) -> list[WeightedReward]:
     """Import `package.module:function` entries of `ppo.reward_functions`, each with its weight."""
     if specs and "" not in sys.path:
         sys.path.insert(0, "")  # they may live in the current folder
@@ -37,9 +42,7 @@ def load_reward_functions(specs: Sequence[str | WeightedFunction]) -> list[tuple
     return functions
 
 
-def function_scores(
-    functions: Sequence[tuple[RewardFunction, float]], prompts: list[str], responses: list[str]
-) -> Tensor:
+def function_scores(functions: Sequence[WeightedReward], prompts: list[str], responses: list[str]) -> Tensor:
     """[B] weighted sum of the functions' scores. Raises UserError if one returns anything but B finite numbers."""
     total = torch.zeros(len(responses))
     for function, weight in functions:

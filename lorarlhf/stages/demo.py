@@ -16,7 +16,7 @@ from lorarlhf.data.tokenized import prompt_examples
 from lorarlhf.demo.world import gold_score, is_fluent
 from lorarlhf.evaluation.policy import Answers, answer, win_rate
 from lorarlhf.evaluation.report import show_samples
-from lorarlhf.export.merge import export_run
+from lorarlhf.publishing.merge import export_run
 from lorarlhf.recipe.load import load_recipe
 from lorarlhf.recipe.sections import Recipe
 from lorarlhf.rl.score import ScoringPasses, response_scorer

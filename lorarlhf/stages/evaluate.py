@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
@@ -15,9 +16,10 @@ from lorarlhf.data.tokenized import prompt_examples
 from lorarlhf.errors import UserError
 from lorarlhf.evaluation.policy import answer, policy_metrics
 from lorarlhf.evaluation.report import SAMPLES_SHOWN, counting, policy_lines
+from lorarlhf.recipe.load import Option
 from lorarlhf.recipe.sections import DataConfig, ObjectiveName, Recipe, Stage
 from lorarlhf.recipe.stages import STAGES
-from lorarlhf.rl.rewards import load_reward_functions
+from lorarlhf.rl.rewards import RewardFunction, WeightedReward, all_reward_functions
 from lorarlhf.rl.score import RolloutScorer, ScoringPasses, response_scorer
 from lorarlhf.run import Run
 from lorarlhf.stages.reward import held_out_metrics
@@ -26,7 +28,39 @@ from lorarlhf.training.objectives import OBJECTIVES
 BASE_MODEL: Literal["base"] = "base"  # where a policy starts that starts from no stage
 
 
-def evaluate_run(run: Run, recipe: Recipe, stage: Stage, console: Console) -> dict[str, Any]:
+def evaluate(
+    run: Run | Path | str,
+    stage: Stage | None = None,
+    dataset: str | None = None,
+    sets: Sequence[str] = (),
+    reward_functions: Sequence[RewardFunction] = (),
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """How well a reward model predicts held-out comparisons, or what a policy has come to answer.
+
+    Args:
+        run: a run, or its folder.
+        stage: None takes the last one that has finished.
+        dataset: a source to test on, all of it or its test split; None takes what the run holds out.
+        sets: keys of the run's recipe that are to be different here, as `ppo.temperature=0.3`.
+        reward_functions: part of the reward, each with weight 1, as `train_ppo` was given them.
+        console: where progress is shown; None shows nothing.
+
+    Returns:
+        What `lorarlhf evaluate` writes to `evaluation.json`; nothing is written here.
+
+    Raises:
+        UserError: there is no such run or stage, or nothing is held out.
+    """
+    run = Run(run)
+    stage = stage or run.last_stage()
+    named = {} if dataset is None else {f"data.{STAGES[stage].data_key}_test": Option("dataset", dataset)}
+    return evaluate_run(run, run.read_recipe(named, sets), stage, console or Console(quiet=True), reward_functions)
+
+
+def evaluate_run(
+    run: Run, recipe: Recipe, stage: Stage, console: Console, reward_functions: Sequence[RewardFunction] = ()
+) -> dict[str, Any]:
     """What `evaluation.json` holds: of a reward model how well it predicts, of a policy what has changed.
 
     Args:
@@ -36,6 +70,7 @@ def evaluate_run(run: Run, recipe: Recipe, stage: Stage, console: Console) -> di
         UserError: the stage has left no adapter, or there is nothing held out.
     """
     adapter, info = run.adapter(stage), STAGES[stage]
+    functions = all_reward_functions(recipe.ppo, reward_functions)
     backbone = load_backbone(recipe.model, recipe.data.chat_template)
     backbone.load_role(info.role, adapter)
     if info.scores:
@@ -45,7 +80,7 @@ def evaluate_run(run: Run, recipe: Recipe, stage: Stage, console: Console) -> di
         backbone.load_role("reference", run.stage(reference))
     if run.has_adapter("reward"):
         backbone.load_role("reward", run.stage("reward"))
-    return {"stage": stage, "reference": reference, **evaluate_policy(backbone, recipe, stage, console)}
+    return {"stage": stage, "reference": reference, **evaluate_policy(backbone, recipe, stage, functions, console)}
 
 
 def reference_of(run: Run, stage: Stage) -> Stage | Literal["base"]:
@@ -77,13 +112,15 @@ def evaluate_reward(
     }
 
 
-def evaluate_policy(backbone: SharedBackbone, recipe: Recipe, stage: Stage, console: Console) -> dict[str, Any]:
+def evaluate_policy(
+    backbone: SharedBackbone, recipe: Recipe, stage: Stage, functions: Sequence[WeightedReward], console: Console
+) -> dict[str, Any]:
     """The policy role beside the reference on held-out prompts, each answered once by both."""
     data = _prompts_of(recipe.data, stage)
     prompts = prompt_examples(data, backbone.tokenizer, "test")
     if not prompts:
         raise _nothing_held_out()
-    score = _scorer(backbone, recipe)
+    score = _scorer(backbone, recipe, functions)
     with counting(console, "answered", 2 * len(prompts)) as advance:
         before, after = (
             answer(backbone, role, prompts, recipe.ppo, recipe.seed, score, advance) for role in ("reference", "policy")
@@ -109,9 +146,8 @@ def evaluate_policy(backbone: SharedBackbone, recipe: Recipe, stage: Stage, cons
     }
 
 
-def _scorer(backbone: SharedBackbone, recipe: Recipe) -> RolloutScorer | None:
+def _scorer(backbone: SharedBackbone, recipe: Recipe, functions: Sequence[WeightedReward]) -> RolloutScorer | None:
     """The reward of PPO, as far as the run has one; None if it has none."""
-    functions = load_reward_functions(recipe.ppo.reward_functions)
     if "reward" not in backbone.roles and not functions:
         return None
     passes = ScoringPasses(backbone, recipe.ppo.temperature, FORWARD_TOKENS)

@@ -29,7 +29,7 @@ from lorarlhf.rl.held_out import HeldOut
 from lorarlhf.rl.learner import Learner, check_trackers
 from lorarlhf.rl.loop import Setup, evaluate, train
 from lorarlhf.rl.prompts import PromptStream
-from lorarlhf.rl.rewards import RewardFunction, WeightedReward, load_reward_functions
+from lorarlhf.rl.rewards import RewardFunction, WeightedReward, all_reward_functions
 from lorarlhf.rl.score import ScoringPasses, response_scorer
 from lorarlhf.rl.state import TrainingState
 from lorarlhf.rl.trl_engine import check_trl, train_with_trl
@@ -42,7 +42,7 @@ Engine = Literal["lorarlhf", "trl"]
 
 def train_ppo(
     recipe: Recipe,
-    run: Run,
+    run: Run | Path | str,
     resume: bool = False,
     reward: str | None = None,
     backbone: SharedBackbone | None = None,
@@ -54,13 +54,15 @@ def train_ppo(
     The policy starts from `RUN/sft` if that stage has run, else from the bare base; the reference is where it started.
 
     Args:
+        run: a run, or its folder.
+        resume: go on from the last checkpoint.
         reward: folder or Hub id of a reward adapter; None takes `RUN/reward`.
         backbone: one that is loaded already. None loads the recipe's model.
         engine: whose loop updates policy and critic. Everything around it is the same.
         reward_functions: added to the reward, each with weight 1, beside those that the recipe names.
     """
-    start = time.perf_counter()
-    functions = [*load_reward_functions(recipe.ppo.reward_functions), *((f, 1.0) for f in reward_functions)]
+    start, run = time.perf_counter(), Run(run)
+    functions = all_reward_functions(recipe.ppo, reward_functions)
     reward_folder = _check(recipe.ppo, run, reward, functions, engine, resume)
     folder, has_sft = run.stage("ppo"), run.has_adapter("sft")
     checkpoint = find_checkpoint(folder) if resume else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,14 +28,16 @@ from lorarlhf.training.reward import RewardModelTrainer
 
 
 def train_reward(
-    recipe: Recipe, run: Run, resume: bool = False, backbone: SharedBackbone | None = None
+    recipe: Recipe, run: Run | Path | str, resume: bool = False, backbone: SharedBackbone | None = None
 ) -> dict[str, Any]:
     """Train, evaluate on held-out data and save the reward adapter; return what `summary.json` holds.
 
     Args:
+        run: a run, or its folder.
+        resume: go on from the last checkpoint.
         backbone: one that is loaded already; it gains the reward role. None loads the recipe's model.
     """
-    start = time.perf_counter()
+    start, run = time.perf_counter(), Run(run)
     config, objective = recipe.reward, OBJECTIVES[recipe.reward.objective]
     check_optimizer(config, "reward")
     folder = run.stage("reward")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,9 +25,17 @@ from lorarlhf.training.results import NOTHING_HELD_OUT, save_results, training_s
 from lorarlhf.training.sft import PolicySFTTrainer
 
 
-def train_sft(recipe: Recipe, run: Run, resume: bool = False, backbone: SharedBackbone | None = None) -> dict[str, Any]:
-    """Train, evaluate and save the policy's adapter; the loss counts the response alone. Returns the summary."""
-    start = time.perf_counter()
+def train_sft(
+    recipe: Recipe, run: Run | Path | str, resume: bool = False, backbone: SharedBackbone | None = None
+) -> dict[str, Any]:
+    """Train on the responses alone, evaluate and save the policy's adapter; return what `summary.json` holds.
+
+    Args:
+        run: a run, or its folder.
+        resume: go on from the last checkpoint.
+        backbone: one that is loaded already; it gains the policy role. None loads the recipe's model.
+    """
+    start, run = time.perf_counter(), Run(run)
     check_optimizer(recipe.sft, "sft")
     folder = run.stage("sft")
     checkpoint = find_checkpoint(folder) if resume else None

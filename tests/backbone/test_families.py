@@ -12,7 +12,7 @@ from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.display import read_metrics
-from lorarlhf.export.merge import export_run
+from lorarlhf.publishing.merge import export_run
 from lorarlhf.recipe.sections import DataConfig, LoraConfig, ModelConfig, PPOConfig, Recipe, RewardConfig
 from lorarlhf.run import Run
 from lorarlhf.stages.ppo import train_ppo

@@ -4,7 +4,7 @@ import pytest
 import torch
 import yaml
 
-from lorarlhf.export.card import is_hub_id, model_card, without_folders
+from lorarlhf.publishing.card import is_hub_id, model_card, without_folders
 from lorarlhf.recipe.load import load_recipe
 from lorarlhf.recipe.sections import Recipe
 

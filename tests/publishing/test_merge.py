@@ -20,8 +20,8 @@ from transformers import (
 from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.load import attention, load_backbone
 from lorarlhf.errors import UserError
-from lorarlhf.export import merge
-from lorarlhf.export.merge import export_run
+from lorarlhf.publishing import merge
+from lorarlhf.publishing.merge import export_run
 from lorarlhf.recipe.shipped import shipped_folder
 from lorarlhf.run import Run
 

@@ -25,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from lorarlhf import __version__
 from lorarlhf.backbone.load import compute_dtype, load_model_config, quantization_config
 from lorarlhf.errors import UserError
-from lorarlhf.export.card import model_card, without_folders
+from lorarlhf.publishing.card import model_card, without_folders
 from lorarlhf.recipe.sections import ModelConfig, Recipe, Stage
 from lorarlhf.recipe.shipped import resolve_path
 from lorarlhf.recipe.stages import STAGES

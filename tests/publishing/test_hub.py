@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
 )
 
 from lorarlhf.errors import UserError
-from lorarlhf.export import hub
+from lorarlhf.publishing import hub
 
 
 class Url(str):

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from lorarlhf.cli.main import main
-from lorarlhf.export import hub
+from lorarlhf.publishing import hub
 
 
 @pytest.fixture
