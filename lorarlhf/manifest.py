@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from lorarlhf.errors import UserError
 MANIFEST = "manifest.json"
 FORMAT = 2  # of a checkpoint; 1 had no manifest
 BEING_WRITTEN = ".part"
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -81,6 +83,14 @@ def newest_whole(folder: Path) -> tuple[Path, list[str]]:
         passed_over.append(f"{path}: {fault}")
     reasons = "".join(f" ({line})" for line in passed_over[:1])
     raise UserError(f"{folder}: no checkpoint to resume from{reasons}; run again without --resume")
+
+
+def find_checkpoint(folder: Path) -> Path:
+    """The newest checkpoint that is whole; says which it passes over and why. Raises UserError if there is none."""
+    path, passed_over = newest_whole(folder)
+    for line in passed_over:
+        logger.warning("%s; going on from %s", line, path.name)
+    return path
 
 
 def drop_oldest(folder: Path, keep: int | None) -> None:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from pathlib import Path
 
 import torch
 
-from lorarlhf.manifest import drop_oldest, newest_whole, written_whole
+from lorarlhf.manifest import drop_oldest, written_whole
 from lorarlhf.rl.learner import Learner
 from lorarlhf.rl.state import TrainingState
 
 STATE_FILE = "state.json"
 OPTIMIZER_FILE = "optimizer.pt"
-logger = logging.getLogger(__name__)
 
 
 def save_checkpoint(folder: Path, state: TrainingState, learner: Learner, keep: int | None) -> None:
@@ -37,14 +35,6 @@ def save_checkpoint(folder: Path, state: TrainingState, learner: Learner, keep: 
                 shutil.copytree(folder / "best", part / "best")
         drop_oldest(folder, keep)
     learner.wait()
-
-
-def find_checkpoint(folder: Path) -> Path:
-    """The newest checkpoint that is whole; says which it passes over and why. Raises UserError if there is none."""
-    path, passed_over = newest_whole(folder)
-    for line in passed_over:
-        logger.warning("%s; going on from %s", line, path.name)
-    return path
 
 
 def load_checkpoint(checkpoint: Path, folder: Path, learner: Learner) -> TrainingState:

@@ -19,12 +19,13 @@ from lorarlhf.data.tokenized import prompt_examples
 from lorarlhf.display import StageDisplay
 from lorarlhf.errors import UserError
 from lorarlhf.generation.sample import ResponseSampler
+from lorarlhf.manifest import find_checkpoint
 from lorarlhf.memory import peak_memory_bytes
 from lorarlhf.planner.fit import auto_token_budget, check_memory
 from lorarlhf.recipe.sections import LoraConfig, PPOConfig, Recipe, ScalarLoraOverride
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.rl.algorithms import Algorithm, make_algorithm
-from lorarlhf.rl.checkpoint import find_checkpoint, load_checkpoint
+from lorarlhf.rl.checkpoint import load_checkpoint
 from lorarlhf.rl.held_out import HeldOut
 from lorarlhf.rl.learner import Learner, check_trackers
 from lorarlhf.rl.loop import Setup, evaluate, train
@@ -84,9 +85,8 @@ def train_ppo(
         backbone.enable_gradient_checkpointing()
     learner = Learner(backbone, config, backbone.trained_roles, folder)
     learner.share.check(config.batch_size // config.generations, "ppo.batch_size")
-    if not resume and learner.is_main:
+    if not resume:
         move_aside(folder)
-    learner.wait()
     stage = STAGES["ppo"]
     title = stage.name if config.advantage_estimator == "gae" else config.advantage_estimator
     display = StageDisplay(title, stage.unit, stage.columns, folder, resume, quiet=not learner.is_main)

@@ -14,12 +14,13 @@ from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.examples import SPLITS
 from lorarlhf.data.tokenized import sft_examples
+from lorarlhf.manifest import find_checkpoint
 from lorarlhf.planner.fit import check_memory
 from lorarlhf.recipe.sections import Recipe
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.run import Run
 from lorarlhf.training.arguments import check_optimizer
-from lorarlhf.training.checkpoint import find_checkpoint, move_aside
+from lorarlhf.training.checkpoint import move_aside
 from lorarlhf.training.progress import show_progress
 from lorarlhf.training.results import NOTHING_HELD_OUT, save_results, training_summary
 from lorarlhf.training.sft import PolicySFTTrainer

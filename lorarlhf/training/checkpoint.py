@@ -17,7 +17,7 @@ from transformers.trainer_utils import TrainOutput
 
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.errors import UserError
-from lorarlhf.manifest import drop_oldest, newest_whole, written_whole
+from lorarlhf.manifest import drop_oldest, written_whole
 
 NOT_YET_LOGGED = "not_yet_logged.json"
 logger = logging.getLogger(__name__)
@@ -122,14 +122,6 @@ class WholeCheckpoints(Trainer):
             )
         self.args.gradient_accumulation_steps = before // once
         logger.warning("gradient_accumulation_steps is now %d: a step is of %d rows as before", before // once, before)
-
-
-def find_checkpoint(folder: Path) -> Path:
-    """The newest checkpoint that is whole; says which it passes over and why. Raises UserError if there is none."""
-    path, passed_over = newest_whole(folder)
-    for line in passed_over:
-        logger.warning("%s; going on from %s", line, path.name)
-    return path
 
 
 def move_aside(folder: Path) -> None:

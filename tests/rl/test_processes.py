@@ -15,6 +15,7 @@ from demo_runs import read_jsonl, save_random_adapter, small_recipe, small_sets,
 from safetensors.torch import load_file
 
 from lorarlhf.run import Run
+from lorarlhf.stages.ppo import train_ppo
 
 SETS = (
     *("ppo.iterations=3", "ppo.eval_every=1", "ppo.save_every=1", "ppo.missing_eos_penalty=0.5", "ppo.kl_target=0.05"),
@@ -41,6 +42,15 @@ def command(folder: Path, run: Path, processes: int, *arguments: str) -> list[st
 
 def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def train_here(folder: Path, name: str, *sets: str, resume: bool = False) -> Path:
+    """One process: this one."""
+    run = folder / name
+    if not run.exists():
+        shutil.copytree(folder / "run", run)
+    train_ppo(small_recipe(folder, *SETS, *sets), Run(run), resume)
+    return run / "ppo"
 
 
 def launch(folder: Path, name: str, processes: int, *arguments: str) -> Path:
@@ -76,17 +86,28 @@ def assert_same(ours: Path, expected: Path) -> None:
     assert [row["prompt"] for row in samples] == [row["prompt"] for row in other_samples]
 
 
-@pytest.mark.parametrize("estimator", ["gae", "rloo"])
-def test_two_processes_do_what_one_does(start, estimator):
-    sets = ("--set", f"ppo.advantage_estimator={estimator}")
-    one = launch(start, f"one-{estimator}", 1, *sets)
-    two = launch(start, f"two-{estimator}", 2, *sets)
-    assert_same(two, one)
+@pytest.fixture(scope="module")
+def alone(start):
+    """What one process makes of the run."""
+    return train_here(start, "one")
+
+
+def test_two_processes_do_what_one_does(start, alone):
+    two = launch(start, "two", 2)
+    assert_same(two, alone)
     assert json.loads((two / "summary.json").read_text())["iterations"] == 3
 
 
-def test_killed_on_two_processes_and_resumed_on_one_and_on_two(start):
-    whole = launch(start, "one-gae", 1) if not (start / "one-gae").exists() else start / "one-gae" / "ppo"
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", ["rloo", "grpo"])
+def test_two_processes_do_what_one_does_without_a_critic(start, estimator):
+    setting = f"ppo.advantage_estimator={estimator}"
+    assert_same(launch(start, f"two-{estimator}", 2, "--set", setting), train_here(start, f"one-{estimator}", setting))
+
+
+@pytest.fixture(scope="module")
+def killed(start):
+    """A run of two processes, killed after its first checkpoint."""
     run = start / "killed"
     shutil.copytree(start / "run", run)
     running = subprocess.Popen(
@@ -96,16 +117,25 @@ def test_killed_on_two_processes_and_resumed_on_one_and_on_two(start):
         env=environment(),
         start_new_session=True,
     )
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 300
     while not (run / "ppo" / "checkpoint-1").is_dir():
         assert time.monotonic() < deadline
         assert running.poll() is None
         time.sleep(0.05)
     os.killpg(running.pid, signal.SIGKILL)
     running.wait()
-    shutil.copytree(run, start / "killed-too")
-    for name, processes in (("killed", 1), ("killed-too", 2)):
-        assert_same(launch(start, name, processes, "--resume"), whole)
+    return run
+
+
+def test_killed_on_two_processes_and_resumed_on_one(start, alone, killed):
+    shutil.copytree(killed, start / "resumed-on-one")
+    assert_same(train_here(start, "resumed-on-one", resume=True), alone)
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_on_two_processes(start, alone, killed):
+    shutil.copytree(killed, start / "resumed-on-two")
+    assert_same(launch(start, "resumed-on-two", 2, "--resume"), alone)
 
 
 def test_what_fails_in_one_process_fails_in_all_with_one_line(start, tmp_path):
