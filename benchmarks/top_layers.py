@@ -28,10 +28,10 @@ from lorarlhf.backbone.adapters import Adapters
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.cli.quiet import quiet_libraries
-from lorarlhf.demo import run as demo_run
 from lorarlhf.recipe.load import load_recipe
 from lorarlhf.recipe.sections import ModelConfig
 from lorarlhf.run import Run
+from lorarlhf.stages import demo as demo_run
 from lorarlhf.stages.reward import train_reward
 
 
