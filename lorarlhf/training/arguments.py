@@ -60,6 +60,5 @@ def supervised_arguments(config: SupervisedConfig, folder: Path, seed: int, dtyp
 def one_device(args: Arguments) -> Arguments:
     """The same arguments for one device a process: transformers would put `nn.DataParallel` around the model where more
     are visible, which copies a quantised base for each step."""
-    if args.device.type != "cpu":  # asking for the device counts them
-        args._n_gpu = 1
+    args._n_gpu = min(args.n_gpu, 1)
     return args

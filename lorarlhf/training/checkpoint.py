@@ -40,11 +40,13 @@ class WholeCheckpoints(Trainer):
         checkpoint = Path(resume_from_checkpoint)
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         *_, steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
+        counts = json.loads((checkpoint / NOT_YET_LOGGED).read_text(encoding="utf-8"))
         if state.global_step < steps:
-            self.keep_total_batch(json.loads((checkpoint / NOT_YET_LOGGED).read_text(encoding="utf-8")))
+            self._keep_total_batch(counts["total_batch"])
             return super().train(resume_from_checkpoint=resume_from_checkpoint)
         self._load_from_checkpoint(resume_from_checkpoint)
-        self.state = state
+        self.state, self._total_train_tokens = state, counts["tokens"]
+        self.accelerator.prepare_model(self.model)  # for what is evaluated next
         self.callback_handler.on_train_begin(self.args, self.state, self.control)
         return TrainOutput(state.global_step, 0.0, {})
 
@@ -105,14 +107,14 @@ class WholeCheckpoints(Trainer):
         self._batch_numbers().update(counts["metrics"])
         self._total_train_tokens = counts["tokens"]
 
-    def keep_total_batch(self, counts: Mapping[str, Any]) -> None:
+    def _keep_total_batch(self, before: int) -> None:
         """With another number of processes than before, accumulate as often as gives the same rows a step.
 
         Raises:
             UserError: there is no such number.
         """
         now = self.get_total_train_batch_size(self.args)
-        before, once = counts["total_batch"], now // self.args.gradient_accumulation_steps
+        once = now // self.args.gradient_accumulation_steps
         if now == before:
             return
         if before % once:

@@ -1,0 +1,154 @@
+"""sft and reward on two processes (gloo, on the CPU) do what they do on one with the same rows a step."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from demo_runs import read_jsonl, small_sets, untimed
+from safetensors.torch import load_file
+from torch import nn
+from transformers import TrainingArguments
+
+from lorarlhf.run import Run
+from lorarlhf.training import processes
+from lorarlhf.training.arguments import one_device
+from lorarlhf.training.processes import average_gradients
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+# 33 demonstrations and 37 pairs: the last step of an epoch has a row or five, which two processes share unevenly.
+SETTINGS = {"max_steps": 6, "save_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    small_sets(folder / "data")
+    pairs = folder / "data" / "preferences.jsonl"
+    pairs.write_text("".join(pairs.read_text().splitlines(keepends=True)[:37]))
+    return folder
+
+
+def command(folder, stage, name, count, *options, **settings):
+    """The stage on so many processes; `settings` are keys of its section."""
+    sets = [f"data.{path.stem}={path}" for path in sorted((folder / "data").glob("*.jsonl"))]
+    sets += [text for text in small_sets(folder / "unused") if not text.startswith("data.") or "test_size" in text]
+    sets += [f"{stage}.{key}={value}" for key, value in {**SETTINGS, **settings}.items()]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"] if count > 1 else []
+    return [
+        *(sys.executable, *launcher, "-m", "lorarlhf", stage, "--recipe", "demo", "--output-dir", str(folder / name)),
+        *(part for text in sets for part in ("--set", text)),
+        *options,
+    ]
+
+
+def finish(folder, stage, name, count, *options, **settings):
+    """Stdout of the stage, done."""
+    done = subprocess.run(
+        command(folder, stage, name, count, *options, **settings),
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module", params=["sft", "reward"])
+def one(request, folder):
+    """Stage, and the run of it on one process that sums two batches a step."""
+    finish(folder, request.param, "one", 1, gradient_accumulation_steps=2)
+    return request.param, Run(folder / "one")
+
+
+def assert_same(stage, one, other):
+    """To rounding, but for the epoch, which is counted in batches; and each row once."""
+    a, b = (load_file(run.stage(stage) / "adapter_model.safetensors") for run in (one, other))
+    assert a.keys() == b.keys()
+    for name, tensor in a.items():
+        torch.testing.assert_close(b[name], tensor, rtol=1e-3, atol=2e-5)
+    rows = [list(map(untimed, read_jsonl(run.stage(stage) / "metrics.jsonl"))) for run in (one, other)]
+    rows.append([untimed(one.read_summary(stage))])
+    rows.append([untimed(other.read_summary(stage))])
+    # TRL averages over batches, and counts the tokens of a row that no process but the model needs.
+    loose = {"entropy", "mean_token_accuracy", "num_tokens", "eval_num_tokens", "epoch"}
+    for left, right in ((rows[0], rows[1]), (rows[2], rows[3])):
+        assert [row.get("step") for row in left] == [row.get("step") for row in right]
+        for x, y in zip(left, right, strict=True):
+            assert x.keys() == y.keys()
+            for key in x.keys() - loose:
+                assert y[key] == pytest.approx(x[key], rel=1e-3, abs=1e-4), key
+
+
+def test_two_processes_do_what_one_does(folder, one):
+    stage, expected = one
+    out = finish(folder, stage, "two", 2)
+    assert_same(stage, expected, Run(folder / "two"))
+    assert sum(line.startswith(f"{stage}: ") for line in out.splitlines()) == 1
+    assert not list((folder / "two").glob(f"{stage}.*"))
+
+
+def test_killed_and_resumed_on_another_number_of_processes(folder, one):
+    """Two are killed; one goes on, and takes twice as many batches a step."""
+    stage, expected = one
+    run = Run(folder / "killed")
+    process = subprocess.Popen(
+        command(folder, stage, "killed", 2),
+        env=ENVIRONMENT,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while process.poll() is None and not (run.stage(stage) / "checkpoint-2" / "manifest.json").is_file():
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not run.has_adapter(stage)
+    finish(folder, stage, "killed", 1, "--resume")
+    assert_same(stage, expected, run)
+
+
+def test_a_number_of_processes_that_does_not_fit_is_refused(folder, one):
+    stage, _ = one
+    options = command(folder, stage, "one", 1, "--resume", per_device_train_batch_size=3, max_steps=9)
+    done = subprocess.run(options, capture_output=True, text=True, env=ENVIRONMENT, timeout=200)
+    assert done.returncode == 2
+    assert "a step was of 8 rows, and 1 processes take 3 at a time" in done.stderr.splitlines()[-1]
+
+
+def test_other_commands_are_refused(folder):
+    arguments = ["-m", "lorarlhf", "evaluate", "--run", str(folder)]
+    environment = ENVIRONMENT | {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=100)
+    assert done.returncode == 2
+    assert done.stderr == ("Error: evaluate: runs in one process; call `lorarlhf evaluate` without a launcher\n")
+
+
+def test_gradients_are_averaged_bucket_by_bucket(monkeypatch):
+    parameters = [nn.Parameter(torch.zeros(n)) for n in (3, 2, 4, 1)]
+    for k, parameter in enumerate(parameters):
+        parameter.grad = torch.full_like(parameter, float(k + 1))
+    parameters.append(nn.Parameter(torch.zeros(2)))  # without a gradient
+    sizes = []
+
+    def all_reduce(flat):
+        sizes.append(len(flat))
+        flat += 10  # the other process's
+
+    monkeypatch.setattr(processes, "BUCKET", 5)
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    average_gradients(parameters, 2)
+    assert sizes == [5, 5]
+    assert [parameter.grad[0].item() for parameter in parameters[:-1]] == [5.5, 6.0, 6.5, 7.0]
+    assert parameters[-1].grad is None
+
+
+def test_one_device_even_where_more_are_visible(tmp_path):
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    assert one_device(args).n_gpu == 0
+    args._n_gpu = 2
+    assert one_device(args).n_gpu == 1
