@@ -22,7 +22,7 @@ from transformers import (
 
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.tokenize import prepare_tokenizer
-from lorarlhf.errors import UserError
+from lorarlhf.errors import UserError, first_line
 from lorarlhf.recipe.sections import ModelConfig
 from lorarlhf.recipe.shipped import resolve_path
 
@@ -138,7 +138,7 @@ def _plain_errors(config: ModelConfig) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         if os.path.isdir(resolve_path(config.name)):
             hint = "the folder needs config.json, a tokenizer and *.safetensors"
         else:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lorarlhf.data.rows import BadRow
-from lorarlhf.errors import UserError
+from lorarlhf.errors import UserError, first_line
 from lorarlhf.recipe.shipped import resolve_path
 
 Row = dict[str, Any]
@@ -95,12 +95,12 @@ def hub_splits(source: str) -> list[str]:
         names: list[str] = datasets.get_dataset_split_names(source)
     except (datasets.exceptions.DatasetNotFoundError, HfHubHTTPError) as error:
         raise UserError(
-            f"{source}: no such file, and no such data set on the Hub that you may read ({_first_line(error)}); "
+            f"{source}: no such file, and no such data set on the Hub that you may read ({first_line(error)}); "
             "check the name, or log in with `hf auth login` if it is private or gated"
         ) from error
     except ConnectionError as error:
         raise UserError(
-            f"{source}: no such file, and the Hub cannot be reached ({_first_line(error)}); "
+            f"{source}: no such file, and the Hub cannot be reached ({first_line(error)}); "
             "go online, or give a local file"
         ) from error
     except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: a data set that is a script
@@ -116,7 +116,7 @@ def _hub(source: str, split: str) -> Iterator[Placed]:
         for number, row in enumerate(datasets.load_dataset(source, split=split, streaming=True), 1):
             yield f"{source} ({split}): row {number}", dict(row)
     except OSError as error:
-        raise UserError(f"{source}: reading split {split!r} broke off ({_first_line(error)}); try again") from error
+        raise UserError(f"{source}: reading split {split!r} broke off ({first_line(error)}); try again") from error
 
 
 def _saved(source: str, split: str) -> Iterator[Placed]:
@@ -128,7 +128,7 @@ def _saved(source: str, split: str) -> Iterator[Placed]:
     try:
         rows = datasets.load_from_disk(str(folder / split if splits else folder))
     except (OSError, ValueError) as error:
-        raise UserError(f"{source}: `datasets` cannot read this folder ({_first_line(error)})") from error
+        raise UserError(f"{source}: `datasets` cannot read this folder ({first_line(error)})") from error
     for number, row in enumerate(rows, 1):
         yield f"{source}: row {number}", dict(row)
 
@@ -206,11 +206,7 @@ def _parquet(path: Path, source: str) -> Iterator[Placed]:
                 number += 1
                 yield f"{source}: row {number}", row
     except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{source}: not a valid parquet file ({_first_line(error)})") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{source}: not a valid parquet file ({first_line(error)})") from error
 
 
 READERS: dict[str, Callable[[Path, str], Iterator[Placed]]] = {
