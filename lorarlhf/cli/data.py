@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from lorarlhf.cli.options import SOURCE
+from lorarlhf.data.endings import WRITTEN, listed
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import Column, DataConfig, ModelConfig
 
@@ -30,6 +31,7 @@ Ties = Annotated[Literal["drop", "keep"], typer.Option(help="Whether pairs that 
 OnBadRow = Annotated[Literal["error", "skip"], typer.Option(help="What to do about a row that cannot be used.")]
 
 DEFAULTS = DataConfig()
+NEW_FILE = f"A new {listed(WRITTEN)} file."
 MUCH_SMOOTHING = 0.2  # above it, accuracy in the demo's world falls: docs/data.md
 CHARACTERS_SHOWN = 160  # characters of a prompt or response
 
@@ -63,7 +65,7 @@ def inspect(
 @data_app.command()
 def convert(
     source: Source,
-    dest: Annotated[Path, typer.Argument(help="A new .jsonl or .jsonl.gz file.", show_default=False)],
+    dest: Annotated[Path, typer.Argument(help=NEW_FILE, show_default=False)],
     split: SplitName = DEFAULTS.train_split,
     ties: Ties = "drop",
     on_bad_row: OnBadRow = "error",
@@ -83,7 +85,7 @@ def convert(
 @data_app.command("split")
 def split_(
     source: Source,
-    train: Annotated[Path, typer.Argument(help="A new .jsonl or .jsonl.gz file.", show_default=False)],
+    train: Annotated[Path, typer.Argument(help=NEW_FILE, show_default=False)],
     test: Annotated[Path, typer.Argument(help="Another.", show_default=False)],
     test_size: Annotated[
         float, typer.Option(min=0, max=1, help="The share of prompts for testing.")

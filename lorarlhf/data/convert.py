@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from lorarlhf.data.endings import WRITTEN, check_ending
 from lorarlhf.data.examples import in_test_part
 from lorarlhf.data.formats import PREFERENCES
 from lorarlhf.data.reading import Reader
@@ -24,7 +25,7 @@ def convert(source: str, config: DataConfig, path: Path) -> tuple[int, dict[str,
 
     Args:
         config: says which split to read, what columns mean, and what to do about bad rows and ties.
-        path: ends in .jsonl or .jsonl.gz. Raises UserError if there is such a file already.
+        path: ends as one that `endings.WRITTEN` names. Raises UserError if there is such a file already.
     """
     counts, skipped = _write(source, config, [path], lambda pair: 0)
     return counts[0], skipped
@@ -88,8 +89,7 @@ def _write(
 @contextmanager
 def _new_file(path: Path) -> Iterator[TextIO]:
     """A file that was not there before, gone again if writing it fails."""
-    if not path.name.endswith((".jsonl", ".jsonl.gz")):
-        raise UserError(f"{path}: must end in .jsonl or .jsonl.gz")
+    check_ending(path, WRITTEN)
     opener: Callable[..., TextIO] = gzip.open if path.suffix == ".gz" else open
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

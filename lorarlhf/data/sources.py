@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+from lorarlhf.data.endings import READ, FileKind, file_kind, listed
 from lorarlhf.data.rows import BadRow
 from lorarlhf.errors import UserError, first_line
 from lorarlhf.recipe.shipped import resolve_path
@@ -38,11 +39,11 @@ def iter_rows(source: str, split: str) -> Iterator[Placed]:
         yield from _saved(source, split)
         return
     path = existing_file(source)
-    reader = next((read for ending, read in READERS.items() if path.name.endswith(ending)), None)
-    if reader is None:
-        raise UserError(f"{source}: unknown kind of file; use one of {', '.join(READERS)}, or a Hub id")
+    kind = file_kind(path.name)
+    if kind is None:
+        raise UserError(f"{source}: unknown kind of file; use {listed(READ)}, or a Hub id")
     try:
-        yield from reader(path, source)
+        yield from READERS[kind](path, source)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{source}: cannot be read ({error}); check the file or fetch it again") from error
 
@@ -50,7 +51,7 @@ def iter_rows(source: str, split: str) -> Iterator[Placed]:
 def is_path(source: str) -> bool:
     """Whether a source means a local file: it exists, is spelt like a path, or ends like a kind of file known here."""
     path = resolve_path(source)
-    return path.startswith((".", "/", "~")) or path.endswith(tuple(READERS)) or Path(path).exists()
+    return path.startswith((".", "/", "~")) or path.endswith(READ) or Path(path).exists()
 
 
 def existing_file(source: str) -> Path:
@@ -104,7 +105,7 @@ def hub_splits(source: str) -> list[str]:
             "go online, or give a local file"
         ) from error
     except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: a data set that is a script
-        raise UserError(f"{source}: `datasets` cannot read this Hub data set ({_first_line(error)})") from error
+        raise UserError(f"{source}: `datasets` cannot read this Hub data set ({first_line(error)})") from error
     return names
 
 
@@ -209,12 +210,10 @@ def _parquet(path: Path, source: str) -> Iterator[Placed]:
         raise UserError(f"{source}: not a valid parquet file ({first_line(error)})") from error
 
 
-READERS: dict[str, Callable[[Path, str], Iterator[Placed]]] = {
-    ".jsonl": _jsonl,
-    ".jsonl.gz": _jsonl,
-    ".json": _json,
-    ".json.gz": _json,
-    ".csv": _csv,
-    ".tsv": partial(_csv, delimiter="\t"),
-    ".parquet": _parquet,
+READERS: dict[FileKind, Callable[[Path, str], Iterator[Placed]]] = {
+    "jsonl": _jsonl,
+    "json": _json,
+    "csv": _csv,
+    "tsv": partial(_csv, delimiter="\t"),
+    "parquet": _parquet,
 }

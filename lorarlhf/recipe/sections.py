@@ -99,8 +99,8 @@ class LoraConfig(Section):
 
 
 class DataConfig(Section):
-    """Where examples come from. A source is a Hub id, a path to .jsonl, .jsonl.gz, .json, .csv, .tsv or .parquet, or a
-    folder that `datasets` saved."""
+    """Where examples come from. A source is a Hub id, the path of a file whose ending `lorarlhf.data.endings` knows, or
+    a folder that `datasets` saved."""
 
     sft: str | None = None
     sft_test: str | None = None

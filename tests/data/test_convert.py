@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from lorarlhf.data import Preference, load_preferences
 from lorarlhf.data.convert import canonical, convert, split
+from lorarlhf.data.examples import load_preferences
+from lorarlhf.data.rows import Preference
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import DataConfig
 
