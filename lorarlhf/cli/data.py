@@ -54,11 +54,10 @@ def inspect(
     from lorarlhf.cli.quiet import quiet_libraries
 
     quiet_libraries()
-    from lorarlhf.data.inspect import characters, held_out
-    from lorarlhf.data.inspect import inspect as look_through
+    from lorarlhf.data.inspect import characters, held_out, inspect_source
 
     measure = _tokens(model) if model else characters
-    report = look_through(source, split, _columns(column), measure, max_length, held_out(source, split, test))
+    report = inspect_source(source, split, _columns(column), measure, max_length, held_out(source, split, test))
     _print_report(source, report, "tokens" if model else "characters", max_length)
 
 
@@ -75,10 +74,10 @@ def convert(
     from lorarlhf.cli.quiet import quiet_libraries
 
     quiet_libraries()
-    from lorarlhf.data.convert import convert as write
+    from lorarlhf.data.convert import convert_pairs
 
     config = DataConfig(train_split=split, ties=ties, on_bad_row=on_bad_row, columns=_columns(column))
-    count, skipped = write(source, config, dest)
+    count, skipped = convert_pairs(source, config, dest)
     typer.echo(f"Wrote {count:,} pairs to {dest}{_left_out(skipped)}")
 
 
@@ -99,12 +98,12 @@ def split_(
     from lorarlhf.cli.quiet import quiet_libraries
 
     quiet_libraries()
-    from lorarlhf.data.convert import split as write
+    from lorarlhf.data.convert import split_pairs
 
     config = DataConfig(
         train_split=split, test_size=test_size, ties=ties, on_bad_row=on_bad_row, columns=_columns(column)
     )
-    to_train, to_test, skipped = write(source, config, train, test)
+    to_train, to_test, skipped = split_pairs(source, config, train, test)
     typer.echo(f"Wrote {to_train:,} pairs to {train} and {to_test:,} to {test}{_left_out(skipped)}")
 
 

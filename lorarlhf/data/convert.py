@@ -20,7 +20,7 @@ from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import DataConfig
 
 
-def convert(source: str, config: DataConfig, path: Path) -> tuple[int, dict[str, int]]:
+def convert_pairs(source: str, config: DataConfig, path: Path) -> tuple[int, dict[str, int]]:
     """Write the pairs of a source to a new file; return how many, and how many were left out for which reason.
 
     Args:
@@ -31,7 +31,7 @@ def convert(source: str, config: DataConfig, path: Path) -> tuple[int, dict[str,
     return counts[0], skipped
 
 
-def split(source: str, config: DataConfig, train: Path, test: Path) -> tuple[int, int, dict[str, int]]:
+def split_pairs(source: str, config: DataConfig, train: Path, test: Path) -> tuple[int, int, dict[str, int]]:
     """Write the pairs of a source to two new files, no prompt to both; return how many, and how many were left out.
 
     The share `config.test_size` of prompts goes to `test`, picked by a hash of the prompt as it is written.
@@ -78,9 +78,9 @@ def _write(
             if pair.tie and config.ties == "drop":
                 ties += 1
                 continue
-            chosen = part(pair)
-            files[chosen].write(json.dumps(canonical(pair, name), ensure_ascii=False) + "\n")
-            counts[chosen] += 1
+            number = part(pair)
+            files[number].write(json.dumps(canonical(pair, name), ensure_ascii=False) + "\n")
+            counts[number] += 1
         if not counts:
             raise UserError(f"{source}: no usable row in it, so nothing is written")
     return [counts[i] for i in range(len(paths))], dict(reader.skipped) | ({"tie": ties} if ties else {})

@@ -20,12 +20,12 @@ from lorarlhf.errors import UserError, first_line
 from lorarlhf.recipe.shipped import resolve_path
 
 Row = dict[str, Any]
-Placed = tuple[str, Row | BadRow]  # a row that is no object at all comes as the BadRow that says so
+LocatedRow = tuple[str, Row | BadRow]  # a row that is no object at all comes as the BadRow that says so
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def iter_rows(source: str, split: str) -> Iterator[Placed]:
+def iter_rows(source: str, split: str) -> Iterator[LocatedRow]:
     """Yield `(location, row)` from a path or, where it is none, from `split` of the Hub data set of that name.
 
     Files stream line by line, save .json, which is read whole. A folder is one that `datasets` saved; `split` counts
@@ -109,7 +109,7 @@ def hub_splits(source: str) -> list[str]:
     return names
 
 
-def _hub(source: str, split: str) -> Iterator[Placed]:
+def _hub(source: str, split: str) -> Iterator[LocatedRow]:
     import datasets
 
     _check_split(source, split, hub_splits(source))
@@ -120,7 +120,7 @@ def _hub(source: str, split: str) -> Iterator[Placed]:
         raise UserError(f"{source}: reading split {split!r} broke off ({first_line(error)}); try again") from error
 
 
-def _saved(source: str, split: str) -> Iterator[Placed]:
+def _saved(source: str, split: str) -> Iterator[LocatedRow]:
     import datasets
 
     folder, splits = Path(resolve_path(source)), splits_of(source)
@@ -141,7 +141,7 @@ def _check_split(source: str, split: str, splits: list[str]) -> None:
         )
 
 
-def _jsonl(path: Path, source: str) -> Iterator[Placed]:
+def _jsonl(path: Path, source: str) -> Iterator[LocatedRow]:
     with _opened(path) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
@@ -161,7 +161,7 @@ def _parsed_line(line: bytes) -> Row | BadRow:
         return BadRow(f"not valid JSON ({error.msg})")
 
 
-def _json(path: Path, source: str) -> Iterator[Placed]:
+def _json(path: Path, source: str) -> Iterator[LocatedRow]:
     try:
         with _opened(path) as file:
             content = json.loads(file.read())
@@ -183,7 +183,7 @@ def _object(value: object) -> Row | BadRow:
     return value if isinstance(value, dict) else BadRow("not a JSON object with named columns")
 
 
-def _csv(path: Path, source: str, delimiter: str = ",") -> Iterator[Placed]:
+def _csv(path: Path, source: str, delimiter: str = ",") -> Iterator[LocatedRow]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default refuses responses over 128 KiB
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True, delimiter=delimiter)
@@ -196,7 +196,7 @@ def _csv(path: Path, source: str, delimiter: str = ",") -> Iterator[Placed]:
             ) from error
 
 
-def _parquet(path: Path, source: str) -> Iterator[Placed]:
+def _parquet(path: Path, source: str) -> Iterator[LocatedRow]:
     import pyarrow
     import pyarrow.parquet
 
@@ -210,7 +210,7 @@ def _parquet(path: Path, source: str) -> Iterator[Placed]:
         raise UserError(f"{source}: not a valid parquet file ({first_line(error)})") from error
 
 
-READERS: dict[FileKind, Callable[[Path, str], Iterator[Placed]]] = {
+READERS: dict[FileKind, Callable[[Path, str], Iterator[LocatedRow]]] = {
     "jsonl": _jsonl,
     "json": _json,
     "csv": _csv,

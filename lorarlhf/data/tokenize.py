@@ -140,12 +140,12 @@ def tokenize_prompts(
 def _table(encoded: Iterator[tuple[int, dict[str, Any]]], fields: list[tuple[str, Any]], max_length: int) -> Tokenized:
     """Write rows to a temporary file as they come, and map it: memory does not grow with their number."""
     schema = pa.schema(fields)
-    found, shortest = 0, math.inf
+    rows, shortest = 0, math.inf
 
     def short_enough() -> Iterator[dict[str, Any]]:
-        nonlocal found, shortest
+        nonlocal rows, shortest
         for length, row in encoded:
-            found, shortest = found + 1, min(shortest, length)
+            rows, shortest = rows + 1, min(shortest, length)
             if length <= max_length:
                 yield row
 
@@ -156,9 +156,9 @@ def _table(encoded: Iterator[tuple[int, dict[str, Any]]], fields: list[tuple[str
             for chunk in _chunks(short_enough()):
                 writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=schema))
         dataset = Dataset.from_file(path)
-    if found and not len(dataset):
+    if rows and not len(dataset):
         raise _too_long("data.max_length", max_length, int(shortest))
-    return Tokenized(dataset, found - len(dataset))
+    return Tokenized(dataset, rows - len(dataset))
 
 
 def _chunks(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
