@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from lorarlhf.backbone.shared import SharedBackbone
-from lorarlhf.data.tokenize import prepare_tokenizer
+from lorarlhf.data.tokenizer import prepare_tokenizer
 from lorarlhf.errors import UserError, first_line
 from lorarlhf.recipe.sections import ModelConfig
 from lorarlhf.recipe.shipped import resolve_path

@@ -160,7 +160,8 @@ def _tokens(model: str) -> Measure:
     """Lengths as training will see them."""
     from lorarlhf.backbone.load import load_tokenizer
     from lorarlhf.data.rows import Completion, Prompt
-    from lorarlhf.data.tokenize import encode_completion, prepare_tokenizer
+    from lorarlhf.data.tokenize import encode_completion
+    from lorarlhf.data.tokenizer import prepare_tokenizer
 
     tokenizer = load_tokenizer(ModelConfig(name=model))
     prepare_tokenizer(tokenizer, len(tokenizer) + 1, None)

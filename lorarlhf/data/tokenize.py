@@ -1,4 +1,4 @@
-"""Canonical rows in, token ids out; and what a tokenizer needs for that: pad and eos tokens, a chat template.
+"""Canonical rows in, token ids out.
 
 A response is always the tokens of its own text and eos, set behind the ids of the prompt: the reward model and SFT see
 exactly the sequences that PPO makes (prompt, sampled tokens, eos), never a template's own ending.
@@ -20,10 +20,8 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from lorarlhf.data.chat_templates import PLAIN, PLAIN_WITH_BOS
 from lorarlhf.data.rows import Completion, Demonstration, Message, Preference, Prompt, Scored
 from lorarlhf.errors import UserError
-from lorarlhf.recipe.shipped import resolve_path
 
 _IDS = pa.list_(pa.int32())
 _CHUNK = 1000
@@ -178,89 +176,3 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str, add_special_tokens: bool
 
 def _begin(prompt: list[Message]) -> str:
     return prompt[0]["content"][:60]
-
-
-# The tokenizer itself
-
-PAD = "<|pad|>"
-
-
-def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, embedding_rows: int, chat_template: str | None) -> list[str]:
-    """Set pad token and chat template in place; return a line for each choice that the user should hear of.
-
-    `embedding_rows` is the height of the model's embedding, which is never resized. Raises UserError if there is no eos
-    token, or no file at the path `chat_template`.
-    """
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            f"the tokenizer of {tokenizer.name_or_path or 'the model'} has no eos token, so no response could end; "
-            "set eos_token in its tokenizer_config.json"
-        )
-    return _set_pad_token(tokenizer, embedding_rows) + _set_chat_template(tokenizer, chat_template)
-
-
-def _set_chat_template(tokenizer: PreTrainedTokenizerBase, path: str | None) -> list[str]:
-    if path is not None:
-        file = Path(resolve_path(path)).expanduser()
-        try:
-            tokenizer.chat_template = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"data.chat_template {path}: cannot be read ({error}); give a Jinja file") from error
-        return []
-    if tokenizer.chat_template:
-        return []
-    adds_bos = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-    tokenizer.chat_template = PLAIN_WITH_BOS if adds_bos else PLAIN
-    return [
-        "the tokenizer has no chat template: conversations are written as plain User: and Assistant: turns "
-        "(data.chat_template gives another)"
-    ]
-
-
-def _set_pad_token(tokenizer: PreTrainedTokenizerBase, embedding_rows: int) -> list[str]:
-    """Give padding a token other than eos.
-
-    This package masks by lengths, but a saved reward model is scored by `AutoModelForSequenceClassification` at the
-    last token that is not pad, and that token is eos.
-    """
-    pad = tokenizer.pad_token_id
-    if pad is not None and pad != tokenizer.eos_token_id and pad < embedding_rows:
-        return []
-    token = _spare_special_token(tokenizer, embedding_rows)
-    if token is not None:
-        tokenizer.pad_token = token
-        return []
-    if max(tokenizer.get_vocab().values()) + 1 < embedding_rows:
-        tokenizer.add_special_tokens({"pad_token": PAD})
-        return []
-    tokenizer.pad_token = _rarest_token(tokenizer, embedding_rows)
-    return [f"the vocabulary has no token to spare for padding: {tokenizer.pad_token!r}, one of its rarest, is used"]
-
-
-def _spare_special_token(tokenizer: PreTrainedTokenizerBase, embedding_rows: int) -> str | None:
-    """A special token that no text holds: one made for padding, else unk, else one that was reserved."""
-    taken = {tokenizer.eos_token_id, tokenizer.bos_token_id}
-    special = {
-        index: token.content
-        for index, token in sorted(tokenizer.added_tokens_decoder.items())
-        if token.special and index < embedding_rows and index not in taken
-    }
-    unk = tokenizer.unk_token_id
-    wanted = [token for token in special.values() if "pad" in token.lower()]
-    if unk is not None and unk not in taken and unk < embedding_rows:
-        wanted.append(str(tokenizer.unk_token))
-    wanted += [token for token in special.values() if "reserved" in token.lower() or "unused" in token.lower()]
-    return wanted[0] if wanted else None
-
-
-def _rarest_token(tokenizer: PreTrainedTokenizerBase, embedding_rows: int) -> str:
-    """The last entry of the vocabulary, as merges are learnt from the most frequent to the least.
-
-    Being pad makes it special, and special tokens are found in raw text by their spelling: so the spelling must be one
-    that text does not have, as byte-level BPE spells a leading space or a byte beyond ASCII.
-    """
-    taken = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id}
-    by_index = sorted(((index, token) for token, index in tokenizer.get_vocab().items()), reverse=True)
-    candidates = [token for index, token in by_index if index not in taken and index < embedding_rows]
-    unspellable = (token for token in candidates if tokenizer.convert_tokens_to_string([token]) != token)
-    return next(unspellable, candidates[0])

@@ -1,0 +1,82 @@
+"""The eos and pad tokens and the chat template that any tokenizer gets, on tokenizers made here."""
+
+import pytest
+from byte_level import ANSWER, CHAT, TEXT, make_tokenizer
+
+from lorarlhf.data.tokenize import encode_prompt
+from lorarlhf.data.tokenizer import PAD, prepare_tokenizer
+from lorarlhf.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("special", "named", "spare_rows", "expected"),
+    [
+        (("<eos>", "<pad>"), {"pad_token": "<pad>"}, 0, "<pad>"),
+        (("<eos>", "<|vision_pad|>"), {"pad_token": "<eos>"}, 8, "<|vision_pad|>"),
+        (("<eos>", "<|finetune_right_pad_id|>", "<unk>"), {"unk_token": "<unk>"}, 8, "<|finetune_right_pad_id|>"),
+        (("<eos>", "<|reserved_0|>", "<unk>"), {"unk_token": "<unk>"}, 8, "<unk>"),
+        (("<eos>", "<|reserved_0|>", "<|reserved_1|>"), {"unk_token": "<eos>"}, 8, "<|reserved_0|>"),
+        (("<eos>", "<unused7>"), {"pad_token": "<eos>", "bos_token": "<eos>"}, 0, "<unused7>"),
+        (("<eos>", "<|pad_bos|>"), {"bos_token": "<|pad_bos|>"}, 8, PAD),
+        (("<eos>",), {"pad_token": "<eos>", "bos_token": "<eos>", "unk_token": "<eos>"}, 1, PAD),
+        (("<eos>", "<|im_start|>"), {}, 8, PAD),
+    ],
+)
+def test_pad_token(special, named, spare_rows, expected):
+    tokenizer = make_tokenizer(special, **named)
+    rows = len(tokenizer) + spare_rows
+    prepare_tokenizer(tokenizer, rows, None)
+    assert tokenizer.pad_token == expected
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert tokenizer.pad_token_id < rows
+    assert tokenizer.eos_token == "<eos>"
+
+
+def test_pad_token_with_nothing_to_spare_leaves_text_as_it_is():
+    plain = make_tokenizer()
+    tokenizer = make_tokenizer(pad_token="<eos>")
+    notes = prepare_tokenizer(tokenizer, len(tokenizer), None)
+    assert tokenizer.pad_token_id not in (None, tokenizer.eos_token_id)
+    assert tokenizer.pad_token_id < len(tokenizer) == len(plain)
+    assert any("no token to spare for padding" in note for note in notes)
+    assert tokenizer.convert_tokens_to_string([tokenizer.pad_token]) != tokenizer.pad_token
+    for text in (*TEXT, "a zebra, naïve"):
+        assert tokenizer(text)["input_ids"] == plain(text)["input_ids"]
+
+
+def test_a_pad_token_beyond_the_embedding_is_replaced():
+    tokenizer = make_tokenizer(("<eos>", "<unused0>", "<pad>"), pad_token="<pad>")
+    prepare_tokenizer(tokenizer, len(tokenizer) - 1, None)
+    assert tokenizer.pad_token == "<unused0>"
+
+
+def test_no_eos_is_an_error():
+    with pytest.raises(UserError, match="has no eos token"):
+        prepare_tokenizer(make_tokenizer(eos_token=None), 400, None)
+
+
+def test_chat_template_given_own_or_plain(tmp_path):
+    own = make_tokenizer(chat_template="own")
+    assert not any("template" in note for note in prepare_tokenizer(own, 400, None))
+    assert own.chat_template == "own"
+    (tmp_path / "given.jinja").write_text("given")
+    prepare_tokenizer(own, 400, str(tmp_path / "given.jinja"))
+    assert own.chat_template == "given"
+    with pytest.raises(UserError, match=r"data\.chat_template .*nowhere\.jinja: cannot be read"):
+        prepare_tokenizer(own, 400, str(tmp_path / "nowhere.jinja"))
+    bare = make_tokenizer()
+    assert any("no chat template" in note for note in prepare_tokenizer(bare, 400, None))
+    turns = [{"role": "system", "content": "Be kind."}, *CHAT, *ANSWER, {"role": "user", "content": "Why?"}]
+    assert bare.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) == (
+        "System:\nBe kind.\n\nUser:\nWhat is the sky?\n\n"
+        "Assistant:\nThe sky is blue.<eos>\n\nUser:\nWhy?\n\nAssistant:\n"
+    )
+
+
+def test_plain_template_begins_with_bos_as_plain_text_does():
+    tokenizer = make_tokenizer(("<bos>", "<eos>"), bos=True)
+    prepare_tokenizer(tokenizer, 400, None)
+    for prompt in ("The sky is", CHAT):
+        ids = encode_prompt(tokenizer, prompt)
+        assert ids[0] == tokenizer.bos_token_id
+        assert ids.count(tokenizer.bos_token_id) == 1
