@@ -161,13 +161,14 @@ def _tokens(model: str) -> Measure:
     from lorarlhf.backbone.load import load_tokenizer
     from lorarlhf.data.rows import Completion, Prompt
     from lorarlhf.data.tokenize import encode_completion
-    from lorarlhf.data.tokenizer import prepare_tokenizer
+    from lorarlhf.data.tokenizer import end_of_turn, prepare_tokenizer
 
     tokenizer = load_tokenizer(ModelConfig(name=model))
     prepare_tokenizer(tokenizer, len(tokenizer) + 1, None)
+    end_id = end_of_turn(tokenizer)
 
     def measure(prompt: Prompt, completion: Completion) -> tuple[int, int]:
-        before, response = encode_completion(tokenizer, prompt, completion)
+        before, response = encode_completion(tokenizer, prompt, completion, end_id)
         return len(before), len(response)
 
     return measure

@@ -1,7 +1,8 @@
 """Canonical rows in, token ids out.
 
-A response is always the tokens of its own text and eos, set behind the ids of the prompt: the reward model and SFT see
-exactly the sequences that PPO makes (prompt, sampled tokens, eos), never a template's own ending.
+A response is always the tokens of its own text and the one that ends a turn, set behind the ids of the prompt: the
+reward model and SFT see exactly the sequences that PPO makes (prompt, sampled tokens, end), never what else a template
+sets around an answer.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from lorarlhf.data.rows import Completion, Demonstration, Message, Preference, Prompt, Scored
+from lorarlhf.data.rows import Completion, Demonstration, Preference, Prompt, Scored
+from lorarlhf.data.tokenizer import end_of_turn, render
 from lorarlhf.errors import UserError
 
 _IDS = pa.list_(pa.int32())
@@ -51,28 +52,23 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
         if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not prompt.endswith(str(tokenizer.eos_token)):
             ids.pop()
         return ids
-    try:
-        text = str(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
-    except jinja2.TemplateError as error:
-        roles = ", ".join(message["role"] for message in prompt)
-        raise UserError(
-            f"the chat template refuses a conversation of {roles} ({error}), which begins {_begin(prompt)!r}; "
-            "remove the row, or give another template as data.chat_template"
-        ) from error
-    return _ids(tokenizer, text, add_special_tokens=False)
+    return _ids(tokenizer, render(tokenizer, prompt, add_generation_prompt=True), add_special_tokens=False)
 
 
 def encode_completion(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Completion
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Completion, end_id: int
 ) -> tuple[list[int], list[int]]:
-    """Return `(prompt_ids, response_ids)`; the response ends with eos, messages before the last join the prompt."""
+    """Return `(prompt_ids, response_ids)`; messages before the last join the prompt.
+
+    `end_id` is what the response ends with, `end_of_turn` of the tokenizer.
+    """
     if isinstance(completion, str):
         response = completion
     else:
         response = completion[-1]["content"]
         prompt = [*prompt, *completion[:-1]] if isinstance(prompt, list) else prompt
     response_ids = _ids(tokenizer, response, add_special_tokens=False)
-    return encode_prompt(tokenizer, prompt), [*response_ids, tokenizer.eos_token_id]
+    return encode_prompt(tokenizer, prompt), [*response_ids, end_id]
 
 
 def tokenize_preferences(rows: Iterable[Preference], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokenized:
@@ -82,10 +78,12 @@ def tokenize_preferences(rows: Iterable[Preference], tokenizer: PreTrainedTokeni
     dropped whole.
     """
 
+    end_id = end_of_turn(tokenizer)
+
     def encoded() -> Iterator[tuple[int, dict[str, Any]]]:
         for row in rows:
-            chosen_prompt, chosen = encode_completion(tokenizer, row.prompt, row.chosen)
-            rejected_prompt, rejected = encode_completion(tokenizer, row.prompt, row.rejected)
+            chosen_prompt, chosen = encode_completion(tokenizer, row.prompt, row.chosen, end_id)
+            rejected_prompt, rejected = encode_completion(tokenizer, row.prompt, row.rejected, end_id)
             pair = {"chosen_ids": chosen_prompt + chosen, "rejected_ids": rejected_prompt + rejected}
             margin = 0.0 if row.tie else row.margin
             yield max(map(len, pair.values())), pair | {"margin": margin, "tie": row.tie}
@@ -103,9 +101,11 @@ def tokenize_demonstrations(
 ) -> Tokenized:
     """Columns `input_ids` and `labels` (-100 on the prompt): what TRL's SFTTrainer takes and leaves as it is."""
 
+    end_id = end_of_turn(tokenizer)
+
     def encoded() -> Iterator[tuple[int, dict[str, Any]]]:
         for row in rows:
-            prompt, response = encode_completion(tokenizer, row.prompt, row.completion)
+            prompt, response = encode_completion(tokenizer, row.prompt, row.completion, end_id)
             labels = [-100] * len(prompt) + response
             yield len(labels), {"input_ids": prompt + response, "labels": labels}
 
@@ -115,9 +115,11 @@ def tokenize_demonstrations(
 def tokenize_scored(rows: Iterable[Scored], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokenized:
     """Columns `input_ids` and `score`."""
 
+    end_id = end_of_turn(tokenizer)
+
     def encoded() -> Iterator[tuple[int, dict[str, Any]]]:
         for row in rows:
-            prompt, response = encode_completion(tokenizer, row.prompt, row.completion)
+            prompt, response = encode_completion(tokenizer, row.prompt, row.completion, end_id)
             yield len(prompt) + len(response), {"input_ids": prompt + response, "score": row.score}
 
     return _table(encoded(), [("input_ids", _IDS), ("score", pa.float32())], max_length)
@@ -172,7 +174,3 @@ def _too_long(key: str, limit: int, shortest: int) -> UserError:
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, add_special_tokens: bool) -> list[int]:
     # Not verbose: what is too long is dropped and counted here, so transformers need not warn of it.
     return list(tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"])
-
-
-def _begin(prompt: list[Message]) -> str:
-    return prompt[0]["content"][:60]

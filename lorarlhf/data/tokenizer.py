@@ -1,16 +1,25 @@
-"""What a tokenizer needs before it is used here: an eos token, a pad token that is another, a chat template."""
+"""What a tokenizer needs before it is used here: a chat template, a token that ends a response, a pad token.
+
+A response ends with the token with which the chat template ends a turn of the assistant's. That is often the
+tokenizer's eos, and often not: Gemma's eos is `<eos>`, and its turns end with `<end_of_turn>`. What a reward model was
+taught to read its score at, what a fine-tuned policy was taught to stop with and what a rollout stops with must be one
+token; held-out accuracy does not show it where they are two.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from lorarlhf.data.chat_templates import PLAIN, PLAIN_WITH_BOS
+from lorarlhf.data.rows import Message
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.shipped import resolve_path
 
 PAD = "<|pad|>"
+_ANSWER = "lorarlhf"  # a word that no template has of its own
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, embedding_rows: int, chat_template: str | None) -> list[str]:
@@ -24,7 +33,41 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, embedding_rows: int, c
             f"the tokenizer of {tokenizer.name_or_path or 'the model'} has no eos token, so no response could end; "
             "set eos_token in its tokenizer_config.json"
         )
-    return _set_pad_token(tokenizer, embedding_rows) + _set_chat_template(tokenizer, chat_template)
+    notes = _set_chat_template(tokenizer, chat_template)
+    if end_of_turn(tokenizer) != tokenizer.eos_token_id:
+        end = tokenizer.convert_ids_to_tokens(end_of_turn(tokenizer))
+        notes.append(f"responses end with {end}, as turns of the chat template do, not with eos {tokenizer.eos_token}")
+    return notes + _set_pad_token(tokenizer, embedding_rows)
+
+
+def render(tokenizer: PreTrainedTokenizerBase, conversation: list[Message], add_generation_prompt: bool) -> str:
+    """A conversation as the chat template writes it. Raises UserError if the template refuses it."""
+    try:
+        text = tokenizer.apply_chat_template(conversation, add_generation_prompt=add_generation_prompt, tokenize=False)
+    except jinja2.TemplateError as error:
+        roles = ", ".join(message["role"] for message in conversation)
+        raise UserError(
+            f"the chat template refuses a conversation of {roles} ({error}), which begins "
+            f"{conversation[0]['content'][:60]!r}; remove the row, or give another template as data.chat_template"
+        ) from error
+    return str(text)
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Id of the token that ends a response: the first special token that the chat template sets behind an answer.
+
+    It is eos where the template sets none there, or where there is no template.
+    """
+    eos: int = tokenizer.eos_token_id
+    if not tokenizer.chat_template:
+        return eos
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
+    _, answer, ending = render(tokenizer, turns, add_generation_prompt=False).rpartition(_ANSWER)
+    if not answer:
+        return eos
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special} | {eos}
+    ids: list[int] = tokenizer(ending, add_special_tokens=False)["input_ids"]
+    return next((index for index in ids if index in special), eos)
 
 
 def _set_chat_template(tokenizer: PreTrainedTokenizerBase, path: str | None) -> list[str]:
@@ -46,28 +89,29 @@ def _set_chat_template(tokenizer: PreTrainedTokenizerBase, path: str | None) -> 
 
 
 def _set_pad_token(tokenizer: PreTrainedTokenizerBase, embedding_rows: int) -> list[str]:
-    """Give padding a token other than eos.
+    """Give padding a token that ends no response.
 
     This package masks by lengths, but a saved reward model is scored by `AutoModelForSequenceClassification` at the
-    last token that is not pad, and that token is eos.
+    last token that is not pad, and that token is the one that ends a response.
     """
     pad = tokenizer.pad_token_id
-    if pad is not None and pad != tokenizer.eos_token_id and pad < embedding_rows:
+    ends = {tokenizer.eos_token_id, end_of_turn(tokenizer)}
+    if pad is not None and pad not in ends and pad < embedding_rows:
         return []
-    token = _spare_special_token(tokenizer, embedding_rows)
+    taken = ends | {tokenizer.bos_token_id}
+    token = _spare_special_token(tokenizer, embedding_rows, taken)
     if token is not None:
         tokenizer.pad_token = token
         return []
     if max(tokenizer.get_vocab().values()) + 1 < embedding_rows:
         tokenizer.add_special_tokens({"pad_token": PAD})
         return []
-    tokenizer.pad_token = _rarest_token(tokenizer, embedding_rows)
+    tokenizer.pad_token = _rarest_token(tokenizer, embedding_rows, taken)
     return [f"the vocabulary has no token to spare for padding: {tokenizer.pad_token!r}, one of its rarest, is used"]
 
 
-def _spare_special_token(tokenizer: PreTrainedTokenizerBase, embedding_rows: int) -> str | None:
+def _spare_special_token(tokenizer: PreTrainedTokenizerBase, embedding_rows: int, taken: set[int | None]) -> str | None:
     """A special token that no text holds: one made for padding, else unk, else one that was reserved."""
-    taken = {tokenizer.eos_token_id, tokenizer.bos_token_id}
     special = {
         index: token.content
         for index, token in sorted(tokenizer.added_tokens_decoder.items())
@@ -81,13 +125,13 @@ def _spare_special_token(tokenizer: PreTrainedTokenizerBase, embedding_rows: int
     return wanted[0] if wanted else None
 
 
-def _rarest_token(tokenizer: PreTrainedTokenizerBase, embedding_rows: int) -> str:
+def _rarest_token(tokenizer: PreTrainedTokenizerBase, embedding_rows: int, taken: set[int | None]) -> str:
     """The last entry of the vocabulary, as merges are learnt from the most frequent to the least.
 
     Being pad makes it special, and special tokens are found in raw text by their spelling: so the spelling must be one
     that text does not have, as byte-level BPE spells a leading space or a byte beyond ASCII.
     """
-    taken = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id}
+    taken = taken | {tokenizer.unk_token_id}
     by_index = sorted(((index, token) for token, index in tokenizer.get_vocab().items()), reverse=True)
     candidates = [token for index, token in by_index if index not in taken and index < embedding_rows]
     unspellable = (token for token in candidates if tokenizer.convert_tokens_to_string([token]) != token)

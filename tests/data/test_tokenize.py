@@ -34,25 +34,38 @@ def test_prompt_never_ends_with_eos():
 
 
 def test_response_is_its_own_text_and_eos(tokenizer):
-    prompt, response = encode_completion(tokenizer, "The sky is", " blue today.")
+    prompt, response = encode_completion(tokenizer, "The sky is", " blue today.", tokenizer.eos_token_id)
     assert tokenizer.decode(prompt + response) == "The sky is blue today.<eos>"
     assert response == [*tokenizer(" blue today.")["input_ids"], tokenizer.eos_token_id]
 
-    prompt, response = encode_completion(tokenizer, CHAT, ANSWER)
+    prompt, response = encode_completion(tokenizer, CHAT, ANSWER, tokenizer.eos_token_id)
     assert tokenizer.decode(prompt + response) == "User:\nWhat is the sky?\n\nAssistant:\nThe sky is blue.<eos>"
     assert prompt == encode_prompt(tokenizer, CHAT)
     assert tokenizer.decode(response) == "The sky is blue.<eos>"
 
 
+def test_rows_end_as_turns_of_the_template_do():
+    template = (
+        "{% for m in messages %}<turn>{{ m.content }}<end>\n{% endfor %}{% if add_generation_prompt %}<turn>{% endif %}"
+    )
+    tokenizer = make_tokenizer(("<eos>", "<turn>", "<end>"), chat_template=template)
+    prepare_tokenizer(tokenizer, 400, None)
+    pairs = tokenize_preferences([Preference(CHAT, ANSWER, ANSWER)], tokenizer, 100).dataset
+    shown = tokenize_demonstrations([Demonstration(CHAT, ANSWER)], tokenizer, 100).dataset
+    rated = tokenize_scored([Scored(CHAT, ANSWER, 1.0)], tokenizer, 100).dataset
+    rows = [pairs["chosen_ids"][0], pairs["rejected_ids"][0], shown["input_ids"][0], rated["input_ids"][0]]
+    assert {tokenizer.decode(row) for row in rows} == {"<turn>What is the sky?<end>\n<turn>The sky is blue.<end>"}
+
+
 def test_bos_is_not_put_in_front_of_a_response():
     tokenizer = make_tokenizer(("<bos>", "<eos>"), bos=True)
-    _, response = encode_completion(tokenizer, "The sky", " is")
+    _, response = encode_completion(tokenizer, "The sky", " is", tokenizer.eos_token_id)
     assert tokenizer.decode(response) == " is<eos>"
 
 
 def test_messages_before_the_last_join_the_prompt(tokenizer):
     more = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "It is late."}]
-    prompt, response = encode_completion(tokenizer, CHAT, ANSWER + more)
+    prompt, response = encode_completion(tokenizer, CHAT, ANSWER + more, tokenizer.eos_token_id)
     assert prompt == encode_prompt(tokenizer, CHAT + ANSWER + more[:1])
     assert tokenizer.decode(response) == "It is late.<eos>"
 
@@ -97,7 +110,7 @@ def test_memory_does_not_grow_with_the_rows(tokenizer, monkeypatch):
 
 
 def test_rows_over_the_limit_are_dropped_whole(tokenizer):
-    prompt, response = encode_completion(tokenizer, "The sky is", " blue.")
+    prompt, response = encode_completion(tokenizer, "The sky is", " blue.", tokenizer.eos_token_id)
     limit = len(prompt + response)
     rows = [Preference("The sky is", " blue.", ".")] * 2500 + [
         Preference("The sky is", ".", " blue. It"),
@@ -113,7 +126,7 @@ def test_tokenize_demonstrations_marks_the_response(tokenizer):
     demonstrations = [Demonstration(CHAT, ANSWER), Demonstration("The", " sky")]
     dataset = tokenize_demonstrations(demonstrations, tokenizer, 100).dataset
     for row, shown in zip(dataset, demonstrations, strict=True):
-        prompt_ids, response_ids = encode_completion(tokenizer, shown.prompt, shown.completion)
+        prompt_ids, response_ids = encode_completion(tokenizer, shown.prompt, shown.completion, tokenizer.eos_token_id)
         assert row == {
             "input_ids": prompt_ids + response_ids,
             "labels": [-100] * len(prompt_ids) + response_ids,
@@ -122,7 +135,7 @@ def test_tokenize_demonstrations_marks_the_response(tokenizer):
 
 def test_tokenize_scored(tokenizer):
     tokenized = tokenize_scored([Scored("The sky", " is", 0.5), Scored("The", " sky" * 50, 1.0)], tokenizer, 20)
-    prompt, response = encode_completion(tokenizer, "The sky", " is")
+    prompt, response = encode_completion(tokenizer, "The sky", " is", tokenizer.eos_token_id)
     assert list(tokenized.dataset) == [{"input_ids": prompt + response, "score": 0.5}]
     assert tokenized.dropped == 1
 

@@ -4,7 +4,7 @@ import pytest
 from byte_level import ANSWER, CHAT, TEXT, make_tokenizer
 
 from lorarlhf.data.tokenize import encode_prompt
-from lorarlhf.data.tokenizer import PAD, prepare_tokenizer
+from lorarlhf.data.tokenizer import PAD, end_of_turn, prepare_tokenizer
 from lorarlhf.errors import UserError
 
 
@@ -80,3 +80,52 @@ def test_plain_template_begins_with_bos_as_plain_text_does():
         ids = encode_prompt(tokenizer, prompt)
         assert ids[0] == tokenizer.bos_token_id
         assert ids.count(tokenizer.bos_token_id) == 1
+
+
+# How families write an answer, cut down to it: the text behind the answer, and the token that ends the turn.
+ENDINGS = {
+    "Gemma": ("{{ m.content | trim }}<end>\n", "<end>"),
+    "Phi": ("{{ m.content }}<end>\n{{ eos_token }}", "<end>"),
+    "ChatML": ("{{ m.content + '<end>' + '\n' }}", "<end>"),
+    "Llama 2": ("{{ ' ' + m.content + ' ' + eos_token }}", "<eos>"),
+    "said twice": ("{{ m.content }}<start>{{ m.content }}<end>", "<end>"),
+    "plain words": ("{{ m.content }}\nUser:", "<eos>"),
+    "none of the answer": ("<end>", "<eos>"),
+}
+TURN = (
+    "{% for m in messages %}{% if m.role == 'user' %}<start>{{ m.content }}<start>{% else %}ANSWER{% endif %}"
+    "{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(("ending", "expected"), ENDINGS.values(), ids=ENDINGS)
+def test_the_end_of_a_turn_is_the_templates(ending, expected):
+    tokenizer = make_tokenizer(("<eos>", "<start>", "<end>"), chat_template=TURN.replace("ANSWER", ending))
+    assert tokenizer.convert_ids_to_tokens(end_of_turn(tokenizer)) == expected
+    notes = prepare_tokenizer(tokenizer, 400, None)
+    said = "responses end with <end>, as turns of the chat template do, not with eos <eos>"
+    assert [note for note in notes if "responses end" in note] == ([said] if expected == "<end>" else [])
+
+
+def test_without_a_template_of_its_own_eos_ends_a_turn():
+    tokenizer = make_tokenizer(("<bos>", "<eos>"), bos=True)
+    assert end_of_turn(tokenizer) == tokenizer.eos_token_id
+    prepare_tokenizer(tokenizer, 400, None)
+    assert end_of_turn(tokenizer) == tokenizer.eos_token_id
+
+
+def test_the_end_of_a_turn_is_not_padding():
+    template = TURN.replace("ANSWER", ENDINGS["ChatML"][0])
+    tokenizer = make_tokenizer(("<eos>", "<start>", "<end>"), pad_token="<end>", chat_template=template)
+    prepare_tokenizer(tokenizer, len(tokenizer), None)
+    assert tokenizer.pad_token not in ("<eos>", "<end>", "<start>")
+    template = template.replace("<end>", "<|reserved_end|>")
+    reserved = make_tokenizer(("<eos>", "<|reserved_end|>"), chat_template=template)
+    prepare_tokenizer(reserved, len(reserved) + 8, None)
+    assert reserved.pad_token == PAD
+
+
+def test_a_template_that_no_answer_fits_is_refused():
+    tokenizer = make_tokenizer(chat_template="{{ raise_exception('no assistant here') }}")
+    with pytest.raises(UserError, match=r"refuses a conversation of user, assistant \(no assistant here\)"):
+        prepare_tokenizer(tokenizer, 400, None)
