@@ -164,7 +164,7 @@ def _tokens(model: str) -> Measure:
     from lorarlhf.data.tokenizer import end_of_turn, prepare_tokenizer
 
     tokenizer = load_tokenizer(ModelConfig(name=model))
-    prepare_tokenizer(tokenizer, len(tokenizer) + 1, None)
+    prepare_tokenizer(tokenizer, len(tokenizer) + 1, DEFAULTS)
     end_id = end_of_turn(tokenizer)
 
     def measure(prompt: Prompt, completion: Completion) -> tuple[int, int]:

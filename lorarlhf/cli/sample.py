@@ -70,7 +70,7 @@ def sample(
     finished_rows(out, options)  # refuses before anything is loaded
     data = DataConfig(prompts=prompts, test_size=0.0) if recipe is None else recipe.data
     data = data.model_copy(update={"prompts": prompts, "prompts_test": None, "test_size": 0.0})
-    backbone = load_backbone(config, data.chat_template)
+    backbone = load_backbone(config, data)
     examples = prompt_examples(data, backbone.tokenizer, "train")
 
     roles = [BASE if source == BASE else role for role, source in zip(("policy", "candidate"), sources, strict=False)]

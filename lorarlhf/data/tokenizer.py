@@ -8,32 +8,41 @@ token; held-out accuracy does not show it where they are two.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from lorarlhf.data.chat_templates import PLAIN, PLAIN_WITH_BOS
+from lorarlhf.data.chat_templates import FIXED_DATE, PLAIN, PLAIN_WITH_BOS, default_line, with_defaults, with_fixed_date
 from lorarlhf.data.rows import Message
 from lorarlhf.errors import UserError
+from lorarlhf.recipe.sections import DataConfig
 from lorarlhf.recipe.shipped import resolve_path
 
 PAD = "<|pad|>"
+THINKING = "enable_thinking"  # Qwen3's name for the switch, which SmolLM3 and others have taken up
 _ANSWER = "lorarlhf"  # a word that no template has of its own
 
 
-def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, embedding_rows: int, chat_template: str | None) -> list[str]:
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, embedding_rows: int, config: DataConfig) -> list[str]:
     """Set pad token and chat template in place; return a line for each choice that the user should hear of.
 
-    `embedding_rows` is the height of the model's embedding, which is never resized. Raises UserError if there is no eos
-    token, or no file at the path `chat_template`.
+    Args:
+        embedding_rows: the height of the model's embedding, which is never resized.
+        config: names another chat template, and values for what it may vary.
+
+    Raises:
+        UserError: there is no eos token, or no file at the path `data.chat_template`.
     """
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"the tokenizer of {tokenizer.name_or_path or 'the model'} has no eos token, so no response could end; "
             "set eos_token in its tokenizer_config.json"
         )
-    notes = _set_chat_template(tokenizer, chat_template)
+    notes = _set_chat_template(tokenizer, config.chat_template)
+    notes += _settle_chat_template(tokenizer, config.chat_template_kwargs)
     if end_of_turn(tokenizer) != tokenizer.eos_token_id:
         end = tokenizer.convert_ids_to_tokens(end_of_turn(tokenizer))
         notes.append(f"responses end with {end}, as turns of the chat template do, not with eos {tokenizer.eos_token}")
@@ -78,6 +87,11 @@ def _set_chat_template(tokenizer: PreTrainedTokenizerBase, path: str | None) -> 
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"data.chat_template {path}: cannot be read ({error}); give a Jinja file") from error
         return []
+    if isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template:
+        raise UserError(
+            f"the tokenizer has the chat templates {', '.join(sorted(tokenizer.chat_template))} and no default; "
+            "give one as data.chat_template"
+        )
     if tokenizer.chat_template:
         return []
     adds_bos = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
@@ -86,6 +100,30 @@ def _set_chat_template(tokenizer: PreTrainedTokenizerBase, path: str | None) -> 
         "the tokenizer has no chat template: conversations are written as plain User: and Assistant: turns "
         "(data.chat_template gives another)"
     ]
+
+
+def _settle_chat_template(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, Any]) -> list[str]:
+    """Write what a prompt is not to depend on into the template: the day, and the variables that the recipe sets."""
+    original = tokenizer.get_chat_template()
+    dated = with_fixed_date(original)
+    notes = []
+    if dated != original:
+        notes.append(f"the chat template prints today's date: it prints {FIXED_DATE:%d %b %Y} on every day here")
+    if "strftime_now(" in dated:
+        notes.append(
+            "the chat template prints today's date in a way that is not understood here, so prompts differ from day to "
+            "day; give another as data.chat_template"
+        )
+    if THINKING in original and THINKING not in values and default_line(THINKING) not in original:
+        notes.append(
+            f"the chat template can have the model think before it answers ({THINKING}), which takes up "
+            f"ppo.response_length; data.chat_template_kwargs: {{{THINKING}: false}} has it answer at once, true think"
+        )
+    template = with_defaults(dated, values)
+    # A tokenizer may have templates for other purposes beside the one in use.
+    others = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else None
+    tokenizer.chat_template = template if others is None else {**others, "default": template}
+    return notes
 
 
 def _set_pad_token(tokenizer: PreTrainedTokenizerBase, embedding_rows: int) -> list[str]:

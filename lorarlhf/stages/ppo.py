@@ -73,7 +73,7 @@ def train_ppo(
         recipe = recipe.model_copy(update={"ppo": config})
     if backbone is None:
         check_memory("ppo", recipe, reference=has_sft)
-        backbone = load_backbone(recipe.model, recipe.data.chat_template)
+        backbone = load_backbone(recipe.model, recipe.data)
     prompts, eval_prompts = (prompt_examples(recipe.data, backbone.tokenizer, split) for split in ("train", "test"))
     eval_prompts = eval_prompts[: config.eval_prompts]
     _check_prompts(config, prompts, eval_prompts, engine)

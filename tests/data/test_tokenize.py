@@ -18,12 +18,13 @@ from lorarlhf.data.tokenize import (
 )
 from lorarlhf.data.tokenizer import prepare_tokenizer
 from lorarlhf.errors import UserError
+from lorarlhf.recipe.sections import DataConfig
 
 
 @pytest.fixture
 def tokenizer():
     made = make_tokenizer(pad_token="<eos>")
-    prepare_tokenizer(made, len(made) + 8, None)
+    prepare_tokenizer(made, len(made) + 8, DataConfig())
     return made
 
 
@@ -49,7 +50,7 @@ def test_rows_end_as_turns_of_the_template_do():
         "{% for m in messages %}<turn>{{ m.content }}<end>\n{% endfor %}{% if add_generation_prompt %}<turn>{% endif %}"
     )
     tokenizer = make_tokenizer(("<eos>", "<turn>", "<end>"), chat_template=template)
-    prepare_tokenizer(tokenizer, 400, None)
+    prepare_tokenizer(tokenizer, 400, DataConfig())
     pairs = tokenize_preferences([Preference(CHAT, ANSWER, ANSWER)], tokenizer, 100).dataset
     shown = tokenize_demonstrations([Demonstration(CHAT, ANSWER)], tokenizer, 100).dataset
     rated = tokenize_scored([Scored(CHAT, ANSWER, 1.0)], tokenizer, 100).dataset
