@@ -5,16 +5,18 @@ It is the demo's model with two tokens renamed. What was eos, and what this mode
 """
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from demo_runs import DEMO, small_recipe
 from torch.testing import assert_close
 
-from lorarlhf.backbone.batch import TokenBatch, with_end
+from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.data.tokenized import prompt_examples, reward_examples, sft_examples
-from lorarlhf.generation.sample import response_lengths
+from lorarlhf.generation.sample import Rollout
+from lorarlhf.rl.score import ScoringPasses, response_scorer
 from lorarlhf.run import Run
 from lorarlhf.stages.reward import train_reward
 
@@ -68,20 +70,20 @@ def test_a_response_is_scored_as_if_it_had_stopped_as_the_rows_do(tmp_path, reci
     backbone = load_backbone(recipe.model)
     train_reward(recipe, Run(tmp_path / "run"), backbone=backbone)
     rows = reward_examples(recipe.data, "bradley_terry", backbone.tokenizer, "test").dataset["chosen_ids"][:4]
-    prompts, answers = (
-        [row[:5] for row in rows],
-        torch.nn.utils.rnn.pad_sequence(
-            [torch.tensor([*row[5:-1], stop]) for row in rows], batch_first=True, padding_value=9
-        ),
-    )
-    answers = answers[:, : len(rows[0]) - 5]  # longer ones are cut off
-    lengths, finished = response_lengths(answers, backbone.stop_ids)
-    assert finished.tolist() == [len(row) <= len(rows[0]) for row in rows]
+    limit = len(rows[0])  # longer ones are cut off there
+    finished = torch.tensor([len(row) <= limit for row in rows])
     assert set(finished.tolist()) == {True, False}
-    batch = TokenBatch.from_lists(prompts, [row[:n].tolist() for row, n in zip(answers, lengths, strict=True)])
-    with torch.no_grad():
-        expected = backbone.scores(TokenBatch.from_lists([row[: len(rows[0])] for row in rows], [[]] * 4))
-        scores = backbone.scores(with_end(batch, finished, backbone.end_id))
-        as_it_is = backbone.scores(batch)
-    assert_close(scores, expected)
-    assert ((as_it_is - expected).abs() > 1e-3).tolist() == (finished & (stop != END)).tolist()
+    batch = TokenBatch.from_lists([row[:5] for row in rows], [row[5:limit] for row in rows])
+    tokens = batch.tokens.clone()
+    tokens[finished, batch.lengths[finished] - 1] = stop
+    rollout = Rollout(replace(batch, tokens=tokens), torch.empty(0), torch.empty(0), finished)
+
+    passes = ScoringPasses(backbone, 1.0, 4096)
+    score = response_scorer(passes, 1.0, [])
+    _, trunk = passes.reference(rollout.sequences)
+    assert trunk is not None
+    expected = passes.scores(batch)
+    assert_close(score(rollout, [None] * 4, None), expected)
+    assert_close(score(rollout, [None] * 4, trunk), expected)
+    otherwise = (passes.scores(rollout.sequences) - expected).abs() > 1e-3
+    assert otherwise.tolist() == (finished & (stop != END)).tolist()
