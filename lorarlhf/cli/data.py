@@ -159,15 +159,17 @@ def _columns(texts: list[str] | None) -> dict[Column, str]:
 def _tokens(model: str) -> Measure:
     """Lengths as training will see them."""
     from lorarlhf.backbone.load import load_tokenizer
-    from lorarlhf.data.rows import Completion, Prompt
+    from lorarlhf.data.rows import Completion, Prompt, turns
     from lorarlhf.data.tokenize import encode_completion
-    from lorarlhf.data.tokenizer import end_of_turn, prepare_tokenizer
+    from lorarlhf.data.tokenizer import end_of_turn, prepare_tokenizer, wraps_text
 
     tokenizer = load_tokenizer(ModelConfig(name=model))
     prepare_tokenizer(tokenizer, len(tokenizer) + 1, DEFAULTS)
-    end_id = end_of_turn(tokenizer)
+    end_id, wraps = end_of_turn(tokenizer), wraps_text(DEFAULTS, tokenizer)
 
     def measure(prompt: Prompt, completion: Completion) -> tuple[int, int]:
+        if wraps:
+            prompt, completion = turns(prompt, "user"), turns(completion, "assistant")
         before, response = encode_completion(tokenizer, prompt, completion, end_id)
         return len(before), len(response)
 

@@ -14,7 +14,7 @@ from lorarlhf.data.endings import WRITTEN, check_ending
 from lorarlhf.data.examples import in_test_part
 from lorarlhf.data.formats import PREFERENCES
 from lorarlhf.data.reading import Reader
-from lorarlhf.data.rows import Completion, Message, Preference, Prompt
+from lorarlhf.data.rows import Preference, in_turns, turns
 from lorarlhf.data.sources import is_path, iter_rows
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import DataConfig
@@ -38,7 +38,7 @@ def split_pairs(source: str, config: DataConfig, train: Path, test: Path) -> tup
     """
 
     def part(pair: Preference) -> int:
-        return int(in_test_part(_messages(pair.prompt, "user"), config.test_size))
+        return int(in_test_part(turns(pair.prompt, "user"), config.test_size))
 
     (to_train, to_test), skipped = _write(source, config, [train, test], part)
     return to_train, to_test, skipped
@@ -46,11 +46,8 @@ def split_pairs(source: str, config: DataConfig, train: Path, test: Path) -> tup
 
 def canonical(pair: Preference, source: str) -> dict[str, Any]:
     """A pair as a row. Plain text becomes a message of the user's and one of the assistant's."""
-    row: dict[str, Any] = {
-        "prompt": _messages(pair.prompt, "user"),
-        "chosen": _messages(pair.chosen, "assistant"),
-        "rejected": _messages(pair.rejected, "assistant"),
-    }
+    pair = in_turns(pair)
+    row: dict[str, Any] = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
     if pair.margin is not None:
         row["margin"] = pair.margin
     if pair.tie:
@@ -58,10 +55,6 @@ def canonical(pair: Preference, source: str) -> dict[str, Any]:
     if pair.annotators:
         row["annotators"] = list(pair.annotators)
     return row | {"source": source}
-
-
-def _messages(value: Prompt | Completion, role: str) -> list[Message]:
-    return [{"role": role, "content": value.strip()}] if isinstance(value, str) else value
 
 
 def _write(

@@ -84,10 +84,15 @@ class Stream(Generic[T]):
         if why and split == "train":  # once: the test rows are often of the same source
             logger.warning("%s: left out: %s", place.source, why)
 
+    @property
+    def source(self) -> str:
+        """Where the rows come from."""
+        return _place(self.config, self.key, self.split).source
+
     def load(self) -> Loaded[T]:
         """All of them in memory."""
         rows = list(self)
-        return Loaded(rows, _place(self.config, self.key, self.split).source, dict(self.skipped))
+        return Loaded(rows, self.source, dict(self.skipped))
 
 
 def stream_preferences(config: DataConfig, split: Split) -> Stream[Preference]:

@@ -17,17 +17,15 @@ from lorarlhf.data.reading import Reader, renamed
 from lorarlhf.data.rows import (
     BadRow,
     Completion,
-    Demonstration,
+    Example,
     Preference,
     Prompt,
-    Scored,
     completion_text,
     prompt_text,
 )
 from lorarlhf.data.sources import iter_rows, splits_of
 from lorarlhf.recipe.sections import Column
 
-Example: TypeAlias = Preference | Demonstration | Scored | Prompt
 Measure: TypeAlias = Callable[[Prompt, Completion], tuple[int, int]]
 
 EXAMPLES = 3

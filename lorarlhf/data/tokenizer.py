@@ -49,6 +49,16 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, embedding_rows: int, c
     return notes + _set_pad_token(tokenizer, embedding_rows)
 
 
+def has_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether there is a template that the model was made for, or that the recipe names: not the plain one."""
+    return bool(tokenizer.chat_template) and PLAIN not in tokenizer.get_chat_template()
+
+
+def wraps_text(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether plain text is to become turns of a conversation, which is all that a chat model has been tuned on."""
+    return config.wrap_text == "always" or (config.wrap_text == "auto" and has_chat_template(tokenizer))
+
+
 def render(tokenizer: PreTrainedTokenizerBase, conversation: list[Message], add_generation_prompt: bool) -> str:
     """A conversation as the chat template writes it. Raises UserError if the template refuses it."""
     try:

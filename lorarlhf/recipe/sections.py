@@ -120,6 +120,7 @@ class DataConfig(Section):
     test_size: Fraction = 0.05
     chat_template: str | None = None
     chat_template_kwargs: dict[TemplateVariable, Any] = {}
+    wrap_text: Literal["auto", "always", "never"] = "auto"
     max_prompt_length: PositiveInt = 512
     max_length: PositiveInt = 1024
     on_bad_row: Literal["error", "skip"] = "error"
