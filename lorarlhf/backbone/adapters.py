@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lorarlhf.backbone.lora import use_fused_forward
-from lorarlhf.errors import UserError
+from lorarlhf.errors import UserError, first_line
 from lorarlhf.recipe.sections import LoraShape
 
 BASE = "base"  # stands for the bare base model wherever the name of an adapter is asked for
@@ -251,7 +251,7 @@ class Adapters:
             else:
                 self.peft_model.add_adapter(name, config)
         except ValueError as error:
-            raise _NoSuchLayersError(str(error).splitlines()[0]) from error
+            raise _NoSuchLayersError(first_line(error)) from error
         self.lora_layers = [module for module in self.causal_lm.modules() if isinstance(module, LoraLayer)]
         for layer in self.lora_layers:
             use_fused_forward(layer)

@@ -21,16 +21,20 @@ from transformers import (
 )
 
 from lorarlhf.backbone.shared import SharedBackbone
-from lorarlhf.data.tokenize import prepare_tokenizer
-from lorarlhf.errors import UserError
-from lorarlhf.recipe.sections import ModelConfig
+from lorarlhf.data.tokenizer import prepare_tokenizer
+from lorarlhf.errors import UserError, first_line
+from lorarlhf.recipe.sections import DataConfig, ModelConfig
 from lorarlhf.recipe.shipped import resolve_path
 
+PLAIN_DATA = DataConfig()
 logger = logging.getLogger(__name__)
 
 
-def load_backbone(config: ModelConfig, chat_template: str | None = None) -> SharedBackbone:
+def load_backbone(config: ModelConfig, data: DataConfig = PLAIN_DATA) -> SharedBackbone:
     """Load base model and tokenizer onto the GPU if there is one, else the CPU.
+
+    Args:
+        data: says which chat template the tokenizer gets, and how that is set.
 
     Raises:
         UserError: no such model, no safetensors in it, or a family transformers does not know.
@@ -55,7 +59,7 @@ def load_backbone(config: ModelConfig, chat_template: str | None = None) -> Shar
     if config.attn_implementation not in ("auto", used):
         logger.warning("this model has no %s attention: %s is used", config.attn_implementation, used)
     _keep_autograd_on_cpu(causal_lm)
-    for choice in prepare_tokenizer(tokenizer, causal_lm.config.get_text_config().vocab_size, chat_template):
+    for choice in prepare_tokenizer(tokenizer, causal_lm.config.get_text_config().vocab_size, data):
         logger.warning(choice)
     return SharedBackbone(causal_lm, tokenizer, dtype)
 
@@ -138,7 +142,7 @@ def _plain_errors(config: ModelConfig) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         if os.path.isdir(resolve_path(config.name)):
             hint = "the folder needs config.json, a tokenizer and *.safetensors"
         else:

@@ -21,6 +21,7 @@ from lorarlhf.backbone.adapters import BASE, Adapters, ScalarHead
 from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.logprobs import chunked_logprobs, rows_a_chunk
 from lorarlhf.backbone.trunk import TrunkStates, decoder_layers, recorded_input, starting_from, without
+from lorarlhf.data.tokenizer import end_of_turn
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import LoraShape
 
@@ -63,10 +64,15 @@ class SharedBackbone(nn.Module):
 
     @property
     def stop_ids(self) -> list[int]:
-        """Tokens that end a response: the tokenizer's eos and those of the generation config."""
+        """Tokens that end a response: `end_id`, the tokenizer's eos and those of the generation config."""
         configured = self.causal_lm.generation_config.eos_token_id
         ids = configured if isinstance(configured, list) else [configured]
-        return sorted({i for i in [*ids, self.tokenizer.eos_token_id] if i is not None})
+        return sorted({i for i in [*ids, self.tokenizer.eos_token_id, self.end_id] if i is not None})
+
+    @property
+    def end_id(self) -> int:
+        """The one of `stop_ids` that the rows of reward model and SFT end with."""
+        return end_of_turn(self.tokenizer)
 
     # Roles
 

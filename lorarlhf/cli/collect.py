@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from lorarlhf.data.endings import LINES, check_ending
 from lorarlhf.errors import UserError
 
 collect_app = typer.Typer(no_args_is_help=True)
@@ -38,8 +39,7 @@ def collect(
     from lorarlhf.preferences.labels import LabelFile
     from lorarlhf.preferences.pairs import read_pairs
 
-    if out.suffix != ".jsonl":  # as `data agreement` knows it by
-        raise UserError(f"{out}: must end in .jsonl; write for example {out}.jsonl")
+    check_ending(out, LINES)  # as `data agreement` knows it by
     try:
         annotator = None if annotator is None else annotator_name(annotator)
     except ValueError as error:
@@ -75,8 +75,7 @@ def export(
     from lorarlhf.preferences.labels import read_labels
     from lorarlhf.preferences.pairs import read_pairs
 
-    if out.suffix != ".jsonl":
-        raise UserError(f"{out}: must end in .jsonl; write for example {out}.jsonl")
+    check_ending(out, LINES)
     standing = read_labels(labels)
     exported = preference_rows(read_pairs(pairs), standing, majority, min_agreement)
     reasons = ", ".join(f"{reason} ({count})" for reason, count in exported.left_out.items())

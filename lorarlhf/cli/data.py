@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from lorarlhf.cli.options import SOURCE
+from lorarlhf.data.endings import WRITTEN, listed
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import Column, DataConfig, ModelConfig
 
@@ -30,6 +31,7 @@ Ties = Annotated[Literal["drop", "keep"], typer.Option(help="Whether pairs that 
 OnBadRow = Annotated[Literal["error", "skip"], typer.Option(help="What to do about a row that cannot be used.")]
 
 DEFAULTS = DataConfig()
+NEW_FILE = f"A new {listed(WRITTEN)} file."
 MUCH_SMOOTHING = 0.2  # above it, accuracy in the demo's world falls: docs/data.md
 CHARACTERS_SHOWN = 160  # characters of a prompt or response
 
@@ -52,18 +54,17 @@ def inspect(
     from lorarlhf.cli.quiet import quiet_libraries
 
     quiet_libraries()
-    from lorarlhf.data.inspect import characters, held_out
-    from lorarlhf.data.inspect import inspect as look_through
+    from lorarlhf.data.inspect import characters, held_out, inspect_source
 
     measure = _tokens(model) if model else characters
-    report = look_through(source, split, _columns(column), measure, max_length, held_out(source, split, test))
+    report = inspect_source(source, split, _columns(column), measure, max_length, held_out(source, split, test))
     _print_report(source, report, "tokens" if model else "characters", max_length)
 
 
 @data_app.command()
 def convert(
     source: Source,
-    dest: Annotated[Path, typer.Argument(help="A new .jsonl or .jsonl.gz file.", show_default=False)],
+    dest: Annotated[Path, typer.Argument(help=NEW_FILE, show_default=False)],
     split: SplitName = DEFAULTS.train_split,
     ties: Ties = "drop",
     on_bad_row: OnBadRow = "error",
@@ -73,17 +74,17 @@ def convert(
     from lorarlhf.cli.quiet import quiet_libraries
 
     quiet_libraries()
-    from lorarlhf.data.convert import convert as write
+    from lorarlhf.data.convert import convert_pairs
 
     config = DataConfig(train_split=split, ties=ties, on_bad_row=on_bad_row, columns=_columns(column))
-    count, skipped = write(source, config, dest)
+    count, skipped = convert_pairs(source, config, dest)
     typer.echo(f"Wrote {count:,} pairs to {dest}{_left_out(skipped)}")
 
 
 @data_app.command("split")
 def split_(
     source: Source,
-    train: Annotated[Path, typer.Argument(help="A new .jsonl or .jsonl.gz file.", show_default=False)],
+    train: Annotated[Path, typer.Argument(help=NEW_FILE, show_default=False)],
     test: Annotated[Path, typer.Argument(help="Another.", show_default=False)],
     test_size: Annotated[
         float, typer.Option(min=0, max=1, help="The share of prompts for testing.")
@@ -97,12 +98,12 @@ def split_(
     from lorarlhf.cli.quiet import quiet_libraries
 
     quiet_libraries()
-    from lorarlhf.data.convert import split as write
+    from lorarlhf.data.convert import split_pairs
 
     config = DataConfig(
         train_split=split, test_size=test_size, ties=ties, on_bad_row=on_bad_row, columns=_columns(column)
     )
-    to_train, to_test, skipped = write(source, config, train, test)
+    to_train, to_test, skipped = split_pairs(source, config, train, test)
     typer.echo(f"Wrote {to_train:,} pairs to {train} and {to_test:,} to {test}{_left_out(skipped)}")
 
 
@@ -158,14 +159,18 @@ def _columns(texts: list[str] | None) -> dict[Column, str]:
 def _tokens(model: str) -> Measure:
     """Lengths as training will see them."""
     from lorarlhf.backbone.load import load_tokenizer
-    from lorarlhf.data.rows import Completion, Prompt
-    from lorarlhf.data.tokenize import encode_completion, prepare_tokenizer
+    from lorarlhf.data.rows import Completion, Prompt, turns
+    from lorarlhf.data.tokenize import encode_completion
+    from lorarlhf.data.tokenizer import end_of_turn, prepare_tokenizer, wraps_text
 
     tokenizer = load_tokenizer(ModelConfig(name=model))
-    prepare_tokenizer(tokenizer, len(tokenizer) + 1, None)
+    prepare_tokenizer(tokenizer, len(tokenizer) + 1, DEFAULTS)
+    end_id, wraps = end_of_turn(tokenizer), wraps_text(DEFAULTS, tokenizer)
 
     def measure(prompt: Prompt, completion: Completion) -> tuple[int, int]:
-        before, response = encode_completion(tokenizer, prompt, completion)
+        if wraps:
+            prompt, completion = turns(prompt, "user"), turns(completion, "assistant")
+        before, response = encode_completion(tokenizer, prompt, completion, end_id)
         return len(before), len(response)
 
     return measure

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-SOURCE = "Hub id, a .jsonl, .jsonl.gz, .json, .json.gz, .csv, .tsv or .parquet file, or a folder that `datasets` saved."
+from lorarlhf.data.endings import READ, listed
+
+SOURCE = f"Hub id, a {listed(READ)} file, or a folder that `datasets` saved."
 
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A name from `lorarlhf recipes list`, or your .yaml file.")]
 Model = Annotated[str | None, typer.Option(help="Hub id or folder of the base model, instead of the recipe's.")]

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from lorarlhf.data.endings import LINES, check_ending
 from lorarlhf.errors import UserError
 
 
@@ -36,8 +37,7 @@ def sample(
         raise UserError("sample: give either --run or --model")
     if adapters is None and n < 2:
         raise UserError("sample: --n must be at least 2, or name two --adapters")
-    if out.suffix != ".jsonl":
-        raise UserError(f"{out}: must end in .jsonl; write for example {out}.jsonl")
+    check_ending(out, LINES)
     from rich.progress import Progress
 
     from lorarlhf.cli.quiet import quiet_libraries
@@ -70,7 +70,7 @@ def sample(
     finished_rows(out, options)  # refuses before anything is loaded
     data = DataConfig(prompts=prompts, test_size=0.0) if recipe is None else recipe.data
     data = data.model_copy(update={"prompts": prompts, "prompts_test": None, "test_size": 0.0})
-    backbone = load_backbone(config, data.chat_template)
+    backbone = load_backbone(config, data)
     examples = prompt_examples(data, backbone.tokenizer, "train")
 
     roles = [BASE if source == BASE else role for role, source in zip(("policy", "candidate"), sources, strict=False)]

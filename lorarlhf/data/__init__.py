@@ -1,20 +1,4 @@
-"""Formats in, one canonical form out. What needs torch is imported from `lorarlhf.data.tokenize` itself."""
+"""Formats in, one canonical form out.
 
-from lorarlhf.data.examples import Loaded, load_demonstrations, load_preferences, load_prompts, load_scored
-from lorarlhf.data.rows import BadRow, Demonstration, Message, Preference, Prompt, Scored, prompt_text, request_text
-
-__all__ = [
-    "BadRow",
-    "Demonstration",
-    "Loaded",
-    "Message",
-    "Preference",
-    "Prompt",
-    "Scored",
-    "load_demonstrations",
-    "load_preferences",
-    "load_prompts",
-    "load_scored",
-    "prompt_text",
-    "request_text",
-]
+Nothing is imported here: the command line asks `endings` which files there are before it needs anything that reads one.
+"""

@@ -10,34 +10,35 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from lorarlhf.data.endings import WRITTEN, check_ending
 from lorarlhf.data.examples import in_test_part
 from lorarlhf.data.formats import PREFERENCES
 from lorarlhf.data.reading import Reader
-from lorarlhf.data.rows import Completion, Message, Preference, Prompt
+from lorarlhf.data.rows import Preference, in_turns, turns
 from lorarlhf.data.sources import is_path, iter_rows
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import DataConfig
 
 
-def convert(source: str, config: DataConfig, path: Path) -> tuple[int, dict[str, int]]:
+def convert_pairs(source: str, config: DataConfig, path: Path) -> tuple[int, dict[str, int]]:
     """Write the pairs of a source to a new file; return how many, and how many were left out for which reason.
 
     Args:
         config: says which split to read, what columns mean, and what to do about bad rows and ties.
-        path: ends in .jsonl or .jsonl.gz. Raises UserError if there is such a file already.
+        path: ends as one that `endings.WRITTEN` names. Raises UserError if there is such a file already.
     """
     counts, skipped = _write(source, config, [path], lambda pair: 0)
     return counts[0], skipped
 
 
-def split(source: str, config: DataConfig, train: Path, test: Path) -> tuple[int, int, dict[str, int]]:
+def split_pairs(source: str, config: DataConfig, train: Path, test: Path) -> tuple[int, int, dict[str, int]]:
     """Write the pairs of a source to two new files, no prompt to both; return how many, and how many were left out.
 
     The share `config.test_size` of prompts goes to `test`, picked by a hash of the prompt as it is written.
     """
 
     def part(pair: Preference) -> int:
-        return int(in_test_part(_messages(pair.prompt, "user"), config.test_size))
+        return int(in_test_part(turns(pair.prompt, "user"), config.test_size))
 
     (to_train, to_test), skipped = _write(source, config, [train, test], part)
     return to_train, to_test, skipped
@@ -45,11 +46,8 @@ def split(source: str, config: DataConfig, train: Path, test: Path) -> tuple[int
 
 def canonical(pair: Preference, source: str) -> dict[str, Any]:
     """A pair as a row. Plain text becomes a message of the user's and one of the assistant's."""
-    row: dict[str, Any] = {
-        "prompt": _messages(pair.prompt, "user"),
-        "chosen": _messages(pair.chosen, "assistant"),
-        "rejected": _messages(pair.rejected, "assistant"),
-    }
+    pair = in_turns(pair)
+    row: dict[str, Any] = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
     if pair.margin is not None:
         row["margin"] = pair.margin
     if pair.tie:
@@ -57,10 +55,6 @@ def canonical(pair: Preference, source: str) -> dict[str, Any]:
     if pair.annotators:
         row["annotators"] = list(pair.annotators)
     return row | {"source": source}
-
-
-def _messages(value: Prompt | Completion, role: str) -> list[Message]:
-    return [{"role": role, "content": value.strip()}] if isinstance(value, str) else value
 
 
 def _write(
@@ -77,9 +71,9 @@ def _write(
             if pair.tie and config.ties == "drop":
                 ties += 1
                 continue
-            chosen = part(pair)
-            files[chosen].write(json.dumps(canonical(pair, name), ensure_ascii=False) + "\n")
-            counts[chosen] += 1
+            number = part(pair)
+            files[number].write(json.dumps(canonical(pair, name), ensure_ascii=False) + "\n")
+            counts[number] += 1
         if not counts:
             raise UserError(f"{source}: no usable row in it, so nothing is written")
     return [counts[i] for i in range(len(paths))], dict(reader.skipped) | ({"tie": ties} if ties else {})
@@ -88,8 +82,7 @@ def _write(
 @contextmanager
 def _new_file(path: Path) -> Iterator[TextIO]:
     """A file that was not there before, gone again if writing it fails."""
-    if not path.name.endswith((".jsonl", ".jsonl.gz")):
-        raise UserError(f"{path}: must end in .jsonl or .jsonl.gz")
+    check_ending(path, WRITTEN)
     opener: Callable[..., TextIO] = gzip.open if path.suffix == ".gz" else open
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

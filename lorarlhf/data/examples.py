@@ -34,7 +34,7 @@ class Loaded(Generic[T]):
 
 @dataclass(frozen=True)
 class Place:
-    """Where one split is found: a source, its split if it has several, and the test of a prompt that keeps a row."""
+    """Where one split lies: a source, its split if it has several, and the test of a prompt that keeps a row."""
 
     source: str
     split: str
@@ -62,32 +62,37 @@ class Stream(Generic[T]):
         place = _place(config, self.key, split)
         reader = Reader(self.table, config.on_bad_row, config.columns)
         self.skipped = reader.skipped
-        found = kept = 0
+        usable = kept = 0
         for row in reader.read(iter_rows(place.source, place.split)):
             if isinstance(row, Preference) and row.tie and (config.ties == "drop" or split == "test"):
                 reader.skipped["tie"] += 1
                 continue
-            found += 1
+            usable += 1
             if place.keeps(self.prompt_of(row)):
                 kept += 1
                 yield row
         why = "; ".join(f"{reason} ({count})" for reason, count in reader.skipped.most_common())
-        if not found:
+        if not usable:
             raise UserError(
                 f"{place.source}: no usable row" + (f", all were skipped: {why}" if why else ", it is empty")
             )
         if not kept and (split == "train" or config.test_size > 0):
             raise UserError(
-                f"{place.source}: none of {found} rows falls in the {split} part at data.test_size "
+                f"{place.source}: none of {usable} rows falls in the {split} part at data.test_size "
                 f"{config.test_size}; change it, or set data.{self.key}_test"
             )
         if why and split == "train":  # once: the test rows are often of the same source
             logger.warning("%s: left out: %s", place.source, why)
 
+    @property
+    def source(self) -> str:
+        """Where the rows come from."""
+        return _place(self.config, self.key, self.split).source
+
     def load(self) -> Loaded[T]:
         """All of them in memory."""
         rows = list(self)
-        return Loaded(rows, _place(self.config, self.key, self.split).source, dict(self.skipped))
+        return Loaded(rows, self.source, dict(self.skipped))
 
 
 def stream_preferences(config: DataConfig, split: Split) -> Stream[Preference]:
@@ -128,8 +133,8 @@ def load_demonstrations(config: DataConfig, split: Split) -> Loaded[Demonstratio
 
 def load_prompts(config: DataConfig, split: Split) -> Loaded[Prompt]:
     """Different prompts from `data.prompts`, or those of `data.preferences` where it is not set."""
-    own = config.prompts or (config.prompts_test if split == "test" else None)
-    key: Key = "prompts" if own or not config.preferences else "preferences"
+    source = config.prompts or (config.prompts_test if split == "test" else None)
+    key: Key = "prompts" if source or not config.preferences else "preferences"
     loaded = Stream(config, key, split, PROMPTS, lambda prompt: prompt).load()
     distinct: dict[str, Prompt] = {}
     for prompt in loaded.rows:
@@ -147,13 +152,13 @@ def in_test_part(prompt: Prompt, test_size: float) -> bool:
 
 def _place(config: DataConfig, key: Key, split: Split) -> Place:
     source: str | None = getattr(config, key)
-    held_out: str | None = getattr(config, f"{key}_test")
-    if split == "test" and held_out:
-        return Place(held_out, config.test_split, _keep_all)
+    test_source: str | None = getattr(config, f"{key}_test")
+    if split == "test" and test_source:
+        return Place(test_source, config.test_split, _keep_all)
     if source is None:
         instead = " (or data.preferences, for their prompts)" if key == "prompts" else ""
         raise UserError(f"data.{key} is not set{instead}; name a Hub id or a file there or with --dataset")
-    if held_out:
+    if test_source:
         return Place(source, config.train_split, _keep_all)
     if config.test_split in splits_of(source):
         return Place(source, config.train_split if split == "train" else config.test_split, _keep_all)

@@ -17,17 +17,15 @@ from lorarlhf.data.reading import Reader, renamed
 from lorarlhf.data.rows import (
     BadRow,
     Completion,
-    Demonstration,
+    Example,
     Preference,
     Prompt,
-    Scored,
     completion_text,
     prompt_text,
 )
 from lorarlhf.data.sources import iter_rows, splits_of
 from lorarlhf.recipe.sections import Column
 
-Example: TypeAlias = Preference | Demonstration | Scored | Prompt
 Measure: TypeAlias = Callable[[Prompt, Completion], tuple[int, int]]
 
 EXAMPLES = 3
@@ -74,7 +72,7 @@ class Report:
     examples: list[Example]
 
 
-def inspect(
+def inspect_source(
     source: str,
     split: str,
     columns: Mapping[Column, str],
@@ -105,14 +103,14 @@ def inspect(
         kind=reader.table.kind,
         format=reader.form.name if reader.form else "none",
         why=reader.why or "no row could be read",
-        rows=reader.found,
+        rows=reader.rows,
         pairs=len(tally.pairs),
         ties=tally.ties,
         duplicates=len(tally.pairs) - len(_distinct(tally.pairs)),
         bad={reason: (count, reader.first[reason]) for reason, count in reader.skipped.most_common()},
         prompts=len(prompts),
         shared=shared,
-        lengths={name: _summary(found) for name, found in tally.lengths.items()},
+        lengths={name: _summary(lengths) for name, lengths in tally.lengths.items()},
         too_long=tally.too_long / max(len(tally.pairs), 1),
         longer_wins=tally.longer_wins / tally.unequal if tally.unequal else None,
         examples=tally.examples,
@@ -196,6 +194,6 @@ def _distinct(hashes: array[int]) -> np.ndarray:
 
 
 def _summary(lengths: Iterable[int]) -> Lengths:
-    found = np.asarray(lengths)
-    median, p95 = np.percentile(found, [50, 95])
-    return Lengths(float(median), float(p95), int(found.max()))
+    values = np.asarray(lengths)
+    median, p95 = np.percentile(values, [50, 95])
+    return Lengths(float(median), float(p95), int(values.max()))

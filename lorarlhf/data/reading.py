@@ -11,7 +11,7 @@ from lorarlhf.data.formats import Format, Table, UnknownColumns, recognise
 from lorarlhf.data.formats.trees import gathered
 from lorarlhf.data.formats.values import Row
 from lorarlhf.data.rows import BadRow
-from lorarlhf.data.sources import Placed
+from lorarlhf.data.sources import LocatedRow
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import Column
 
@@ -28,7 +28,7 @@ class Reader(Generic[T]):
     Attributes:
         columns: canonical names and those that the data has for them, as in `data.columns`.
         form, why: the format, and what gave it away; None until a row was recognised.
-        found: rows of the source, good or bad.
+        rows: rows of the source, good or bad.
         skipped: how many rows, or parts of rows, were left out for which reason.
         first: where each reason was met first.
     """
@@ -38,15 +38,15 @@ class Reader(Generic[T]):
     columns: Mapping[Column, str] = field(default_factory=dict)
     form: Format[T] | None = None
     why: str | None = None
-    found: int = 0
+    rows: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
 
-    def read(self, rows: Iterable[Placed]) -> Iterator[T]:
+    def read(self, rows: Iterable[LocatedRow]) -> Iterator[T]:
         """Canonical rows. Raises UserError if the columns are unknown, or at a bad row that is not to be skipped."""
         unknown: list[str] = []
         for location, row in gathered(rows):
-            self.found += 1
+            self.rows += 1
             try:
                 parts = self._parts(row)
             except BadRow as bad:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, replace
+from typing import TypeAlias, TypeVar
 
 Message: TypeAlias = dict[str, str]  # {"role": ..., "content": ...}
 Prompt: TypeAlias = str | list[Message]  # plain text, or a conversation whose last turn a model can answer
@@ -46,6 +46,31 @@ class Scored:
     prompt: Prompt
     completion: Completion
     score: float
+
+
+Example: TypeAlias = Preference | Demonstration | Scored | Prompt
+AnyExample = TypeVar("AnyExample", Preference, Demonstration, Scored, Prompt)
+
+
+def is_text(example: Example) -> bool:
+    """Whether it is plain text that goes on where the prompt ends, not a conversation."""
+    return isinstance(example if isinstance(example, str | list) else example.prompt, str)
+
+
+def in_turns(example: AnyExample) -> AnyExample:
+    """The same as a conversation: a text prompt becomes a turn of the user's, what goes on from it the assistant's."""
+    if isinstance(example, str | list):
+        return turns(example, "user")
+    prompt = turns(example.prompt, "user")
+    if isinstance(example, Preference):
+        chosen, rejected = turns(example.chosen, "assistant"), turns(example.rejected, "assistant")
+        return replace(example, prompt=prompt, chosen=chosen, rejected=rejected)
+    return replace(example, prompt=prompt, completion=turns(example.completion, "assistant"))
+
+
+def turns(value: str | list[Message], role: str) -> list[Message]:
+    """Messages as they are; text as one message, without the space around it."""
+    return [{"role": role, "content": value.strip()}] if isinstance(value, str) else value
 
 
 def prompt_text(prompt: Prompt) -> str:

@@ -14,17 +14,18 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+from lorarlhf.data.endings import READ, FileKind, file_kind, listed
 from lorarlhf.data.rows import BadRow
-from lorarlhf.errors import UserError
+from lorarlhf.errors import UserError, first_line
 from lorarlhf.recipe.shipped import resolve_path
 
 Row = dict[str, Any]
-Placed = tuple[str, Row | BadRow]  # a row that is no object at all comes as the BadRow that says so
+LocatedRow = tuple[str, Row | BadRow]  # a row that is no object at all comes as the BadRow that says so
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def iter_rows(source: str, split: str) -> Iterator[Placed]:
+def iter_rows(source: str, split: str) -> Iterator[LocatedRow]:
     """Yield `(location, row)` from a path or, where it is none, from `split` of the Hub data set of that name.
 
     Files stream line by line, save .json, which is read whole. A folder is one that `datasets` saved; `split` counts
@@ -38,11 +39,11 @@ def iter_rows(source: str, split: str) -> Iterator[Placed]:
         yield from _saved(source, split)
         return
     path = existing_file(source)
-    reader = next((read for ending, read in READERS.items() if path.name.endswith(ending)), None)
-    if reader is None:
-        raise UserError(f"{source}: unknown kind of file; use one of {', '.join(READERS)}, or a Hub id")
+    kind = file_kind(path.name)
+    if kind is None:
+        raise UserError(f"{source}: unknown kind of file; use {listed(READ)}, or a Hub id")
     try:
-        yield from reader(path, source)
+        yield from READERS[kind](path, source)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{source}: cannot be read ({error}); check the file or fetch it again") from error
 
@@ -50,7 +51,7 @@ def iter_rows(source: str, split: str) -> Iterator[Placed]:
 def is_path(source: str) -> bool:
     """Whether a source means a local file: it exists, is spelt like a path, or ends like a kind of file known here."""
     path = resolve_path(source)
-    return path.startswith((".", "/", "~")) or path.endswith(tuple(READERS)) or Path(path).exists()
+    return path.startswith((".", "/", "~")) or path.endswith(READ) or Path(path).exists()
 
 
 def existing_file(source: str) -> Path:
@@ -95,20 +96,20 @@ def hub_splits(source: str) -> list[str]:
         names: list[str] = datasets.get_dataset_split_names(source)
     except (datasets.exceptions.DatasetNotFoundError, HfHubHTTPError) as error:
         raise UserError(
-            f"{source}: no such file, and no such data set on the Hub that you may read ({_first_line(error)}); "
+            f"{source}: no such file, and no such data set on the Hub that you may read ({first_line(error)}); "
             "check the name, or log in with `hf auth login` if it is private or gated"
         ) from error
     except ConnectionError as error:
         raise UserError(
-            f"{source}: no such file, and the Hub cannot be reached ({_first_line(error)}); "
+            f"{source}: no such file, and the Hub cannot be reached ({first_line(error)}); "
             "go online, or give a local file"
         ) from error
     except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: a data set that is a script
-        raise UserError(f"{source}: `datasets` cannot read this Hub data set ({_first_line(error)})") from error
+        raise UserError(f"{source}: `datasets` cannot read this Hub data set ({first_line(error)})") from error
     return names
 
 
-def _hub(source: str, split: str) -> Iterator[Placed]:
+def _hub(source: str, split: str) -> Iterator[LocatedRow]:
     import datasets
 
     _check_split(source, split, hub_splits(source))
@@ -116,10 +117,10 @@ def _hub(source: str, split: str) -> Iterator[Placed]:
         for number, row in enumerate(datasets.load_dataset(source, split=split, streaming=True), 1):
             yield f"{source} ({split}): row {number}", dict(row)
     except OSError as error:
-        raise UserError(f"{source}: reading split {split!r} broke off ({_first_line(error)}); try again") from error
+        raise UserError(f"{source}: reading split {split!r} broke off ({first_line(error)}); try again") from error
 
 
-def _saved(source: str, split: str) -> Iterator[Placed]:
+def _saved(source: str, split: str) -> Iterator[LocatedRow]:
     import datasets
 
     folder, splits = Path(resolve_path(source)), splits_of(source)
@@ -128,7 +129,7 @@ def _saved(source: str, split: str) -> Iterator[Placed]:
     try:
         rows = datasets.load_from_disk(str(folder / split if splits else folder))
     except (OSError, ValueError) as error:
-        raise UserError(f"{source}: `datasets` cannot read this folder ({_first_line(error)})") from error
+        raise UserError(f"{source}: `datasets` cannot read this folder ({first_line(error)})") from error
     for number, row in enumerate(rows, 1):
         yield f"{source}: row {number}", dict(row)
 
@@ -140,7 +141,7 @@ def _check_split(source: str, split: str, splits: list[str]) -> None:
         )
 
 
-def _jsonl(path: Path, source: str) -> Iterator[Placed]:
+def _jsonl(path: Path, source: str) -> Iterator[LocatedRow]:
     with _opened(path) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
@@ -160,7 +161,7 @@ def _parsed_line(line: bytes) -> Row | BadRow:
         return BadRow(f"not valid JSON ({error.msg})")
 
 
-def _json(path: Path, source: str) -> Iterator[Placed]:
+def _json(path: Path, source: str) -> Iterator[LocatedRow]:
     try:
         with _opened(path) as file:
             content = json.loads(file.read())
@@ -182,7 +183,7 @@ def _object(value: object) -> Row | BadRow:
     return value if isinstance(value, dict) else BadRow("not a JSON object with named columns")
 
 
-def _csv(path: Path, source: str, delimiter: str = ",") -> Iterator[Placed]:
+def _csv(path: Path, source: str, delimiter: str = ",") -> Iterator[LocatedRow]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default refuses responses over 128 KiB
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True, delimiter=delimiter)
@@ -195,7 +196,7 @@ def _csv(path: Path, source: str, delimiter: str = ",") -> Iterator[Placed]:
             ) from error
 
 
-def _parquet(path: Path, source: str) -> Iterator[Placed]:
+def _parquet(path: Path, source: str) -> Iterator[LocatedRow]:
     import pyarrow
     import pyarrow.parquet
 
@@ -206,19 +207,13 @@ def _parquet(path: Path, source: str) -> Iterator[Placed]:
                 number += 1
                 yield f"{source}: row {number}", row
     except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{source}: not a valid parquet file ({_first_line(error)})") from error
+        raise UserError(f"{source}: not a valid parquet file ({first_line(error)})") from error
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-READERS: dict[str, Callable[[Path, str], Iterator[Placed]]] = {
-    ".jsonl": _jsonl,
-    ".jsonl.gz": _jsonl,
-    ".json": _json,
-    ".json.gz": _json,
-    ".csv": _csv,
-    ".tsv": partial(_csv, delimiter="\t"),
-    ".parquet": _parquet,
+READERS: dict[FileKind, Callable[[Path, str], Iterator[LocatedRow]]] = {
+    "jsonl": _jsonl,
+    "json": _json,
+    "csv": _csv,
+    "tsv": partial(_csv, delimiter="\t"),
+    "parquet": _parquet,
 }

@@ -1,7 +1,8 @@
-"""Canonical rows in, token ids out; and what a tokenizer needs for that: pad and eos tokens, a chat template.
+"""Canonical rows in, token ids out.
 
-A response is always the tokens of its own text and eos, set behind the ids of the prompt: the reward model and SFT see
-exactly the sequences that PPO makes (prompt, sampled tokens, eos), never a template's own ending.
+A response is always the tokens of its own text and the one that ends a turn, set behind the ids of the prompt: the
+reward model and SFT see exactly the sequences that PPO makes (prompt, sampled tokens, end), never what else a template
+sets around an answer.
 """
 
 from __future__ import annotations
@@ -14,16 +15,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from lorarlhf.data.chat_templates import PLAIN, PLAIN_WITH_BOS
-from lorarlhf.data.rows import Completion, Demonstration, Message, Preference, Prompt, Scored
+from lorarlhf.data.rows import Completion, Demonstration, Preference, Prompt, Scored
+from lorarlhf.data.tokenizer import end_of_turn, render
 from lorarlhf.errors import UserError
-from lorarlhf.recipe.shipped import resolve_path
 
 _IDS = pa.list_(pa.int32())
 _CHUNK = 1000
@@ -53,28 +52,23 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
         if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not prompt.endswith(str(tokenizer.eos_token)):
             ids.pop()
         return ids
-    try:
-        text = str(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
-    except jinja2.TemplateError as error:
-        roles = ", ".join(message["role"] for message in prompt)
-        raise UserError(
-            f"the chat template refuses a conversation of {roles} ({error}), which begins {_begin(prompt)!r}; "
-            "remove the row, or give another template as data.chat_template"
-        ) from error
-    return _ids(tokenizer, text, add_special_tokens=False)
+    return _ids(tokenizer, render(tokenizer, prompt, add_generation_prompt=True), add_special_tokens=False)
 
 
 def encode_completion(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Completion
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Completion, end_id: int
 ) -> tuple[list[int], list[int]]:
-    """Return `(prompt_ids, response_ids)`; the response ends with eos, messages before the last join the prompt."""
+    """Return `(prompt_ids, response_ids)`; messages before the last join the prompt.
+
+    `end_id` is what the response ends with, `end_of_turn` of the tokenizer.
+    """
     if isinstance(completion, str):
         response = completion
     else:
         response = completion[-1]["content"]
         prompt = [*prompt, *completion[:-1]] if isinstance(prompt, list) else prompt
     response_ids = _ids(tokenizer, response, add_special_tokens=False)
-    return encode_prompt(tokenizer, prompt), [*response_ids, tokenizer.eos_token_id]
+    return encode_prompt(tokenizer, prompt), [*response_ids, end_id]
 
 
 def tokenize_preferences(rows: Iterable[Preference], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokenized:
@@ -84,10 +78,12 @@ def tokenize_preferences(rows: Iterable[Preference], tokenizer: PreTrainedTokeni
     dropped whole.
     """
 
+    end_id = end_of_turn(tokenizer)
+
     def encoded() -> Iterator[tuple[int, dict[str, Any]]]:
         for row in rows:
-            chosen_prompt, chosen = encode_completion(tokenizer, row.prompt, row.chosen)
-            rejected_prompt, rejected = encode_completion(tokenizer, row.prompt, row.rejected)
+            chosen_prompt, chosen = encode_completion(tokenizer, row.prompt, row.chosen, end_id)
+            rejected_prompt, rejected = encode_completion(tokenizer, row.prompt, row.rejected, end_id)
             pair = {"chosen_ids": chosen_prompt + chosen, "rejected_ids": rejected_prompt + rejected}
             margin = 0.0 if row.tie else row.margin
             yield max(map(len, pair.values())), pair | {"margin": margin, "tie": row.tie}
@@ -105,9 +101,11 @@ def tokenize_demonstrations(
 ) -> Tokenized:
     """Columns `input_ids` and `labels` (-100 on the prompt): what TRL's SFTTrainer takes and leaves as it is."""
 
+    end_id = end_of_turn(tokenizer)
+
     def encoded() -> Iterator[tuple[int, dict[str, Any]]]:
         for row in rows:
-            prompt, response = encode_completion(tokenizer, row.prompt, row.completion)
+            prompt, response = encode_completion(tokenizer, row.prompt, row.completion, end_id)
             labels = [-100] * len(prompt) + response
             yield len(labels), {"input_ids": prompt + response, "labels": labels}
 
@@ -117,9 +115,11 @@ def tokenize_demonstrations(
 def tokenize_scored(rows: Iterable[Scored], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokenized:
     """Columns `input_ids` and `score`."""
 
+    end_id = end_of_turn(tokenizer)
+
     def encoded() -> Iterator[tuple[int, dict[str, Any]]]:
         for row in rows:
-            prompt, response = encode_completion(tokenizer, row.prompt, row.completion)
+            prompt, response = encode_completion(tokenizer, row.prompt, row.completion, end_id)
             yield len(prompt) + len(response), {"input_ids": prompt + response, "score": row.score}
 
     return _table(encoded(), [("input_ids", _IDS), ("score", pa.float32())], max_length)
@@ -140,12 +140,12 @@ def tokenize_prompts(
 def _table(encoded: Iterator[tuple[int, dict[str, Any]]], fields: list[tuple[str, Any]], max_length: int) -> Tokenized:
     """Write rows to a temporary file as they come, and map it: memory does not grow with their number."""
     schema = pa.schema(fields)
-    found, shortest = 0, math.inf
+    rows, shortest = 0, math.inf
 
     def short_enough() -> Iterator[dict[str, Any]]:
-        nonlocal found, shortest
+        nonlocal rows, shortest
         for length, row in encoded:
-            found, shortest = found + 1, min(shortest, length)
+            rows, shortest = rows + 1, min(shortest, length)
             if length <= max_length:
                 yield row
 
@@ -156,9 +156,9 @@ def _table(encoded: Iterator[tuple[int, dict[str, Any]]], fields: list[tuple[str
             for chunk in _chunks(short_enough()):
                 writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=schema))
         dataset = Dataset.from_file(path)
-    if found and not len(dataset):
+    if rows and not len(dataset):
         raise _too_long("data.max_length", max_length, int(shortest))
-    return Tokenized(dataset, found - len(dataset))
+    return Tokenized(dataset, rows - len(dataset))
 
 
 def _chunks(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
@@ -174,93 +174,3 @@ def _too_long(key: str, limit: int, shortest: int) -> UserError:
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, add_special_tokens: bool) -> list[int]:
     # Not verbose: what is too long is dropped and counted here, so transformers need not warn of it.
     return list(tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"])
-
-
-def _begin(prompt: list[Message]) -> str:
-    return prompt[0]["content"][:60]
-
-
-# The tokenizer itself
-
-PAD = "<|pad|>"
-
-
-def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, embedding_rows: int, chat_template: str | None) -> list[str]:
-    """Set pad token and chat template in place; return a line for each choice that the user should hear of.
-
-    `embedding_rows` is the height of the model's embedding, which is never resized. Raises UserError if there is no eos
-    token, or no file at the path `chat_template`.
-    """
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            f"the tokenizer of {tokenizer.name_or_path or 'the model'} has no eos token, so no response could end; "
-            "set eos_token in its tokenizer_config.json"
-        )
-    return _set_pad_token(tokenizer, embedding_rows) + _set_chat_template(tokenizer, chat_template)
-
-
-def _set_chat_template(tokenizer: PreTrainedTokenizerBase, path: str | None) -> list[str]:
-    if path is not None:
-        file = Path(resolve_path(path)).expanduser()
-        try:
-            tokenizer.chat_template = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"data.chat_template {path}: cannot be read ({error}); give a Jinja file") from error
-        return []
-    if tokenizer.chat_template:
-        return []
-    adds_bos = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-    tokenizer.chat_template = PLAIN_WITH_BOS if adds_bos else PLAIN
-    return [
-        "the tokenizer has no chat template: conversations are written as plain User: and Assistant: turns "
-        "(data.chat_template gives another)"
-    ]
-
-
-def _set_pad_token(tokenizer: PreTrainedTokenizerBase, embedding_rows: int) -> list[str]:
-    """Give padding a token other than eos.
-
-    This package masks by lengths, but a saved reward model is scored by `AutoModelForSequenceClassification` at the
-    last token that is not pad, and that token is eos.
-    """
-    pad = tokenizer.pad_token_id
-    if pad is not None and pad != tokenizer.eos_token_id and pad < embedding_rows:
-        return []
-    token = _spare_special_token(tokenizer, embedding_rows)
-    if token is not None:
-        tokenizer.pad_token = token
-        return []
-    if max(tokenizer.get_vocab().values()) + 1 < embedding_rows:
-        tokenizer.add_special_tokens({"pad_token": PAD})
-        return []
-    tokenizer.pad_token = _rarest_token(tokenizer, embedding_rows)
-    return [f"the vocabulary has no token to spare for padding: {tokenizer.pad_token!r}, one of its rarest, is used"]
-
-
-def _spare_special_token(tokenizer: PreTrainedTokenizerBase, embedding_rows: int) -> str | None:
-    """A special token that no text holds: one made for padding, else unk, else one that was reserved."""
-    taken = {tokenizer.eos_token_id, tokenizer.bos_token_id}
-    special = {
-        index: token.content
-        for index, token in sorted(tokenizer.added_tokens_decoder.items())
-        if token.special and index < embedding_rows and index not in taken
-    }
-    unk = tokenizer.unk_token_id
-    wanted = [token for token in special.values() if "pad" in token.lower()]
-    if unk is not None and unk not in taken and unk < embedding_rows:
-        wanted.append(str(tokenizer.unk_token))
-    wanted += [token for token in special.values() if "reserved" in token.lower() or "unused" in token.lower()]
-    return wanted[0] if wanted else None
-
-
-def _rarest_token(tokenizer: PreTrainedTokenizerBase, embedding_rows: int) -> str:
-    """The last entry of the vocabulary, as merges are learnt from the most frequent to the least.
-
-    Being pad makes it special, and special tokens are found in raw text by their spelling: so the spelling must be one
-    that text does not have, as byte-level BPE spells a leading space or a byte beyond ASCII.
-    """
-    taken = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id}
-    by_index = sorted(((index, token) for token, index in tokenizer.get_vocab().items()), reverse=True)
-    candidates = [token for index, token in by_index if index not in taken and index < embedding_rows]
-    unspellable = (token for token in candidates if tokenizer.convert_tokens_to_string([token]) != token)
-    return next(unspellable, candidates[0])

@@ -1,10 +1,21 @@
-"""What a stage trains or is tested on, as token ids."""
+"""What a stage trains or is tested on, as token ids; and what the user should hear of how its rows were read."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Iterable, Iterator
+
 from transformers import PreTrainedTokenizerBase
 
-from lorarlhf.data.examples import Split, load_prompts, stream_demonstrations, stream_preferences, stream_scored
+from lorarlhf.data.examples import (
+    Split,
+    Stream,
+    load_prompts,
+    stream_demonstrations,
+    stream_preferences,
+    stream_scored,
+)
+from lorarlhf.data.rows import AnyExample, in_turns, is_text
 from lorarlhf.data.tokenize import (
     PromptExample,
     Tokenized,
@@ -13,24 +24,65 @@ from lorarlhf.data.tokenize import (
     tokenize_prompts,
     tokenize_scored,
 )
+from lorarlhf.data.tokenizer import has_chat_template, wraps_text
 from lorarlhf.recipe.sections import DataConfig
+
+logger = logging.getLogger(__name__)
 
 
 def sft_examples(config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split) -> Tokenized:
     """Demonstrations."""
-    return tokenize_demonstrations(stream_demonstrations(config, split), tokenizer, config.max_length)
+    return _examples(stream_demonstrations(config, split), tokenize_demonstrations, tokenizer)
 
 
 def preference_examples(config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split) -> Tokenized:
     """Comparisons."""
-    return tokenize_preferences(stream_preferences(config, split), tokenizer, config.max_length)
+    return _examples(stream_preferences(config, split), tokenize_preferences, tokenizer)
 
 
 def scored_examples(config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split) -> Tokenized:
     """Ratings."""
-    return tokenize_scored(stream_scored(config, split), tokenizer, config.max_length)
+    return _examples(stream_scored(config, split), tokenize_scored, tokenizer)
 
 
 def prompt_examples(config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split) -> list[PromptExample]:
     """Different prompts, none of them too long."""
-    return tokenize_prompts(load_prompts(config, split).rows, tokenizer, config.max_prompt_length)[0]
+    loaded = load_prompts(config, split)
+    prompts = list(_for_the_model(loaded.rows, loaded.source, config, tokenizer, split))
+    return tokenize_prompts(prompts, tokenizer, config.max_prompt_length)[0]
+
+
+def _examples(
+    stream: Stream[AnyExample],
+    tokenize: Callable[[Iterable[AnyExample], PreTrainedTokenizerBase, int], Tokenized],
+    tokenizer: PreTrainedTokenizerBase,
+) -> Tokenized:
+    rows = _for_the_model(stream, stream.source, stream.config, tokenizer, stream.split)
+    return tokenize(rows, tokenizer, stream.config.max_length)
+
+
+def _for_the_model(
+    rows: Iterable[AnyExample], source: str, config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split
+) -> Iterator[AnyExample]:
+    """Rows as this model is to read them: text as turns of a conversation, or as it is."""
+    wraps = wraps_text(config, tokenizer)
+    silent = split == "test"  # of rows to train on it is said; the others are often of the same source
+    for row in rows:
+        if is_text(row) and not silent:
+            silent = True
+            _say_how_text_is_read(source, wraps, has_chat_template(tokenizer))
+        yield in_turns(row) if wraps else row
+
+
+def _say_how_text_is_read(source: str, wraps: bool, is_chat_model: bool) -> None:
+    if wraps:
+        logger.warning(
+            "%s: plain text is put into the chat template, a prompt as the user's turn and what follows as the "
+            "assistant's (data.wrap_text: never leaves it as it is)",
+            source,
+        )
+    elif is_chat_model:
+        logger.warning(
+            "%s: plain text goes to a chat model as it is (data.wrap_text: auto puts it into the chat template)",
+            source,
+        )

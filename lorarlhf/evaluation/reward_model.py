@@ -60,7 +60,7 @@ class RewardModel:
         """
         run = Run(run)
         recipe, adapter = run.read_recipe(), run.adapter("reward")
-        backbone = load_backbone(recipe.model, recipe.data.chat_template)
+        backbone = load_backbone(recipe.model, recipe.data)
         backbone.load_role("reward", adapter)
         return cls(backbone)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
 from lorarlhf.backbone.shared import SharedBackbone
+from lorarlhf.errors import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +165,7 @@ class StaticDecoder:
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            self._go_without(str(error).splitlines()[0], lengths)
+            self._go_without(first_line(error), lengths)
             return
         self._rewind(lengths)
         if not torch.allclose(logits.float(), expected.float(), rtol=0.05, atol=0.05):

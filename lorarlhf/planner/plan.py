@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from lorarlhf.backbone.budget import FORWARD_TOKENS
-from lorarlhf.errors import UserError
+from lorarlhf.errors import UserError, first_line
 from lorarlhf.memory import CUDA_CONTEXT
 from lorarlhf.planner import shadow_steps
 from lorarlhf.planner.shadow import Allocations, ShadowBackbone, shadow_model, stored_bytes
@@ -292,8 +292,9 @@ class Planner:
             try:
                 peaks = [_peak(shadow, work, padded) for shadow in shadows]
             except RuntimeError as error:  # an operation whose result depends on data
-                reason = str(error).splitlines()[0]
-                raise CannotPlanError(f"model.name: {self.recipe.model.name} cannot be planned: {reason}") from error
+                raise CannotPlanError(
+                    f"model.name: {self.recipe.model.name} cannot be planned: {first_line(error)}"
+                ) from error
             self.runs[key] = Counter(
                 {
                     kind: round(_extrapolate([len(s.layers) for s in shadows], [p[kind] for p in peaks], layers))

@@ -14,7 +14,7 @@ from lorarlhf.data.formats import PREFERENCES
 from lorarlhf.data.formats.values import messages, text
 from lorarlhf.data.reading import Reader
 from lorarlhf.data.rows import BadRow, Completion, Message, Prompt
-from lorarlhf.data.sources import Placed, existing_file, iter_rows
+from lorarlhf.data.sources import LocatedRow, existing_file, iter_rows
 from lorarlhf.errors import UserError
 
 
@@ -48,7 +48,7 @@ def read_pairs(path: Path) -> list[Pair]:
     return list(pairs.values())
 
 
-def _unlabelled(rows: Iterable[Placed]) -> Iterator[Pair]:
+def _unlabelled(rows: Iterable[LocatedRow]) -> Iterator[Pair]:
     for location, row in rows:
         try:
             if isinstance(row, BadRow):
@@ -58,7 +58,7 @@ def _unlabelled(rows: Iterable[Placed]) -> Iterator[Pair]:
             raise UserError(f"{location}: {bad}; mend or remove the row") from None
 
 
-def _preferences(rows: Iterable[Placed]) -> Iterator[Pair]:
+def _preferences(rows: Iterable[LocatedRow]) -> Iterator[Pair]:
     for preference in Reader(PREFERENCES).read(rows):
         texts = (preference.prompt, preference.chosen, preference.rejected)
         try:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
+from lorarlhf.backbone.batch import with_end
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.rows import Completion, Prompt
 from lorarlhf.data.tokenize import PromptExample
@@ -155,8 +156,9 @@ def _responses(sampler: Sampler, batch: Sequence[PromptExample], k: int, number:
     rollout = sample_responses(backbone, ids, uniforms, sampler.temperature, sampler.roles[k], TOKEN_BUDGET)
     scores = torch.zeros(len(ids))
     if "reward" in backbone.roles:
-        for rows in rollout.sequences.micro_batches(TOKEN_BUDGET):
-            scores[rows.cpu()] = backbone.scores(rollout.sequences.select(rows)).cpu()
+        ended = with_end(rollout.sequences, rollout.finished, backbone.end_id)
+        for rows in ended.micro_batches(TOKEN_BUDGET):
+            scores[rows.cpu()] = backbone.scores(ended.select(rows)).cpu()
     each = list(zip(response_texts(backbone, rollout), scores.tolist(), strict=True))
     kept = [[pair for pair in each[i * sampler.n : (i + 1) * sampler.n] if pair[0].strip()] for i in range(len(batch))]
     return [list({text: (text, score) for text, score in pairs}.values()) for pairs in kept]

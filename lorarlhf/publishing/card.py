@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from lorarlhf import __version__
+from lorarlhf.data.endings import file_kind
 from lorarlhf.recipe.sections import DataConfig, Recipe, Stage
 from lorarlhf.recipe.shipped import SHIPPED
 from lorarlhf.recipe.stages import STAGES, StageInfo
@@ -53,11 +54,7 @@ def without_folders(value: str) -> str:
 def is_hub_id(value: str) -> bool:
     """Whether a recipe's model or data source can be meant for the Hub: NAME or OWNER/NAME, and no path here."""
     looks = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", value)
-    return looks is not None and not value.startswith(SHIPPED) and not Path(value).exists() and not _is_file(value)
-
-
-def _is_file(value: str) -> bool:
-    return value.endswith((".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet"))
+    return looks is not None and not value.startswith(SHIPPED) and not Path(value).exists() and file_kind(value) is None
 
 
 def _metadata(recipe: Recipe, stage: StageInfo, merged: torch.dtype | None) -> dict[str, Any]:

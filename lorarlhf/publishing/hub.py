@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
 )
 
-from lorarlhf.errors import UserError
+from lorarlhf.errors import UserError, first_line
 
 DENIED = (401, 403)
 
@@ -39,7 +39,7 @@ def push_to_hub(folder: Path, repo_id: str, private: bool) -> str:
             repo_id=url.repo_id, repo_type="model", folder_path=folder, commit_message="Export from lorarlhf"
         )
     except (HTTPError, LocalTokenNotFoundError, HFValidationError, OfflineModeIsEnabled) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"--push-to-hub {repo_id}: {reason}; {_remedy(error)}; the export is in {folder}") from error
     return str(url)
 

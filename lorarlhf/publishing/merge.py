@@ -24,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lorarlhf import __version__
 from lorarlhf.backbone.load import compute_dtype, load_model_config, quantization_config
+from lorarlhf.data.tokenizer import end_of_turn
 from lorarlhf.errors import UserError
 from lorarlhf.publishing.card import model_card, without_folders
 from lorarlhf.recipe.sections import ModelConfig, Recipe, Stage
@@ -148,11 +149,10 @@ def _dtype(recipe: Recipe, stage: Stage, given: str | None) -> torch.dtype:
 
 
 def _set_special_tokens(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Pad and eos are the tokenizer's; what else ended a response of the base model still does."""
+    """Pad is the tokenizer's; a response ends with its eos, as its turns do, or as the base model's did."""
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     ends = [token for token in ends if token is not None]
-    if tokenizer.eos_token_id not in ends:
-        ends.append(tokenizer.eos_token_id)
+    ends += [token for token in dict.fromkeys([tokenizer.eos_token_id, end_of_turn(tokenizer)]) if token not in ends]
     config.eos_token_id = ends if len(ends) > 1 else ends[0]
     config.pad_token_id = tokenizer.pad_token_id
     try:

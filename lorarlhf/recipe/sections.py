@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -22,6 +22,13 @@ def _names_a_function(text: str) -> str:
     return text
 
 
+def _can_be_set(name: str) -> str:
+    if not name.isidentifier() or name in ("messages", "tools", "documents", "add_generation_prompt"):
+        raise ValueError(f"a chat template takes no {name} from a recipe; name one of its own variables")
+    return name
+
+
+TemplateVariable = Annotated[str, AfterValidator(_can_be_set)]
 FunctionName = Annotated[str, AfterValidator(_names_a_function)]
 
 Role = Literal["policy", "reference", "reward", "critic"]
@@ -99,8 +106,8 @@ class LoraConfig(Section):
 
 
 class DataConfig(Section):
-    """Where examples come from. A source is a Hub id, a path to .jsonl, .jsonl.gz, .json, .csv, .tsv or .parquet, or a
-    folder that `datasets` saved."""
+    """Where examples come from. A source is a Hub id, the path of a file whose ending `lorarlhf.data.endings` knows, or
+    a folder that `datasets` saved."""
 
     sft: str | None = None
     sft_test: str | None = None
@@ -112,6 +119,8 @@ class DataConfig(Section):
     test_split: str = "test"
     test_size: Fraction = 0.05
     chat_template: str | None = None
+    chat_template_kwargs: dict[TemplateVariable, Any] = {}
+    wrap_text: Literal["auto", "always", "never"] = "auto"
     max_prompt_length: PositiveInt = 512
     max_length: PositiveInt = 1024
     on_bad_row: Literal["error", "skip"] = "error"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lorarlhf.backbone.batch import TokenBatch
+from lorarlhf.backbone.batch import TokenBatch, with_end
 from lorarlhf.backbone.budget import TokenBudget, in_micro_batches
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.backbone.trunk import TrunkStates, recorded_input
@@ -58,7 +58,9 @@ def response_scorer(
     def reward(rollout: Rollout, prompts: Sequence[PromptExample], trunk: TrunkStates | None = None) -> Tensor:
         total = torch.zeros(len(prompts), device=rollout.sequences.tokens.device)
         if "reward" in backbone.roles and reward_model_weight:
-            total += reward_model_weight * passes.scores(rollout.sequences, trunk)
+            ended = with_end(rollout.sequences, rollout.finished, backbone.end_id)
+            # The trunk's states are those of the tokens that were sampled: of another last token they say nothing.
+            total += reward_model_weight * passes.scores(ended, trunk if ended is rollout.sequences else None)
         if functions:
             texts = response_texts(backbone, rollout)
             requests = [request_text(example.prompt) for example in prompts]

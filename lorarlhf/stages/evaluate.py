@@ -71,7 +71,7 @@ def evaluate_run(
     """
     adapter, info = run.adapter(stage), STAGES[stage]
     functions = all_reward_functions(recipe.ppo, reward_functions)
-    backbone = load_backbone(recipe.model, recipe.data.chat_template)
+    backbone = load_backbone(recipe.model, recipe.data)
     backbone.load_role(info.role, adapter)
     if info.scores:
         return evaluate_reward(backbone, recipe.data, recipe.reward.objective, console)

@@ -17,7 +17,7 @@ from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.tokenize import PromptExample
 from lorarlhf.data.tokenized import prompt_examples
 from lorarlhf.display import StageDisplay
-from lorarlhf.errors import UserError
+from lorarlhf.errors import UserError, first_line
 from lorarlhf.generation.sample import ResponseSampler
 from lorarlhf.manifest import find_checkpoint
 from lorarlhf.memory import peak_memory_bytes
@@ -73,7 +73,7 @@ def train_ppo(
         recipe = recipe.model_copy(update={"ppo": config})
     if backbone is None:
         check_memory("ppo", recipe, reference=has_sft)
-        backbone = load_backbone(recipe.model, recipe.data.chat_template)
+        backbone = load_backbone(recipe.model, recipe.data)
     prompts, eval_prompts = (prompt_examples(recipe.data, backbone.tokenizer, split) for split in ("train", "test"))
     eval_prompts = eval_prompts[: config.eval_prompts]
     _check_prompts(config, prompts, eval_prompts, engine)
@@ -214,8 +214,9 @@ def find_reward_adapter(weight: float, has_functions: bool, run: Run, reward: st
         try:
             folder = Path(snapshot_download(reward, allow_patterns=["adapter_*"]))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"--reward {reward}: neither a folder nor a Hub id that can be read: {reason}") from error
+            raise UserError(
+                f"--reward {reward}: neither a folder nor a Hub id that can be read: {first_line(error)}"
+            ) from error
     if not (folder / "adapter_config.json").is_file():
         raise UserError(f"--reward {reward}: no adapter_config.json there; give the folder `lorarlhf reward` wrote")
     return folder

@@ -45,7 +45,7 @@ def train_reward(
     checkpoint = find_checkpoint(folder) if resume else None
     if backbone is None:
         check_memory("reward", recipe)
-        backbone = load_backbone(recipe.model, recipe.data.chat_template)
+        backbone = load_backbone(recipe.model, recipe.data)
     train, test = (objective.examples(recipe.data, backbone.tokenizer, split) for split in SPLITS)
     if config.use_margin and "margin" not in train.dataset.column_names:
         raise UserError("reward.use_margin: not every row of data.preferences has a margin; set it to false")

@@ -42,7 +42,7 @@ def train_sft(
     checkpoint = find_checkpoint(folder) if resume else None
     if backbone is None:
         check_memory("sft", recipe)
-        backbone = load_backbone(recipe.model, recipe.data.chat_template)
+        backbone = load_backbone(recipe.model, recipe.data)
     train, test = (sft_examples(recipe.data, backbone.tokenizer, split) for split in SPLITS)
     torch.manual_seed(recipe.seed)
     backbone.attach("policy", recipe.lora.for_role("policy"))

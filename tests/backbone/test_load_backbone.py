@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.load import compute_dtype, load_backbone, load_model_config
 from lorarlhf.errors import UserError
-from lorarlhf.recipe.sections import ModelConfig
+from lorarlhf.recipe.sections import DataConfig, ModelConfig
 
 
 def linear_types(model: nn.Module) -> set[type]:
@@ -71,6 +71,17 @@ def test_pad_differs_from_eos_and_the_embedding_keeps_its_size(tiny_model, tmp_p
     assert backbone.tokenizer.eos_token_id == EOS
     assert backbone.tokenizer.pad_token_id not in (None, EOS)
     assert backbone.causal_lm.get_input_embeddings().num_embeddings == VOCABULARY
+
+
+def test_the_chat_template_is_set_as_the_recipe_says(tiny_model, tmp_path, caplog):
+    path = tmp_path / "chat.jinja"
+    path.write_text("{{ messages[0].content }}{% if enable_thinking %} hm{% endif %}")
+    data = DataConfig(chat_template=str(path), chat_template_kwargs={"enable_thinking": True})
+    tokenizer = load_backbone(ModelConfig(name=str(tiny_model("llama"))), data).tokenizer
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "why"}], tokenize=False) == "why hm"
+    assert "enable_thinking" not in caplog.text
+    load_backbone(ModelConfig(name=str(tiny_model("llama"))), DataConfig(chat_template=str(path)))
+    assert caplog.text.count("data.chat_template_kwargs: {enable_thinking: false}") == 1
 
 
 def test_gemma_2_has_no_sdpa_attention_and_says_so(load_tiny, caplog):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lorarlhf.backbone.batch import TokenBatch
+from lorarlhf.backbone.batch import TokenBatch, with_end
 
 PROMPTS = [[5, 6, 7], [0, 9], [4], [1, 1, 1, 1]]
 RESPONSES = [[2, 0], [], [11, 12, 13, 0, 2], [3]]
@@ -72,3 +72,12 @@ def test_nothing_at_all():
 def test_moving_keeps_every_field(sequences):
     moved = sequences.to(torch.device("meta"))
     assert {t.device.type for t in (moved.tokens, moved.prompt_lengths, moved.response_lengths)} == {"meta"}
+
+
+def test_finished_responses_get_the_one_end(sequences):
+    finished = torch.tensor([True, False, True, False])
+    ended = with_end(sequences, finished, 8)
+    assert rows(ended) == list(zip(PROMPTS, [[2, 8], [], [11, 12, 13, 0, 8], [3]], strict=True))
+    assert rows(sequences) == list(zip(PROMPTS, RESPONSES, strict=True)), "what was sampled stays"
+    assert with_end(ended, finished, 8) is ended
+    assert with_end(sequences, torch.zeros(4, dtype=torch.bool), 8) is sequences

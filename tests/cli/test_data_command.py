@@ -74,6 +74,18 @@ def test_inspect_in_tokens_and_against_test_data(write):
     assert "100.0% have a side over 8 tokens, and would be dropped" in output
 
 
+def test_inspect_counts_the_tokens_that_training_will_see(write):
+    texts = {"prompt": "Do you sell mugs?", "chosen": "Yes.", "rejected": "No, go away."}
+    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    turns = {key: [{"role": roles[key], "content": text}] for key, text in texts.items()}
+    of_text, of_turns = (
+        run("inspect", write([row]), "--model", "shipped:demo/model").splitlines() for row in (texts, turns)
+    )
+    lengths = [[line for line in lines if " length " in line] for lines in (of_text, of_turns)]
+    assert lengths[0] == lengths[1]
+    assert len(lengths[0]) == 3
+
+
 def test_own_columns(write):
     path = write([{"q": "a", "good": "b", "bad": "c"}])
     assert "columns not recognised as comparisons: found q, good, bad" in refusal("inspect", path)

@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from lorarlhf.data import Preference, load_preferences
-from lorarlhf.data.convert import canonical, convert, split
+from lorarlhf.data.convert import canonical, convert_pairs, split_pairs
+from lorarlhf.data.examples import load_preferences
+from lorarlhf.data.rows import Preference
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import DataConfig
 
@@ -53,7 +54,7 @@ def test_canonical_rows():
 @pytest.mark.parametrize("name", ["new/out.jsonl", "out.jsonl.gz"])
 def test_what_is_written_reads_back(write, tmp_path, name):
     source, path = write(HELPSTEER), tmp_path / name
-    assert convert(source, DataConfig(), path) == (2, {"tie": 1})
+    assert convert_pairs(source, DataConfig(), path) == (2, {"tie": 1})
     assert [(row["chosen"][0]["content"], row["margin"], row["source"]) for row in read(path)] == [
         ("é", 1.0, "rows.jsonl"),
         ("b", 2.0, "rows.jsonl"),
@@ -64,13 +65,14 @@ def test_what_is_written_reads_back(write, tmp_path, name):
 
 def test_ties_are_written_if_they_are_to_be_kept(write, tmp_path):
     config = DataConfig(ties="keep", test_size=0.0)
-    assert convert(write(HELPSTEER), config, tmp_path / "out.jsonl") == (3, {})
+    assert convert_pairs(write(HELPSTEER), config, tmp_path / "out.jsonl") == (3, {})
     kept = load_preferences(config.model_copy(update={"preferences": str(tmp_path / "out.jsonl")}), "train")
     assert [pair.tie for pair in kept.rows] == [False, True, False]
 
 
 def test_half_of_a_surrogate_pair_survives(write, tmp_path):
-    convert(write([r'{"prompt": "a\ud800", "chosen": "b", "rejected": "c"}']), DataConfig(), tmp_path / "out.jsonl")
+    source = write([r'{"prompt": "a\ud800", "chosen": "b", "rejected": "c"}'])
+    convert_pairs(source, DataConfig(), tmp_path / "out.jsonl")
     config = DataConfig(preferences=str(tmp_path / "out.jsonl"), test_size=0.0)
     assert load_preferences(config, "train").rows[0].prompt == [user("a\ud800")]
 
@@ -83,7 +85,7 @@ def test_split_puts_no_prompt_in_both_parts(write, tmp_path):
         for text, rejected in ((f"q {i}", "c"), (f" q {i} ", "d"), (f"q {i}", "e"))
     ]
     train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl.gz"
-    counts = split(write(rows), DataConfig(test_size=0.3), train, test)
+    counts = split_pairs(write(rows), DataConfig(test_size=0.3), train, test)
     assert counts == (len(read(train)), len(read(test)), {})
     asked = [{row["prompt"][0]["content"] for row in read(path)} for path in (train, test)]
     assert not asked[0] & asked[1]
@@ -96,7 +98,7 @@ def test_nothing_is_overwritten_and_nothing_left_behind(write, tmp_path, existin
     source, train, test = write(HELPSTEER), tmp_path / "train.jsonl", tmp_path / "test.jsonl"
     (tmp_path / existing).write_text("precious")
     with pytest.raises(UserError, match=rf"{existing}: exists already and is not overwritten"):
-        split(source, DataConfig(), train, test)
+        split_pairs(source, DataConfig(), train, test)
     assert (tmp_path / existing).read_text() == "precious"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["rows.jsonl", existing])
 
@@ -116,5 +118,5 @@ def test_nothing_is_overwritten_and_nothing_left_behind(write, tmp_path, existin
 def test_a_failure_leaves_no_file(write, tmp_path, rows, name, message):
     source = write(rows)
     with pytest.raises(UserError, match=message):
-        convert(source, DataConfig(), tmp_path / name)
+        convert_pairs(source, DataConfig(), tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]

@@ -8,16 +8,14 @@ from typing import Any
 import datasets
 import pytest
 
-from lorarlhf.data import (
-    Preference,
+from lorarlhf.data.examples import (
     load_demonstrations,
     load_preferences,
     load_prompts,
     load_scored,
-    prompt_text,
-    request_text,
+    stream_preferences,
 )
-from lorarlhf.data.examples import stream_preferences
+from lorarlhf.data.rows import Preference, prompt_text, request_text
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import DataConfig
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from lorarlhf.data.inspect import Lengths, characters, held_out, inspect
+from lorarlhf.data.inspect import Lengths, characters, held_out, inspect_source
 from lorarlhf.errors import UserError
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data"
@@ -24,7 +24,7 @@ def write(tmp_path):
 
 
 def look(source, test=None, max_length=1000, columns=None):
-    return inspect(source, "train", columns or {}, characters, max_length, test)
+    return inspect_source(source, "train", columns or {}, characters, max_length, test)
 
 
 def pair(prompt, chosen, rejected, **more):
@@ -135,7 +135,8 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
 
     code = (
         "import resource, sys; from lorarlhf.data.inspect import *; "
-        "inspect(sys.argv[1], 'train', {}, characters, 99); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "inspect_source(sys.argv[1], 'train', {}, characters, 99); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     peaks = []
     for count in (1_000, 100_000):

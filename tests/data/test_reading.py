@@ -5,10 +5,10 @@ import json
 import datasets
 import pytest
 
-from lorarlhf.data import Demonstration, Preference, Scored, load_demonstrations, load_preferences, load_prompts
-from lorarlhf.data.examples import load_scored
+from lorarlhf.data.examples import load_demonstrations, load_preferences, load_prompts, load_scored
 from lorarlhf.data.formats import DEMONSTRATIONS, PREFERENCES, PROMPTS, UnknownColumns
 from lorarlhf.data.reading import renamed
+from lorarlhf.data.rows import Demonstration, Preference, Scored
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import DataConfig
 

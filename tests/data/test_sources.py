@@ -129,7 +129,7 @@ def test_a_row_that_is_no_object_comes_as_a_bad_row_and_reading_goes_on(tmp_path
         (
             "a.txt",
             b"a\tb\n",
-            "unknown kind of file; use one of .jsonl, .jsonl.gz, .json, .json.gz, .csv, .tsv, .parquet",
+            "unknown kind of file; use .jsonl, .jsonl.gz, .json, .json.gz, .csv, .tsv or .parquet, or a Hub id",
         ),
     ],
 )

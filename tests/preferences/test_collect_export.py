@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lorarlhf.cli.collect import collect_app
-from lorarlhf.data import load_preferences
+from lorarlhf.data.examples import load_preferences
 from lorarlhf.errors import UserError
 from lorarlhf.preferences.label_rows import preference_rows
 from lorarlhf.preferences.labels import Label

@@ -4,12 +4,14 @@ import json
 import sys
 
 import pytest
-from demo_runs import small_recipe
+from demo_runs import small_recipe, write_jsonl
 
 from lorarlhf.cli.main import main
+from lorarlhf.data.tokenized import prompt_examples
 from lorarlhf.errors import UserError
 from lorarlhf.preferences.pairs import read_pairs
 from lorarlhf.preferences.sampling import finished_rows
+from lorarlhf.recipe.sections import DataConfig
 from lorarlhf.run import Run
 
 
@@ -55,6 +57,22 @@ def test_pairs_differ_and_can_be_collected(monkeypatch, prompts, tmp_path):
     assert all(row["response_a"] != row["response_b"] for row in rows)
     assert len({row["prompt"][0]["content"] for row in rows}) == 60
     assert len(read_pairs(out)) == len(rows)
+
+
+def test_text_prompts_of_a_chat_model_come_back_as_the_turns_they_were_read_as(monkeypatch, tmp_path, demo_backbone):
+    plain = write_jsonl(tmp_path / "plain.jsonl", [{"prompt": f"Do you have {item}?"} for item in ("plates", "mugs")])
+    out = tmp_path / "pairs.jsonl"
+    assert run(monkeypatch, *base(plain, out), "--n", 3) == 0
+    pairs = read_pairs(out)
+    prompts = [[{"role": "user", "content": f"Do you have {item}?"}] for item in ("plates", "mugs")]
+    assert [pair.prompt for pair in pairs if pair.prompt in prompts] == [pair.prompt for pair in pairs]
+    assert all(turn["role"] == "assistant" for pair in pairs for turn in (*pair.response_a, *pair.response_b))
+    labelled = [{"prompt": pair.prompt, "chosen": pair.response_a, "rejected": pair.response_b} for pair in pairs]
+    back, asked = (
+        prompt_examples(DataConfig(prompts=str(path), test_size=0.0), demo_backbone.tokenizer, "train")
+        for path in (write_jsonl(tmp_path / "labelled.jsonl", labelled), plain)
+    )
+    assert [example.ids for example in back] == [example.ids for example in asked]
 
 
 def test_an_interrupted_run_goes_on_as_if_it_had_not_stopped(monkeypatch, prompts, tmp_path):

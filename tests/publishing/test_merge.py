@@ -200,6 +200,8 @@ def odd_base(tmp_path) -> Path:
     (folder / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.25, "pad_token_id": None}))
     generation = {"bos_token_id": 1, "eos_token_id": [7, 9], "temperature": 0.5}
     (folder / "generation_config.json").write_text(json.dumps(generation))
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").write_text(template.replace("eos_token }}", "'<|system|>' }}"))
     return folder
 
 
@@ -207,7 +209,7 @@ def test_the_base_models_own_settings_are_kept(make_run, tmp_path, odd_base):
     run = make_run(["ppo"], [f"model.name={odd_base}"])
     export_run(run, tmp_path / "out", "ppo")
     generation = GenerationConfig.from_pretrained(tmp_path / "out")
-    assert generation.eos_token_id == [7, 9, 2]
+    assert generation.eos_token_id == [7, 9, 2, 3], "as the base stopped, eos, and as turns of the template end"
     assert generation.pad_token_id == 0
     assert (generation.temperature, generation.do_sample) == (0.5, True)
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.attention_dropout == 0.25

@@ -66,6 +66,13 @@ def test_shipped_recipe_is_documented(info):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_shipped_models_that_may_think_do_not(name):
+    recipe = load_recipe(name)
+    values = {"enable_thinking": False} if "Qwen3" in recipe.model.name else {}
+    assert recipe.data.chat_template_kwargs == values
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_shipped_sizes_are_consistent(name):
     recipe = load_recipe(name)
     sequence = recipe.data.max_prompt_length + recipe.ppo.response_length
@@ -174,6 +181,21 @@ def test_set_reads_yaml(write):
     assert recipe.model.revision is None
     assert (recipe.lora.critic.r, recipe.ppo.kl_coef) == (4, 10.0)
     assert recipe.data.sft == "a=b"
+
+
+def test_set_of_a_chat_templates_variable(write):
+    write("a.yaml", "model: {name: m}\ndata: {chat_template_kwargs: {date_string: today, enable_thinking: true}}\n")
+    data = load_recipe("a.yaml", None, ["data.chat_template_kwargs.enable_thinking=false"]).data
+    assert data.chat_template_kwargs == {"date_string": "today", "enable_thinking": False}
+    assert messages("a.yaml", None, ["data.chat_template_kwargs.messages=[]"]) == [
+        "--set data.chat_template_kwargs.messages=[]: a chat template takes no messages from a recipe; "
+        "name one of its own variables"
+    ]
+    write("b.yaml", "model: {name: m}\ndata:\n  chat_template_kwargs:\n    a-b: 1\n")
+    assert messages("b.yaml") == [
+        "b.yaml:4: data.chat_template_kwargs.a-b: a chat template takes no a-b from a recipe; "
+        "name one of its own variables"
+    ]
 
 
 def test_null_of_an_option_resets_a_key(write):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from lorarlhf.data.formats.values import Row, kind
+from lorarlhf.data.formats.values import Row, kind_of
 from lorarlhf.data.rows import BadRow
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ class Format(Generic[T]):
 
     def why(self, row: Row) -> str:
         """What gave the format away, for people."""
-        return ", ".join(f"{column} is {kind(row[column])}" for column in self.needs)
+        return ", ".join(f"{column} is {kind_of(row[column])}" for column in self.needs)
 
 
 def single(name: str, needs: tuple[str, ...], fits: Callable[[Row], bool], convert: Callable[[Row], T]) -> Format[T]:
@@ -73,4 +73,4 @@ def recognise(row: Row, table: Table[T]) -> Format[T]:
         if form.fits(row):
             return form
     needed = dict.fromkeys(column for form in known for column in form.needs)
-    raise BadRow("values do not fit: " + ", ".join(f"{column} is {kind(row[column])}" for column in needed))
+    raise BadRow("values do not fit: " + ", ".join(f"{column} is {kind_of(row[column])}" for column in needed))

@@ -54,11 +54,11 @@ def _fine_grained(row: Row) -> list[Preference | BadRow]:
     verdicts = row["preference"]
     if len(verdicts) != 6:
         raise BadRow("preference does not hold six verdicts")
-    given = {str(i): verdict for i, verdict in enumerate(verdicts)}
+    by_number = {str(i): verdict for i, verdict in enumerate(verdicts)}
     passages = [f"{passage[0]}\n{' '.join(passage[1:])}" for passage in row["passages"]]
     prompt: list[Message] = [{"role": "user", "content": "\n\n".join([*passages, text(row, "question")])}]
     return [
-        _attempt(prompt, first, second, one_of(given, str(i), VOTES))
+        _attempt(prompt, first, second, one_of(by_number, str(i), VOTES))
         for i, (first, second) in enumerate(combinations(answers, 2))
     ]
 

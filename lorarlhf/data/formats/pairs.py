@@ -11,7 +11,7 @@ from lorarlhf.data.formats.values import (
     asked,
     is_list,
     is_text,
-    kind,
+    kind_of,
     messages,
     number,
     records,
@@ -140,15 +140,15 @@ def transcript(row: Row, column: str, open_end: bool = False) -> list[Message]:
         if not turns or marker[1] != turns[-1][0]:
             turns.append((marker[1], marker.start(), marker.end()))
     ends = [start for _, start, _ in turns[1:]] + [len(content)]
-    found = [
+    conversation = [
         {"role": _SPEAKERS[speaker], "content": content[begin:end].strip()}
         for (speaker, _, begin), end in zip(turns, ends, strict=True)
     ]
-    if open_end and not found[-1]["content"]:
-        found.pop()
-    if not found or not all(message["content"] for message in found):
+    if open_end and not conversation[-1]["content"]:
+        conversation.pop()
+    if not conversation or not all(message["content"] for message in conversation):
         raise BadRow(f"{column} has an empty turn")
-    return found
+    return conversation
 
 
 def _transcripts(row: Row) -> Preference:
@@ -164,7 +164,7 @@ def instruction(row: Row) -> list[Message]:
     if row.get("input") not in (None, ""):
         extra = row["input"]
         if not isinstance(extra, str):
-            raise BadRow(f"input is {kind(extra)}, not text")
+            raise BadRow(f"input is {kind_of(extra)}, not text")
         content = f"{content}\n\n{extra}" if extra.strip() else content
     return [{"role": "user", "content": content}]
 
@@ -185,14 +185,14 @@ def _question(row: Row) -> Preference:
 def sharegpt(row: Row, column: str) -> list[Message]:
     """Messages written as `{"from": ..., "value": ...}`, one alone or a list."""
     wrapped = row if isinstance(row.get(column), list) else {column: [row.get(column)]}
-    found = []
+    conversation = []
     for message in records(wrapped, column):
         if message.get("from") not in _SHAREGPT:
             raise BadRow(f"{column} has a message whose from is not one of {', '.join(_SHAREGPT)}")
         if not isinstance(message.get("value"), str) or not message["value"].strip():
             raise BadRow(f"{column} has a message whose value is empty or not text")
-        found.append({"role": _SHAREGPT[message["from"]], "content": message["value"]})
-    return found
+        conversation.append({"role": _SHAREGPT[message["from"]], "content": message["value"]})
+    return conversation
 
 
 def _factory(row: Row) -> Preference:

@@ -10,17 +10,17 @@ from lorarlhf.data.formats.lists import all_pairs
 from lorarlhf.data.formats.values import Row, answered, is_object, number, text
 from lorarlhf.data.rows import BadRow, Message, Preference
 
-Placed = tuple[str, Row | BadRow]
+LocatedRow = tuple[str, Row | BadRow]
 
 _MESSAGE = ("message_tree_id", "message_id", "parent_id", "role", "text")
 
 
-def gathered(rows: Iterable[Placed]) -> Iterator[Placed]:
+def gathered(rows: Iterable[LocatedRow]) -> Iterator[LocatedRow]:
     """Rows as they are, save that messages of one tree that follow each other become one row of a tree."""
     alone = count()
 
-    def group(placed: Placed) -> object:
-        row = placed[1]
+    def group(located: LocatedRow) -> object:
+        row = located[1]
         if isinstance(row, BadRow) or not all(column in row for column in _MESSAGE):
             return next(alone)
         return row["message_tree_id"]
@@ -29,8 +29,8 @@ def gathered(rows: Iterable[Placed]) -> Iterator[Placed]:
         if isinstance(key, int):
             yield from members
         else:
-            placed = list(members)
-            yield placed[0][0], _grown([row for _, row in placed if not isinstance(row, BadRow)])
+            located = list(members)
+            yield located[0][0], _grown([row for _, row in located if not isinstance(row, BadRow)])
 
 
 def _grown(messages: list[Row]) -> Row | BadRow:

@@ -14,7 +14,7 @@ Row = dict[str, Any]
 ROLES = ("system", "user", "assistant", "tool")
 
 
-def kind(value: object) -> str:
+def kind_of(value: object) -> str:
     """What a value is, without quoting it."""
     kinds = {str: "text", list: "a list", dict: "an object", bool: "a boolean", int: "a number", float: "a number"}
     if value is None:
@@ -39,19 +39,20 @@ def is_object(*columns: str) -> Callable[[Row], bool]:
 def text(row: Mapping[str, Any], column: str) -> str:
     value = row.get(column)
     if not isinstance(value, str) or not value.strip():
-        raise BadRow(f"{column} is {kind(value)}" + ("" if value is None or isinstance(value, str) else ", not text"))
+        reason = "" if value is None or isinstance(value, str) else ", not text"
+        raise BadRow(f"{column} is {kind_of(value)}{reason}")
     return value
 
 
 def number(row: Mapping[str, Any], column: str) -> float:
     value = row.get(column)
     try:  # in CSV, numbers are text
-        found = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+        parsed = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
     except ValueError:
-        found = math.nan
-    if not math.isfinite(found):
-        raise BadRow(f"{column} is {kind(value)}" + ("" if value is None else ", not a finite number"))
-    return found
+        parsed = math.nan
+    if not math.isfinite(parsed):
+        raise BadRow(f"{column} is {kind_of(value)}" + ("" if value is None else ", not a finite number"))
+    return parsed
 
 
 def one_of(row: Mapping[str, Any], column: str, meanings: Mapping[str, int]) -> int:
@@ -76,7 +77,7 @@ def records(row: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
     """A list of objects."""
     value = row.get(column)
     if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
-        raise BadRow(f"{column} is {kind(value)}" + (", not a list of objects" if value else ""))
+        raise BadRow(f"{column} is {kind_of(value)}" + (", not a list of objects" if value else ""))
     return value
 
 
@@ -89,7 +90,7 @@ def texts(row: Mapping[str, Any], column: str) -> list[str]:
         except json.JSONDecodeError as error:
             raise BadRow(f"{column} is text, not a JSON list") from error
     if not isinstance(value, list) or not value:
-        raise BadRow(f"{column} is {kind(value)}" + (", not a list" if value else ""))
+        raise BadRow(f"{column} is {kind_of(value)}" + (", not a list" if value else ""))
     if not all(isinstance(item, str) and item.strip() for item in value):
         raise BadRow(f"{column} has an entry that is empty or not text")
     return value
@@ -98,7 +99,7 @@ def texts(row: Mapping[str, Any], column: str) -> list[str]:
 def messages(row: Mapping[str, Any], column: str) -> list[Message]:
     value = row.get(column)
     if not isinstance(value, list) or not value:
-        raise BadRow(f"{column} is {kind(value)}" + (", not a list of messages" if value else ""))
+        raise BadRow(f"{column} is {kind_of(value)}" + (", not a list of messages" if value else ""))
     for message in value:
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
             raise BadRow(f"{column} has a message without role and content as text")
