@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from every_family import tiny_config
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from torch.testing import assert_close
@@ -20,6 +21,15 @@ VOCABULARY = len(SPECIAL) + len(CHARACTERS)
 SHAPE = LoraShape(r=4, alpha=8, target_modules="all-linear")
 ROLES = ("policy", "reference", "reward", "critic")
 
+TOKENS = {
+    "vocab_size": VOCABULARY,
+    "vocab_size_per_layer_input": VOCABULARY,
+    "pad_token_id": PAD,
+    "bos_token_id": BOS,
+    "eos_token_id": EOS,
+    "initializer_range": 0.15,  # at the usual 0.02 a tiny model hardly looks at its context
+    "is_decoder": True,
+}
 COMMON = {
     "vocab_size": VOCABULARY,
     "hidden_size": 64,
@@ -73,10 +83,14 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_model(family: str, folder: Path) -> Path:
-    """Save a float32 model and its tokenizer as a published one would be."""
-    model_type, own = (FAMILIES | UNSUPPORTED)[family]
+    """Save a float32 model and its tokenizer as a published one would be; of any family in transformers' mapping."""
+    if family in FAMILIES | UNSUPPORTED:
+        model_type, own = (FAMILIES | UNSUPPORTED)[family]
+        config = AutoConfig.for_model(model_type, **{**COMMON, **own})
+    else:
+        config = tiny_config(family, **TOKENS)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**COMMON, **own}))
+    model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:  # biases start at 0 and norms at 1: nobody would notice one missing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -13,9 +14,12 @@ import torch.nn.functional as F
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, TaskType, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.pytorch_utils import Conv1D
 
 from lorarlhf.backbone.lora import use_fused_forward
@@ -70,8 +74,8 @@ class Adapters:
         hidden_size = causal_lm.get_output_embeddings().in_features  # not always the config's: OPT projects
         self.heads = nn.ModuleDict({role: ScalarHead(hidden_size, causal_lm.device) for role in SCALAR_ROLES})
         self.active = BASE
-        linear = [name for name, module in layers[0].named_modules() if isinstance(module, (nn.Linear, Conv1D))]
-        self._linear_names = sorted({name.split(".")[-1] for name in linear})
+        self._linear_names = _linear_names(causal_lm, layers)
+        self._path = next(name for name, module in causal_lm.named_modules() if module is layers)
         parts = {part for path, _ in causal_lm.named_parameters() for part in path.split(".")}
         self._taken_names = {BASE, "base_model", "model", "base_layer", "lora_A", "lora_B", *parts}
         self.train()
@@ -86,21 +90,32 @@ class Adapters:
 
         Raises UserError where `target_modules` names no layer of the model, or its embedding or head.
         """
-        targets, first = shape.target_modules, len(self.layers) - shape.layer_count(len(self.layers))
-        if first and targets == "all-linear":  # PEFT takes a choice of layers only beside names
-            targets = self._linear_names
+        first = len(self.layers) - shape.layer_count(len(self.layers))
+        targets = self._linear_names if shape.target_modules == "all-linear" else shape.target_modules
         config = PeftLoraConfig(
             task_type=TaskType.CAUSAL_LM,
             r=shape.r,
             lora_alpha=shape.alpha,
             target_modules=targets,
             layers_to_transform=list(range(first, len(self.layers))) if first else None,
+            exclude_modules=self._outside_layers(targets),
         )
         try:
             self._add(name, config)
         except _NoSuchLayersError as error:
             raise UserError(f"lora.target_modules: {error}") from error
         self._refuse_ends("lora.target_modules")
+
+    def _outside_layers(self, targets: list[str]) -> str | None:
+        """What PEFT must leave out, as a pattern, if something outside the layers bears a name of one inside.
+
+        So do the towers of a model of text and images, and what BERT's relatives have before their head.
+        """
+        inside = {name.split(".")[-1] for name, _ in self.layers.named_modules()}
+        for path, _ in self.causal_lm.named_modules():
+            if path.split(".")[-1] in inside.intersection(targets) and not path.startswith(f"{self._path}."):
+                return rf"(?!{re.escape(self._path)}\.).*"
+        return None
 
     def detach(self, name: str) -> None:
         """Remove an adapter, if there is one of this name. Its head stays."""
@@ -254,7 +269,8 @@ class Adapters:
             raise _NoSuchLayersError(first_line(error)) from error
         self.lora_layers = [module for module in self.causal_lm.modules() if isinstance(module, LoraLayer)]
         for layer in self.lora_layers:
-            use_fused_forward(layer)
+            if not isinstance(layer, ParamWrapper):  # what PEFT puts around the stacked experts of a mixture
+                use_fused_forward(layer)
         # PEFT has activated and unfrozen what it added, and may have frozen the rest: say both anew.
         self._activate(self.active)
         self.train(*self.trained)
@@ -285,6 +301,16 @@ class _NoSuchLayersError(ValueError):
     """The configuration of an adapter names layers that the model does not have."""
 
 
+def _linear_names(causal_lm: PreTrainedModel, layers: nn.ModuleList) -> list[str]:
+    """Names of the linear modules in all layers: a hybrid model has several kinds, each with names of its own."""
+    linear = [name for name, module in layers.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
+    config = PeftLoraConfig(target_modules=list({name.split(".")[-1] for name in linear}))
+    # PEFT takes some names for those that the experts of a mixture had before transformers stacked them, and would
+    # adapt the stacks: in every layer, and each by making its whole sum anew in every pass.
+    convert_peft_config_for_transformers(config, causal_lm, get_model_conversion_mapping(causal_lm))
+    return sorted(config.target_modules or ())
+
+
 def read_adapter(folder: Path) -> tuple[PeftLoraConfig, dict[str, Tensor]]:
     """Config, without dropout, and weights of a LoRA adapter that may come from elsewhere."""
     for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -303,5 +329,6 @@ def read_adapter(folder: Path) -> tuple[PeftLoraConfig, dict[str, Tensor]]:
 
 
 def same_shape(a: PeftLoraConfig, b: PeftLoraConfig) -> bool:
-    names = ("r", "lora_alpha", "target_modules", "use_rslora", "rank_pattern", "alpha_pattern", "layers_to_transform")
+    names = ["r", "lora_alpha", "target_modules", "exclude_modules", "target_parameters", "layers_to_transform"]
+    names += ["use_rslora", "rank_pattern", "alpha_pattern"]
     return all(getattr(a, name) == getattr(b, name) for name in names)

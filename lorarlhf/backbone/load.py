@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import bitsandbytes as bnb
 import torch
 from accelerate import PartialState
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,6 +20,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.pytorch_utils import Conv1D
 
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.tokenizer import prepare_tokenizer
@@ -42,6 +44,8 @@ def load_backbone(config: ModelConfig, data: DataConfig = PLAIN_DATA) -> SharedB
     model_config = load_model_config(config)
     tokenizer = load_tokenizer(config)
     dtype = compute_dtype(config)
+    if config.quantization != "none":
+        _check_quantisable(config, model_config)
     device = PartialState(cpu=not torch.cuda.is_available()).device  # of several processes, each has its own
     with _plain_errors(config):
         causal_lm = AutoModelForCausalLM.from_pretrained(
@@ -127,6 +131,23 @@ def quantization_config(config: ModelConfig, dtype: torch.dtype) -> BitsAndBytes
         bnb_4bit_use_double_quant=config.double_quant,
         bnb_4bit_compute_dtype=dtype,
     )
+
+
+def _check_quantisable(config: ModelConfig, model_config: PreTrainedConfig) -> None:
+    """Raise UserError if most of the weights would keep their 16 bits: bitsandbytes takes linear layers alone."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
+    # Embedding and head are not counted: they stay in 16 bits in every model, and are most of a very small one.
+    ends = {id(end.weight) for end in (model.get_input_embeddings(), model.get_output_embeddings())}
+    total = sum(p.numel() for p in model.parameters() if id(p) not in ends)
+    modules = [module for module in model.modules() if isinstance(module, (nn.Linear, Conv1D))]
+    linear = sum(module.weight.numel() for module in modules if id(module.weight) not in ends)
+    if 2 * linear < total:
+        bits = {"nf4": 4, "int8": 8}[config.quantization]
+        raise UserError(
+            f"model.quantization: only {linear / total:.0%} of {config.name} could be held in {bits} bits, as the rest "
+            "is no linear layers (experts of a mixture are not); set it to none or choose another model"
+        )
 
 
 def _keep_autograd_on_cpu(model: PreTrainedModel) -> None:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from tiny_models import SHAPE, assert_identical, attach_all, mixed_sequences, randomise, requiring_grad, snapshot
+from torch import nn
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM
 
 from lorarlhf.backbone.adapters import BASE
 from lorarlhf.errors import UserError
@@ -144,3 +149,47 @@ def test_what_is_to_score_must_have_a_head(backbone, tmp_path, role, with_head):
     backbone.save_role("policy", tmp_path)
     with pytest.raises(UserError, match="no score head"):
         backbone.load_role(role, tmp_path, with_head)
+
+
+# Families whose layers differ, and mixtures of experts
+
+
+@pytest.mark.parametrize(
+    ("family", "kinds"), [("lfm2", {"conv", "feed_forward"}), ("qwen3_5_text", {"linear_attn", "mlp"})]
+)
+def test_the_upper_layers_of_a_hybrid_take_adapters_on_every_linear_layer(load_tiny, family, kinds):
+    backbone = load_tiny(family, quantization="none")
+    linear = {
+        name for name, module in backbone.layers.named_modules() if isinstance(module, nn.Linear) and name[0] in "123"
+    }
+    assert kinds < {name.split(".")[1] for name in linear} > {"self_attn"}
+    backbone.attach("reward", SHAPE.model_copy(update={"top_layers": 0.75}))
+    assert {name for name, module in backbone.layers.named_modules() if isinstance(module, LoraLayer)} == linear
+
+
+def test_the_experts_of_a_mixture_take_no_adapter(load_tiny):
+    backbone = attach_all(load_tiny("mixtral", quantization="none"))
+    assert {name.split(".")[1] for name, m in backbone.layers.named_modules() if isinstance(m, LoraLayer)} == {
+        "self_attn"
+    }
+    backbone.logprobs("policy", mixed_sequences())[0].sum().backward()
+    assert all(parameter.grad.any() for parameter in backbone.role_parameters("policy"))
+
+
+@torch.no_grad()
+def test_an_adapter_from_elsewhere_that_has_the_experts_computes_as_in_plain_peft(load_tiny, tiny_model, tmp_path):
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model("mixtral"))
+    plain = get_peft_model(plain, LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear"))
+    for name, parameter in plain.named_parameters():
+        if ".lora_" in name:
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    plain.save_pretrained(tmp_path)
+    assert any(".experts." in key for key in load_file(tmp_path / "adapter_model.safetensors"))
+    backbone, sequences = load_tiny("mixtral", quantization="none"), mixed_sequences()
+    bare = backbone.causal_lm(input_ids=sequences.tokens).logits
+    backbone.load_role("policy", tmp_path)
+    assert_identical(backbone.causal_lm(input_ids=sequences.tokens).logits, bare)
+    with backbone.role("policy"):
+        logits = backbone.causal_lm(input_ids=sequences.tokens).logits
+    assert not torch.allclose(logits, bare, atol=0.1)
+    assert_close(logits, plain(input_ids=sequences.tokens).logits, rtol=1e-4, atol=1e-4)

@@ -184,3 +184,13 @@ def test_the_head_is_quantised_where_asked_for(load_tiny):
 def test_a_head_that_is_the_embedding_cannot_be_quantised(load_tiny):
     with pytest.raises(UserError, match=r"model.quantize_head: the output layer of .* is its embedding"):
         load_tiny("smollm", quantize_head=True)
+
+
+@pytest.mark.parametrize(("quantization", "bits"), [("nf4", 4), ("int8", 8)])
+def test_a_mixture_whose_experts_stay_in_16_bits_is_refused_before_it_loads(
+    tiny_model, monkeypatch, quantization, bits
+):
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)
+    with pytest.raises(UserError, match=rf"only \d+% of .* could be held in {bits} bits") as error:
+        load_backbone(ModelConfig(name=str(tiny_model("mixtral")), quantization=quantization))
+    assert "\n" not in str(error.value)

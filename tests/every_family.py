@@ -1,0 +1,76 @@
+"""A tiny random model of every causal family in transformers' mapping, each of the family's own config.
+
+Sizes have a dozen names from family to family: each config gets those that it knows. What a family needs beside them,
+or cannot bear, is in `OWN`.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+EVERY_FAMILY = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+LAYERS = 4
+SIZES: dict[str, Any] = {
+    **dict.fromkeys(["hidden_size", "d_model", "n_embd", "embedding_size", "lru_width", "decoder_hidden_size"], 32),
+    **dict.fromkeys(["encoder_hidden_size", "cross_attention_hidden_size"], 32),
+    **dict.fromkeys(["intermediate_size", "ffn_dim", "d_ff", "d_inner", "n_inner", "decoder_ffn_dim"], 64),
+    **dict.fromkeys(["encoder_ffn_dim", "mamba_d_ssm"], 64),
+    **dict.fromkeys(["num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"], LAYERS),
+    **dict.fromkeys(["num_decoder_layers"], LAYERS),
+    **dict.fromkeys(["encoder_layers", "num_encoder_layers"], 2),
+    **dict.fromkeys(["num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads"], 2),
+    **dict.fromkeys(["encoder_attention_heads", "num_key_value_heads", "num_kv_heads", "index_n_heads"], 2),
+    **dict.fromkeys(["linear_num_key_heads", "linear_num_value_heads"], 2),
+    **dict.fromkeys(["head_dim", "v_head_dim", "index_head_dim", "linear_key_head_dim"], 16),
+    **dict.fromkeys(["linear_value_head_dim", "mamba_d_head", "mamba_head_dim"], 16),
+    **dict.fromkeys(["q_lora_rank", "kv_lora_rank", "o_lora_rank"], 16),
+    **dict.fromkeys(["qk_nope_head_dim", "qk_rope_head_dim", "rotary_dim", "index_topk", "laurel_rank"], 8),
+    **dict.fromkeys(["hidden_size_per_layer_input", "mamba_d_state", "ssm_state_size", "state_size"], 8),
+    **dict.fromkeys(["mamba_n_heads", "mamba_num_heads"], 4),
+    **dict.fromkeys(["mamba_n_groups", "n_groups", "n_group", "topk_group", "n_shared_experts"], 1),
+    **dict.fromkeys(["first_k_dense_replace"], 1),
+    **dict.fromkeys(["num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"], 4),
+    **dict.fromkeys(["num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k_experts", "moe_k"], 2),
+    **dict.fromkeys(["moe_intermediate_size", "shared_expert_intermediate_size", "shared_intermediate_size"], 16),
+    **dict.fromkeys(["moe_shared_expert_intermediate_size"], 16),
+    **dict.fromkeys(["max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"], 64),
+    **dict.fromkeys(["sliding_window", "attention_window_size"], 8),
+    "mamba_expand": 2,
+    "num_kv_shared_layers": 2,
+}
+
+
+def tiny_config(family: str, **common: Any) -> PreTrainedConfig:
+    """Raises whatever the family's config class raises if these sizes do not suit it."""
+    config_class = CONFIG_MAPPING[family]
+    default = config_class()
+    sizes = {**SIZES, **common}
+    text = default.get_text_config()
+    if text is default:
+        return config_class(**_known(default, sizes))
+    parts = {key: value for key, value in vars(default).items() if isinstance(value, PreTrainedConfig)}
+    return config_class(**{key: _known(part, sizes) for key, part in parts.items()})
+
+
+def _known(config: PreTrainedConfig, sizes: dict[str, Any]) -> dict[str, Any]:
+    known = {key: value for key, value in sizes.items() if _has(config, key)}
+    if "qk_rope_head_dim" in known:  # the same thing by another name
+        known.pop("head_dim", None)
+    return known | copy.deepcopy(OWN.get(config.model_type, {}))
+
+
+def _has(config: PreTrainedConfig, key: str) -> bool:
+    try:
+        return hasattr(config, key)
+    except Exception:  # per-layer attributes raise errors of their own kind
+        return True
+
+
+OWN: dict[str, dict[str, Any]] = {
+    "codegen": {"n_head": 4, "rotary_dim": 8},
+    "lfm2": {"layer_types": ["conv", "conv", "full_attention", "conv"]},
+}
