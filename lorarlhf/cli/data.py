@@ -14,7 +14,8 @@ from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import Column, DataConfig, ModelConfig
 
 if TYPE_CHECKING:
-    from lorarlhf.data.inspect import Example, Measure, Report
+    from lorarlhf.data.inspect import Measure, Report
+    from lorarlhf.data.rows import Example
     from lorarlhf.intervals import Estimate
     from lorarlhf.preferences.agreement import Agreement, Annotator, Share
     from lorarlhf.preferences.duels import Duel

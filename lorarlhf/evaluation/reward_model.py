@@ -85,7 +85,7 @@ class RewardModel:
                 asked = prompt if isinstance(prompt, str) else messages({"prompt": prompt}, "prompt")
             except BadRow as bad:
                 raise UserError(f"score: prompts[{i}]: {bad}") from None
-            prompt_ids, response_ids = encode_completion(self.backbone.tokenizer, asked, response)
+            prompt_ids, response_ids = encode_completion(self.backbone.tokenizer, asked, response, self.backbone.end_id)
             rows.append(prompt_ids + response_ids)
         scores: list[float] = score_tokens(self.backbone, rows).tolist()
         return scores

@@ -15,11 +15,9 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 
 from lorarlhf.backbone.shared import SharedBackbone
-from lorarlhf.errors import UserError
+from lorarlhf.errors import UserError, first_line
 from lorarlhf.recipe.sections import PPOConfig
 from lorarlhf.rl.prompts import Share
-
-OTHER_FAILED = "another process failed, and said why; this one stops with it"
 
 
 class Learner:
@@ -137,7 +135,7 @@ class Learner:
 
     @contextlib.contextmanager
     def heard_by_all(self) -> Iterator[None]:
-        """What fails in one process inside the block fails in all.
+        """What fails in one process inside the block fails in all, and each can say why.
 
         Without it the others would wait for ever in their next exchange for one that is gone (out of memory, say).
         """
@@ -146,11 +144,12 @@ class Learner:
             yield
         except Exception as error:
             failure = error
-        failed = self.sum(torch.tensor(float(failure is not None), device=self.accelerator.device))
+        reasons = self.gather([failure and first_line(failure)])
         if failure is not None:
             raise failure
-        if failed.item():
-            raise UserError(OTHER_FAILED)
+        for process, reason in enumerate(reasons):
+            if reason is not None:
+                raise UserError(f"process {process}: {reason}")
 
     # Trackers
 

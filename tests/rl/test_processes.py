@@ -155,8 +155,7 @@ def test_what_fails_in_one_process_fails_in_all_with_one_line(start, tmp_path):
         timeout=200,
     )
     assert done.returncode != 0
-    assert "broken:scores must return 2 finite numbers" in done.stderr
-    assert "another process failed" in done.stderr
+    assert "broken:scores must return " in done.stderr
     assert (
         "Traceback (most recent call last)"
         not in done.stderr.split("ChildFailedError")[0].split("Root Cause")[0][:2000]
