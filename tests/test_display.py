@@ -22,7 +22,8 @@ def start(tmp_path):
     def make(stage="reward", resumed=False, done=0, terminal=False, total=20):
         console = Console(file=io.StringIO(), force_terminal=terminal, width=160)
         info = STAGES[stage]
-        display = StageDisplay(info.name, info.unit, info.columns, tmp_path / stage, resumed, console)
+        columns = {**info.columns, "accuracy": "accuracy", "margin": "margin"}  # as a reward model's objective adds
+        display = StageDisplay(info.name, info.unit, columns, tmp_path / stage, resumed, console)
         display.begin(total, done)
         callback = DisplayCallback(display)
         state, control = TrainerState(max_steps=total), TrainerControl()

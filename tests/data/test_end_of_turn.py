@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.load import load_backbone
-from lorarlhf.data.tokenized import prompt_examples, reward_examples, sft_examples
+from lorarlhf.data.tokenized import preference_examples, prompt_examples, sft_examples
 from lorarlhf.generation.sample import Rollout
 from lorarlhf.rl.score import ScoringPasses, response_scorer
 from lorarlhf.run import Run
@@ -49,7 +49,7 @@ def test_rows_end_as_the_model_ends_its_answers(tmp_path, recipe):
     assert (backbone.tokenizer.eos_token_id, backbone.end_id, backbone.stop_ids) == (EOS, END, [END, EOS])
     assert (demo.tokenizer.eos_token_id, demo.end_id, demo.stop_ids) == (END, END, [END])
     for make in (
-        lambda tokenizer: reward_examples(recipe.data, "bradley_terry", tokenizer, "train").dataset,
+        lambda tokenizer: preference_examples(recipe.data, tokenizer, "train").dataset,
         lambda tokenizer: sft_examples(recipe.data, tokenizer, "train").dataset,
         lambda tokenizer: [example.ids for example in prompt_examples(recipe.data, tokenizer, "train")],
     ):
@@ -69,7 +69,7 @@ def test_the_choice_is_said_at_loading(recipe, caplog):
 def test_a_response_is_scored_as_if_it_had_stopped_as_the_rows_do(tmp_path, recipe, stop):
     backbone = load_backbone(recipe.model)
     train_reward(recipe, Run(tmp_path / "run"), backbone=backbone)
-    rows = reward_examples(recipe.data, "bradley_terry", backbone.tokenizer, "test").dataset["chosen_ids"][:4]
+    rows = preference_examples(recipe.data, backbone.tokenizer, "test").dataset["chosen_ids"][:4]
     limit = len(rows[0])  # longer ones are cut off there
     finished = torch.tensor([len(row) <= limit for row in rows])
     assert set(finished.tolist()) == {True, False}

@@ -7,7 +7,7 @@ from byte_level import make_tokenizer
 from turns import bot, user
 
 from lorarlhf.data.tokenize import encode_prompt
-from lorarlhf.data.tokenized import prompt_examples, reward_examples, sft_examples
+from lorarlhf.data.tokenized import preference_examples, prompt_examples, sft_examples
 from lorarlhf.data.tokenizer import prepare_tokenizer
 from lorarlhf.recipe.sections import DataConfig
 
@@ -39,7 +39,7 @@ def read(tmp_path):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         config = DataConfig(sft=str(path), preferences=str(path), test_size=0.0, **options)
         prepare_tokenizer(tokenizer, 400, config)
-        pairs = reward_examples(config, "bradley_terry", tokenizer, "train").dataset
+        pairs = preference_examples(config, tokenizer, "train").dataset
         shown = sft_examples(config, tokenizer, "train").dataset
         (prompt, _) = prompt_examples(config, tokenizer, "train")
         ids = [*(pairs[f"{side}_ids"][0] for side in ("chosen", "rejected")), shown["input_ids"][0], prompt.ids]
