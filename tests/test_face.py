@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from demo_runs import DEMO, read_jsonl, save_random_adapter, short_is_good, small_recipe
+from demo_runs import DEMO, read_jsonl, save_random_adapter, short_is_good, small_recipe, write_jsonl
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import lorarlhf
@@ -107,9 +107,8 @@ def test_scores_are_those_of_the_exported_model(scored_run, tmp_path):
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     for prompt, response, score in zip(prompts, responses, scores, strict=True):
-        text = prompt
-        if not isinstance(prompt, str):
-            text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+        asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        text = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
         ids = tokenizer(text + response + tokenizer.eos_token, add_special_tokens=False, return_tensors="pt")
         assert model(**ids).logits.item() == pytest.approx(score, abs=1e-4)
 
@@ -158,3 +157,42 @@ def test_ppo_learns_from_a_function_alone(tmp_path):
     assert (len(before[0]), len(rollout[0])) == (4, 8)
     assert len(set(rollout[0])) == 2  # of four responses each
     assert summary["reward"] == pytest.approx(sum(short_is_good(*rollout)) / 8, abs=1e-6)
+
+
+def with_answers(tmp_path):
+    """A `--set` for prompts of which every second has another answer."""
+    rows = [{"prompt": f"{i} and {i}?", "answer": str(2 * i), "even": i % 2 == 0} for i in range(20)]
+    return f"data.prompts={write_jsonl(tmp_path / 'sums.jsonl', rows)}"
+
+
+def test_functions_get_the_answers_that_belong_to_their_prompts(tmp_path):
+    seen = []
+
+    def exact(prompts, responses, answer, even):
+        seen.extend(zip(prompts, answer, even, strict=True))
+        return [float(wanted in response) for wanted, response in zip(answer, responses, strict=True)]
+
+    sets = [with_answers(tmp_path), "data.prompts_test=null", "ppo.num_generations=2"]
+    recipe, run = small_recipe(tmp_path, *sets), Run(tmp_path / "run")
+    train_ppo(recipe, run, reward_functions=[exact])
+    assert len(set(seen)) > 4
+    for prompt, answer, even in seen:
+        number = int(prompt.split()[0])
+        assert (answer, even) == (str(2 * number), number % 2 == 0)
+    seen.clear()
+    assert evaluate(run, reward_functions=[exact])["prompts"] == len(seen) // 2
+
+
+def test_a_missing_column_is_known_before_the_model_loads(tmp_path):
+    def rate(prompts, responses, solution):
+        return [0.0] * len(responses)
+
+    recipe, run = small_recipe(tmp_path, with_answers(tmp_path), "model.name=no/such/model"), Run(tmp_path / "run")
+    run.write_recipe(recipe)
+    save_random_adapter(small_recipe(tmp_path), run, "ppo")
+    for call in (train_ppo, lambda recipe, run, **options: evaluate(run, "ppo", **options)):
+        with pytest.raises(UserError) as error:
+            call(recipe, run, reward_functions=[rate])
+        assert "no column solution, which ppo.reward_functions ask for; there are " in str(error.value)
+        assert "\n" not in str(error.value)
+    assert not (run.stage("ppo") / "metrics.jsonl").exists()

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from lorarlhf.data.formats import DEMONSTRATIONS, PREFERENCES, PROMPTS, SCORED, Table
 from lorarlhf.data.reading import Reader
-from lorarlhf.data.rows import Demonstration, Preference, Prompt, Scored, prompt_text
+from lorarlhf.data.rows import (
+    NO_COLUMNS,
+    ColumnsWanted,
+    Demonstration,
+    Preference,
+    Prompt,
+    PromptRow,
+    Scored,
+    prompt_text,
+)
 from lorarlhf.data.sources import iter_rows, splits_of
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import DataConfig
@@ -58,19 +68,23 @@ class Stream(Generic[T]):
 
     def __iter__(self) -> Iterator[T]:
         """Raises UserError for what the user can mend, at the end too: if no row was of use."""
+        return (row for row, _ in self.with_columns(NO_COLUMNS))
+
+    def with_columns(self, wanted: ColumnsWanted) -> Iterator[tuple[T, dict[str, Any]]]:
+        """The same, each with those columns of its source's row that are wanted."""
         config, split = self.config, self.split
         place = _place(config, self.key, split)
         reader = Reader(self.table, config.on_bad_row, config.columns)
         self.skipped = reader.skipped
         usable = kept = 0
-        for row in reader.read(iter_rows(place.source, place.split)):
+        for row, columns in reader.read_with_columns(iter_rows(place.source, place.split), wanted):
             if isinstance(row, Preference) and row.tie and (config.ties == "drop" or split == "test"):
                 reader.skipped["tie"] += 1
                 continue
             usable += 1
             if place.keeps(self.prompt_of(row)):
                 kept += 1
-                yield row
+                yield row, columns
         why = "; ".join(f"{reason} ({count})" for reason, count in reader.skipped.most_common())
         if not usable:
             raise UserError(
@@ -133,15 +147,23 @@ def load_demonstrations(config: DataConfig, split: Split) -> Loaded[Demonstratio
 
 def load_prompts(config: DataConfig, split: Split) -> Loaded[Prompt]:
     """Different prompts from `data.prompts`, or those of `data.preferences` where it is not set."""
+    loaded = load_prompt_rows(config, split, NO_COLUMNS)
+    return Loaded([row.prompt for row in loaded.rows], loaded.source, loaded.skipped)
+
+
+def load_prompt_rows(config: DataConfig, split: Split, wanted: ColumnsWanted) -> Loaded[PromptRow]:
+    """The same with columns; a prompt that comes again with other values in them is another one."""
     source = config.prompts or (config.prompts_test if split == "test" else None)
     key: Key = "prompts" if source or not config.preferences else "preferences"
-    loaded = Stream(config, key, split, PROMPTS, lambda prompt: prompt).load()
-    distinct: dict[str, Prompt] = {}
-    for prompt in loaded.rows:
-        distinct.setdefault(prompt_text(prompt), prompt)
-    repeated = len(loaded.rows) - len(distinct)
-    skipped = loaded.skipped | ({"repeated prompt": repeated} if repeated else {})
-    return Loaded(list(distinct.values()), loaded.source, skipped)
+    stream = Stream(config, key, split, PROMPTS, lambda prompt: prompt)
+    distinct: dict[str, PromptRow] = {}
+    repeated = 0
+    for prompt, columns in stream.with_columns(wanted):
+        what = json.dumps([prompt_text(prompt), columns], default=repr, sort_keys=True)
+        repeated += what in distinct
+        distinct.setdefault(what, PromptRow(prompt, columns))
+    skipped = dict(stream.skipped) | ({"repeated prompt": repeated} if repeated else {})
+    return Loaded(list(distinct.values()), stream.source, skipped)
 
 
 def in_test_part(prompt: Prompt, test_size: float) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, Generic, Literal, TypeVar, get_args
 from lorarlhf.data.formats import Format, Table, UnknownColumns, recognise
 from lorarlhf.data.formats.trees import gathered
 from lorarlhf.data.formats.values import Row
-from lorarlhf.data.rows import BadRow
+from lorarlhf.data.rows import NO_COLUMNS, BadRow, ColumnsWanted
 from lorarlhf.data.sources import LocatedRow
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import Column
@@ -44,11 +44,20 @@ class Reader(Generic[T]):
 
     def read(self, rows: Iterable[LocatedRow]) -> Iterator[T]:
         """Canonical rows. Raises UserError if the columns are unknown, or at a bad row that is not to be skipped."""
+        return (part for part, _ in self.read_with_columns(rows, NO_COLUMNS))
+
+    def read_with_columns(
+        self, rows: Iterable[LocatedRow], wanted: ColumnsWanted
+    ) -> Iterator[tuple[T, dict[str, Any]]]:
+        """The same, each with those columns of its row that are wanted; a row without one that is needed is bad."""
         unknown: list[str] = []
         for location, row in gathered(rows):
             self.rows += 1
             try:
+                if isinstance(row, BadRow):
+                    raise row
                 parts = self._parts(row)
+                columns = wanted.of(row)
             except BadRow as bad:
                 if isinstance(bad, UnknownColumns) and self.form is None:
                     unknown.append(f"{location}: {bad}")
@@ -59,7 +68,7 @@ class Reader(Generic[T]):
                 parts = [bad]
             for part in parts:
                 if not isinstance(part, BadRow):
-                    yield part
+                    yield part, columns
                 elif self.on_bad_row == "error":
                     raise UserError(f"{location}: {part}; fix the row or set data.on_bad_row: skip")
                 else:
@@ -67,9 +76,7 @@ class Reader(Generic[T]):
         if self.form is None and unknown:
             raise UserError(unknown[0])
 
-    def _parts(self, row: Row | BadRow) -> list[T | BadRow]:
-        if isinstance(row, BadRow):
-            raise row
+    def _parts(self, row: Row) -> list[T | BadRow]:
         row = renamed(row, self.columns, self.table)
         if self.form is None:
             self.form = recognise(row, self.table)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TypeAlias, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias, TypeVar
 
 Message: TypeAlias = dict[str, str]  # {"role": ..., "content": ...}
 Prompt: TypeAlias = str | list[Message]  # plain text, or a conversation whose last turn a model can answer
@@ -48,23 +49,52 @@ class Scored:
     score: float
 
 
+@dataclass(frozen=True, slots=True)
+class PromptRow:
+    """A prompt, and what else its row has for reward functions: columns by the names that the data has for them."""
+
+    prompt: Prompt
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnsWanted:
+    """Which columns of a row go with its prompt: those `needed`, those `welcome` where a row has them, or `all`."""
+
+    needed: frozenset[str] = frozenset()
+    welcome: frozenset[str] = frozenset()
+    all: bool = False
+
+    def of(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The columns wanted. Raises BadRow if the row lacks one that is needed."""
+        missing = sorted(self.needed - row.keys())
+        if missing:
+            raise BadRow(
+                f"no column {', '.join(missing)}, which ppo.reward_functions ask for; there are {', '.join(row)}"
+            )
+        return {name: value for name, value in row.items() if self.all or name in self.needed | self.welcome}
+
+
+NO_COLUMNS = ColumnsWanted()
+
+
 Example: TypeAlias = Preference | Demonstration | Scored | Prompt
-AnyExample = TypeVar("AnyExample", Preference, Demonstration, Scored, Prompt)
+AnyExample = TypeVar("AnyExample", Preference, Demonstration, Scored, PromptRow)
 
 
-def is_text(example: Example) -> bool:
+def is_text(example: Preference | Demonstration | Scored | PromptRow) -> bool:
     """Whether it is plain text that goes on where the prompt ends, not a conversation."""
-    return isinstance(example if isinstance(example, str | list) else example.prompt, str)
+    return isinstance(example.prompt, str)
 
 
 def in_turns(example: AnyExample) -> AnyExample:
     """The same as a conversation: a text prompt becomes a turn of the user's, what goes on from it the assistant's."""
-    if isinstance(example, str | list):
-        return turns(example, "user")
     prompt = turns(example.prompt, "user")
     if isinstance(example, Preference):
         chosen, rejected = turns(example.chosen, "assistant"), turns(example.rejected, "assistant")
         return replace(example, prompt=prompt, chosen=chosen, rejected=rejected)
+    if isinstance(example, PromptRow):
+        return replace(example, prompt=prompt)
     return replace(example, prompt=prompt, completion=turns(example.completion, "assistant"))
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from lorarlhf.data.rows import Completion, Demonstration, Preference, Prompt, Scored
+from lorarlhf.data.rows import Completion, Demonstration, Preference, Prompt, PromptRow, Scored
 from lorarlhf.data.tokenizer import end_of_turn, render
 from lorarlhf.errors import UserError
 
@@ -38,10 +38,11 @@ class Tokenized:
 
 @dataclass(frozen=True, slots=True)
 class PromptExample:
-    """A prompt as it was written and as the model reads it."""
+    """A prompt as it was written and as the model reads it, with columns of its row for reward functions."""
 
     prompt: Prompt
     ids: list[int]
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
@@ -126,10 +127,10 @@ def tokenize_scored(rows: Iterable[Scored], tokenizer: PreTrainedTokenizerBase, 
 
 
 def tokenize_prompts(
-    rows: list[Prompt], tokenizer: PreTrainedTokenizerBase, max_prompt_length: int
+    rows: Sequence[PromptRow], tokenizer: PreTrainedTokenizerBase, max_prompt_length: int
 ) -> tuple[list[PromptExample], int]:
     """Prompts of at most `max_prompt_length` tokens, and how many were longer and dropped."""
-    examples = [PromptExample(prompt, encode_prompt(tokenizer, prompt)) for prompt in rows]
+    examples = [PromptExample(row.prompt, encode_prompt(tokenizer, row.prompt), row.columns) for row in rows]
     kept = [example for example in examples if len(example.ids) <= max_prompt_length]
     if examples and not kept:
         shortest = min(len(example.ids) for example in examples)

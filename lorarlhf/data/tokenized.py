@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterable, Iterator
 from transformers import PreTrainedTokenizerBase
 
 from lorarlhf.data.examples import (
+    Loaded,
     Split,
     Stream,
-    load_prompts,
+    load_prompt_rows,
     stream_demonstrations,
     stream_preferences,
     stream_scored,
 )
-from lorarlhf.data.rows import AnyExample, in_turns, is_text
+from lorarlhf.data.rows import NO_COLUMNS, AnyExample, PromptRow, in_turns, is_text
 from lorarlhf.data.tokenize import (
     PromptExample,
     Tokenized,
@@ -47,9 +48,15 @@ def scored_examples(config: DataConfig, tokenizer: PreTrainedTokenizerBase, spli
 
 def prompt_examples(config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split) -> list[PromptExample]:
     """Different prompts, none of them too long."""
-    loaded = load_prompts(config, split)
-    prompts = list(_for_the_model(loaded.rows, loaded.source, config, tokenizer, split))
-    return tokenize_prompts(prompts, tokenizer, config.max_prompt_length)[0]
+    return read_by_model(load_prompt_rows(config, split, NO_COLUMNS), config, tokenizer, split)
+
+
+def read_by_model(
+    prompts: Loaded[PromptRow], config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split
+) -> list[PromptExample]:
+    """Prompts that were loaded before the model was, none of them too long."""
+    rows = list(_for_the_model(prompts.rows, prompts.source, config, tokenizer, split))
+    return tokenize_prompts(rows, tokenizer, config.max_prompt_length)[0]
 
 
 def _examples(

@@ -13,8 +13,9 @@ from lorarlhf.backbone.budget import FORWARD_TOKENS
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.formats.values import messages
-from lorarlhf.data.rows import BadRow, Prompt
+from lorarlhf.data.rows import BadRow, Demonstration, Prompt, in_turns, is_text
 from lorarlhf.data.tokenize import encode_completion
+from lorarlhf.data.tokenizer import wraps_text
 from lorarlhf.errors import UserError
 from lorarlhf.run import Run
 
@@ -46,10 +47,12 @@ class RewardModel:
 
     Args:
         backbone: with an adapter in the reward role.
+        wraps_text: put plain text into the chat template, as training did if it says so (`data.wrap_text`).
     """
 
-    def __init__(self, backbone: SharedBackbone) -> None:
+    def __init__(self, backbone: SharedBackbone, wraps_text: bool = False) -> None:
         self.backbone = backbone
+        self.wraps_text = wraps_text
 
     @classmethod
     def from_run(cls, run: Run | Path | str) -> RewardModel:
@@ -62,14 +65,13 @@ class RewardModel:
         recipe, adapter = run.read_recipe(), run.adapter("reward")
         backbone = load_backbone(recipe.model, recipe.data)
         backbone.load_role("reward", adapter)
-        return cls(backbone)
+        return cls(backbone, wraps_text(recipe.data, backbone.tokenizer))
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         """How good each response is to its prompt. Only scores of one model can be compared.
 
         Args:
-            prompts: as in data: messages (`[{"role": "user", "content": "Hello"}]`) go through the chat template, text
-                is taken as it is.
+            prompts: as in data, messages (`[{"role": "user", "content": "Hello"}]`) or text, and read as in training.
             responses: one to each prompt.
 
         Raises:
@@ -85,7 +87,13 @@ class RewardModel:
                 asked = prompt if isinstance(prompt, str) else messages({"prompt": prompt}, "prompt")
             except BadRow as bad:
                 raise UserError(f"score: prompts[{i}]: {bad}") from None
-            prompt_ids, response_ids = encode_completion(self.backbone.tokenizer, asked, response, self.backbone.end_id)
-            rows.append(prompt_ids + response_ids)
+            rows.append(self._encoded(Demonstration(asked, response)))
         scores: list[float] = score_tokens(self.backbone, rows).tolist()
         return scores
+
+    def _encoded(self, said: Demonstration) -> list[int]:
+        said = in_turns(said) if self.wraps_text and is_text(said) else said
+        prompt_ids, response_ids = encode_completion(
+            self.backbone.tokenizer, said.prompt, said.completion, self.backbone.end_id
+        )
+        return prompt_ids + response_ids

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import reprlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import Parameter
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lorarlhf.data.rows import BadRow, ColumnsWanted
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import PPOConfig, WeightedFunction
 
@@ -42,23 +46,79 @@ def load_reward_functions(specs: Sequence[str | WeightedFunction]) -> list[Weigh
     return functions
 
 
-def function_scores(functions: Sequence[WeightedReward], prompts: list[str], responses: list[str]) -> Tensor:
-    """[B] weighted sum of the functions' scores. Raises UserError if one returns anything but B finite numbers."""
+def columns_wanted(functions: Sequence[WeightedReward]) -> ColumnsWanted:
+    """The columns of the prompt data that these functions take, together.
+
+    A parameter behind the first two is a column: one without a default is needed, one with a default is taken where
+    there is such a column; `**columns` takes all.
+    """
+    parameters = [parameter for function, _ in functions for parameter in _column_parameters(function)]
+    named = [parameter for parameter in parameters if parameter.kind is not Parameter.VAR_KEYWORD]
+    needed = frozenset(parameter.name for parameter in named if parameter.default is Parameter.empty)
+    return ColumnsWanted(
+        needed=needed,
+        welcome=frozenset(parameter.name for parameter in named) - needed,
+        all=len(named) < len(parameters),
+    )
+
+
+def function_scores(
+    functions: Sequence[WeightedReward],
+    prompts: list[str],
+    responses: list[str],
+    columns: Mapping[str, Sequence[Any]] | None = None,
+) -> Tensor:
+    """[B] weighted sum of the functions' scores.
+
+    Args:
+        columns: of the prompt data, B values each; a function gets those that its parameters name.
+
+    Raises:
+        UserError: a function returns anything but B finite numbers, or names a column that there is not.
+    """
     total = torch.zeros(len(responses))
     for function, weight in functions:
-        returned = function(prompts, responses)
+        returned = function(prompts, responses, **_arguments(function, columns or {}))
         try:
             scores = torch.as_tensor(returned, dtype=torch.float32, device=total.device)
         except (TypeError, ValueError, RuntimeError):  # nothing that makes a tensor
             scores = None
         if scores is None or scores.shape != total.shape or not scores.isfinite().all():
-            name = getattr(function, "__qualname__", type(function).__qualname__)
             raise UserError(
-                f"ppo.reward_functions: {function.__module__}:{name} must return {len(responses)} finite numbers, "
+                f"ppo.reward_functions: {_name(function)} must return {len(responses)} finite numbers, "
                 f"one a response; it returned {reprlib.repr(returned)}"
             )
         total += weight * scores
     return total
+
+
+def _arguments(function: RewardFunction, columns: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+    first_two = list(_parameters(function))[:2]  # a column may have the name of one of these
+    try:
+        return {
+            name: values
+            for name, values in columns_wanted([(function, 1.0)]).of(columns).items()
+            if name not in first_two
+        }
+    except BadRow as missing:
+        raise UserError(f"{_name(function)}: {missing}") from None
+
+
+def _name(function: RewardFunction) -> str:
+    return f"{function.__module__}:{getattr(function, '__qualname__', type(function).__qualname__)}"
+
+
+def _column_parameters(function: RewardFunction) -> list[Parameter]:
+    parameters = _parameters(function)
+    named = [parameters[name] for name in list(parameters)[2:]]
+    return [parameter for parameter in named if parameter.kind is not Parameter.VAR_POSITIONAL]
+
+
+def _parameters(function: RewardFunction) -> Mapping[str, Parameter]:
+    try:
+        return inspect.signature(function).parameters
+    except ValueError:  # some functions written in C do not say
+        return {}
 
 
 @dataclass

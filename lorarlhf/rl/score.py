@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,10 +65,16 @@ def response_scorer(
         if functions:
             texts = response_texts(backbone, rollout)
             requests = [request_text(example.prompt) for example in prompts]
-            total += function_scores(functions, requests, texts).to(total.device)
+            total += function_scores(functions, requests, texts, _columns(prompts)).to(total.device)
         return total
 
     return reward
+
+
+def _columns(prompts: Sequence[PromptExample]) -> dict[str, list[Any]]:
+    """The columns of rows side by side; a row that lacks one has None there."""
+    names = dict.fromkeys(name for example in prompts for name in example.columns)
+    return {name: [example.columns.get(name) for example in prompts] for name in names}
 
 
 class ScoringPasses:

@@ -11,15 +11,16 @@ from rich.console import Console
 from lorarlhf.backbone.budget import FORWARD_TOKENS
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
-from lorarlhf.data.rows import request_text
-from lorarlhf.data.tokenized import prompt_examples
+from lorarlhf.data.examples import Loaded, load_prompt_rows
+from lorarlhf.data.rows import PromptRow, request_text
+from lorarlhf.data.tokenized import read_by_model
 from lorarlhf.errors import UserError
 from lorarlhf.evaluation.policy import answer, policy_metrics
 from lorarlhf.evaluation.report import SAMPLES_SHOWN, counting, policy_lines
 from lorarlhf.recipe.load import Option
 from lorarlhf.recipe.sections import DataConfig, ObjectiveName, Recipe, Stage
 from lorarlhf.recipe.stages import STAGES
-from lorarlhf.rl.rewards import RewardFunction, WeightedReward, all_reward_functions
+from lorarlhf.rl.rewards import RewardFunction, WeightedReward, all_reward_functions, columns_wanted
 from lorarlhf.rl.score import RolloutScorer, ScoringPasses, response_scorer
 from lorarlhf.run import Run
 from lorarlhf.stages.reward import held_out_metrics
@@ -71,16 +72,18 @@ def evaluate_run(
     """
     adapter, info = run.adapter(stage), STAGES[stage]
     functions = all_reward_functions(recipe.ppo, reward_functions)
+    prompts = None if info.scores else _held_out_prompts(recipe.data, stage, functions)
     backbone = load_backbone(recipe.model, recipe.data)
     backbone.load_role(info.role, adapter)
-    if info.scores:
+    if prompts is None:
         return evaluate_reward(backbone, recipe.data, recipe.reward.objective, console)
     reference = reference_of(run, stage)
     if reference != BASE_MODEL:
         backbone.load_role("reference", run.stage(reference))
     if run.has_adapter("reward"):
         backbone.load_role("reward", run.stage("reward"))
-    return {"stage": stage, "reference": reference, **evaluate_policy(backbone, recipe, stage, functions, console)}
+    evaluation = evaluate_policy(backbone, recipe, prompts, functions, console)
+    return {"stage": stage, "reference": reference, **evaluation}
 
 
 def reference_of(run: Run, stage: Stage) -> Stage | Literal["base"]:
@@ -113,13 +116,14 @@ def evaluate_reward(
 
 
 def evaluate_policy(
-    backbone: SharedBackbone, recipe: Recipe, stage: Stage, functions: Sequence[WeightedReward], console: Console
+    backbone: SharedBackbone,
+    recipe: Recipe,
+    loaded: Loaded[PromptRow],
+    functions: Sequence[WeightedReward],
+    console: Console,
 ) -> dict[str, Any]:
-    """The policy role beside the reference on held-out prompts, each answered once by both."""
-    data = _prompts_of(recipe.data, stage)
-    prompts = prompt_examples(data, backbone.tokenizer, "test")
-    if not prompts:
-        raise _nothing_held_out()
+    """The policy role beside the reference on prompts, each answered once by both."""
+    prompts = read_by_model(loaded, recipe.data, backbone.tokenizer, "test")
     score = _scorer(backbone, recipe, functions)
     with counting(console, "answered", 2 * len(prompts)) as advance:
         before, after = (
@@ -136,7 +140,7 @@ def evaluate_policy(
             sample |= {"reward_before": before.scores[i].item(), "reward_after": after.scores[i].item()}
         samples.append(sample)
     return {
-        "data": data.prompts_test or data.prompts or data.preferences_test or data.preferences,
+        "data": loaded.source,
         "prompts": len(prompts),
         "temperature": recipe.ppo.temperature,
         "response_length": recipe.ppo.response_length,
@@ -159,6 +163,13 @@ def _prompts_of(data: DataConfig, stage: Stage) -> DataConfig:
     key = STAGES[stage].data_key
     train, test = getattr(data, key), getattr(data, f"{key}_test")
     return data.model_copy(update={"prompts": train, "prompts_test": test}) if train or test else data
+
+
+def _held_out_prompts(data: DataConfig, stage: Stage, functions: Sequence[WeightedReward]) -> Loaded[PromptRow]:
+    loaded = load_prompt_rows(_prompts_of(data, stage), "test", columns_wanted(functions))
+    if not loaded.rows:
+        raise _nothing_held_out()
+    return loaded
 
 
 def _nothing_held_out() -> UserError:

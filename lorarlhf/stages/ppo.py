@@ -14,8 +14,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from lorarlhf.backbone.budget import TokenBudget
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
+from lorarlhf.data.examples import SPLITS, load_prompt_rows
 from lorarlhf.data.tokenize import PromptExample
-from lorarlhf.data.tokenized import prompt_examples
+from lorarlhf.data.tokenized import read_by_model
 from lorarlhf.display import StageDisplay
 from lorarlhf.errors import UserError, first_line
 from lorarlhf.generation.sample import ResponseSampler
@@ -30,7 +31,7 @@ from lorarlhf.rl.held_out import HeldOut
 from lorarlhf.rl.learner import Learner, check_trackers
 from lorarlhf.rl.loop import Setup, evaluate, train
 from lorarlhf.rl.prompts import PromptStream
-from lorarlhf.rl.rewards import RewardFunction, WeightedReward, all_reward_functions
+from lorarlhf.rl.rewards import RewardFunction, WeightedReward, all_reward_functions, columns_wanted
 from lorarlhf.rl.score import ScoringPasses, response_scorer
 from lorarlhf.rl.state import TrainingState
 from lorarlhf.rl.trl_engine import check_trl, train_with_trl
@@ -60,13 +61,16 @@ def train_ppo(
         reward: folder or Hub id of a reward adapter; None takes `RUN/reward`.
         backbone: one that is loaded already. None loads the recipe's model.
         engine: whose loop updates policy and critic. Everything around it is the same.
-        reward_functions: added to the reward, each with weight 1, beside those that the recipe names.
+        reward_functions: `f(prompts, responses) -> numbers`, added to the reward, each with weight 1, beside those
+            that the recipe names. Further parameters get the columns of the prompt data that they name.
     """
     start, run = time.perf_counter(), Run(run)
     functions = all_reward_functions(recipe.ppo, reward_functions)
     reward_folder = _check(recipe.ppo, run, reward, functions, engine, resume)
     folder, has_sft = run.stage("ppo"), run.has_adapter("sft")
     checkpoint = find_checkpoint(folder) if resume else None
+    wanted = columns_wanted(functions)
+    loaded = {split: load_prompt_rows(recipe.data, split, wanted) for split in SPLITS}
     config = recipe.ppo
     if config.micro_batch_tokens == "auto":  # before the model takes its share of the memory that is free
         config = config.model_copy(update={"micro_batch_tokens": auto_token_budget(recipe, reference=has_sft)})
@@ -74,7 +78,7 @@ def train_ppo(
     if backbone is None:
         check_memory("ppo", recipe, reference=has_sft)
         backbone = load_backbone(recipe.model, recipe.data)
-    prompts, eval_prompts = (prompt_examples(recipe.data, backbone.tokenizer, split) for split in ("train", "test"))
+    prompts, eval_prompts = (read_by_model(loaded[split], recipe.data, backbone.tokenizer, split) for split in SPLITS)
     eval_prompts = eval_prompts[: config.eval_prompts]
     _check_prompts(config, prompts, eval_prompts, engine)
 

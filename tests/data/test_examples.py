@@ -11,11 +11,12 @@ import pytest
 from lorarlhf.data.examples import (
     load_demonstrations,
     load_preferences,
+    load_prompt_rows,
     load_prompts,
     load_scored,
     stream_preferences,
 )
-from lorarlhf.data.rows import Preference, prompt_text, request_text
+from lorarlhf.data.rows import ColumnsWanted, Preference, PromptRow, prompt_text, request_text
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import DataConfig
 
@@ -190,6 +191,49 @@ def test_prompts_have_a_source_of_their_own_and_no_repeats(write):
     turns = [{"role": "user", "content": "c"}]
     tested = DataConfig(preferences=write(PAIRS), prompts_test=write([{"prompt": turns}], "prompts_test.jsonl"))
     assert load_prompts(tested, "test").rows == [turns]
+
+
+SUMS = [
+    {"prompt": "1+1", "answer": "2", "id": 1},
+    {"prompt": "1+1", "answer": "2", "id": 2},
+    {"prompt": "1+1", "answer": "two", "id": 3},
+    {"prompt": "2+2", "answer": "4", "id": 4},
+]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "columns"),
+    [
+        (ColumnsWanted(), [{}, {}]),
+        (ColumnsWanted(needed=frozenset({"answer"})), [{"answer": "2"}, {"answer": "two"}, {"answer": "4"}]),
+        (ColumnsWanted(welcome=frozenset({"id", "hint"})), [{"id": i} for i in (1, 2, 3, 4)]),
+        (ColumnsWanted(all=True), SUMS),
+    ],
+)
+def test_prompts_have_the_columns_that_are_wanted(write, wanted, columns):
+    loaded = load_prompt_rows(DataConfig(prompts=write(SUMS), test_size=0.0), "train", wanted)
+    assert [row.columns for row in loaded.rows] == columns
+    assert {row.prompt for row in loaded.rows} == {"1+1", "2+2"}
+    assert loaded.skipped.get("repeated prompt", 0) == 4 - len(columns)
+
+
+def test_columns_have_the_names_of_the_data(write):
+    rows = [{"question": "1+1", "gold": [1, 1], "chosen": 3}]
+    config = DataConfig(prompts=write(rows), columns={"prompt": "question"}, test_size=0.0)
+    [row] = load_prompt_rows(config, "train", ColumnsWanted(frozenset({"gold"}))).rows
+    assert row == PromptRow("1+1", {"gold": [1, 1]})
+
+
+def test_a_column_that_is_not_there(write):
+    wanted = ColumnsWanted(frozenset({"answer", "hint"}))
+    rows = [{"prompt": "a", "answer": "b", "hint": "c"}, {"prompt": "d", "id": 1}]
+    path = write(rows)
+    with pytest.raises(UserError) as error:
+        load_prompt_rows(DataConfig(prompts=path, test_size=0.0), "train", wanted)
+    reason = "no column answer, hint, which ppo.reward_functions ask for; there are prompt, id"
+    assert str(error.value) == f"{path}:2: {reason}; fix the row or set data.on_bad_row: skip"
+    loaded = load_prompt_rows(DataConfig(prompts=path, test_size=0.0, on_bad_row="skip"), "train", wanted)
+    assert (len(loaded.rows), loaded.skipped) == (1, {reason: 1})
 
 
 def test_scored_and_demonstrations(write):

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from byte_level import ANSWER, CHAT, make_tokenizer
 
-from lorarlhf.data.rows import Demonstration, Preference, Scored
+from lorarlhf.data.rows import Demonstration, Preference, PromptRow, Scored
 from lorarlhf.data.tokenize import (
     encode_completion,
     encode_prompt,
@@ -142,12 +142,14 @@ def test_tokenize_scored(tokenizer):
 
 
 def test_tokenize_prompts(tokenizer):
-    examples, dropped = tokenize_prompts(["The sky", "The sky " * 50, CHAT], tokenizer, 60)
+    rows = [PromptRow("The sky"), PromptRow("The sky " * 50), PromptRow(CHAT, {"answer": 4})]
+    examples, dropped = tokenize_prompts(rows, tokenizer, 60)
+    assert [example.columns for example in examples] == [{}, {"answer": 4}]
     assert [example.prompt for example in examples] == ["The sky", CHAT]
     assert [example.ids for example in examples] == [encode_prompt(tokenizer, p) for p in ("The sky", CHAT)]
     assert dropped == 1
     with pytest.raises(UserError, match=r"longer than data\.max_prompt_length 1 tokens; the shortest has \d"):
-        tokenize_prompts(["The sky is"], tokenizer, 1)
+        tokenize_prompts([PromptRow("The sky is")], tokenizer, 1)
 
 
 def test_nothing_in_nothing_out(tokenizer):

@@ -29,8 +29,7 @@ import lorarlhf.rl.loop as our_module
 import lorarlhf.rl.update as update_module
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
-from lorarlhf.data.examples import load_prompts
-from lorarlhf.data.tokenize import tokenize_prompts
+from lorarlhf.data.tokenized import prompt_examples
 from lorarlhf.generation.sample import Rollout
 from lorarlhf.recipe.sections import PPOConfig, Role
 from lorarlhf.rl.algorithms import make_algorithm
@@ -115,8 +114,7 @@ def both(case: Case, folder: Path) -> dict[str, Tensor]:
                 parameter.add_(0.03 * torch.randn_like(parameter))
     backbone.train_roles(*TRAINED)
     start = [p.detach().clone() for p in parameters(backbone)]
-    rows = load_prompts(recipe.data, "train").rows[: recipe.ppo.batch_size]
-    prompts = tokenize_prompts(rows, backbone.tokenizer, recipe.data.max_prompt_length)[0]
+    prompts = prompt_examples(recipe.data, backbone.tokenizer, "train")[: recipe.ppo.batch_size]
 
     def parts() -> Parts:
         learner = Learner(backbone, recipe.ppo, TRAINED, folder)

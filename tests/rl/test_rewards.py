@@ -8,9 +8,10 @@ import pytest
 import torch
 from demo_runs import letter_e, short_is_good
 
+from lorarlhf.data.rows import ColumnsWanted
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import WeightedFunction
-from lorarlhf.rl.rewards import RunningMoments, function_scores, load_reward_functions, shape_scores
+from lorarlhf.rl.rewards import RunningMoments, columns_wanted, function_scores, load_reward_functions, shape_scores
 
 
 def test_functions_are_imported_with_their_weights():
@@ -54,6 +55,68 @@ def test_functions_get_prompts_and_responses():
 
     function_scores([(spy, 1.0)], ["p", "q"], ["r", "s"])
     assert seen == [(["p", "q"], ["r", "s"])]
+
+
+# Columns of the prompt data
+
+
+def exact(prompts, responses, answer):
+    return [float(a == r) for a, r in zip(answer, responses, strict=True)]
+
+
+def weighted(prompts, responses, *, answer, hint=None, scale=3.0):
+    return [scale * (h is None) for h in hint or [1] * len(answer)]
+
+
+def of_all(prompts, responses, **columns):
+    return [float(len(columns))] * len(prompts)
+
+
+class Judge:
+    def __call__(self, questions, replies, level):
+        return level
+
+
+@pytest.mark.parametrize(
+    ("functions", "wanted"),
+    [
+        ([short_is_good], ColumnsWanted()),
+        ([exact], ColumnsWanted(frozenset({"answer"}))),
+        ([weighted], ColumnsWanted(frozenset({"answer"}), frozenset({"hint", "scale"}))),
+        ([exact, Judge()], ColumnsWanted(frozenset({"answer", "level"}))),
+        ([exact, of_all], ColumnsWanted(frozenset({"answer"}), all=True)),
+        ([max, len], ColumnsWanted()),  # one does not say what it takes, the other takes one thing
+    ],
+)
+def test_the_columns_that_functions_want(functions, wanted):
+    assert columns_wanted([(function, 1.0) for function in functions]) == wanted
+
+
+COLUMNS = {"answer": ["4", "5"], "hint": ["even", None], "responses": ["x", "y"]}
+
+
+@pytest.mark.parametrize(
+    ("function", "columns", "expected"),
+    [
+        (exact, COLUMNS, [1.0, 0.0]),
+        (weighted, COLUMNS, [0.0, 3.0]),
+        (weighted, {"answer": ["4", "5"]}, [0.0, 0.0]),
+        (weighted, COLUMNS | {"scale": 2.0}, [0.0, 2.0]),
+        (of_all, COLUMNS, [2.0, 2.0]),  # `responses` is taken
+        (of_all, {}, [0.0, 0.0]),
+        (Judge(), {"level": [7, 8]}, [7.0, 8.0]),
+    ],
+)
+def test_functions_get_the_columns_that_they_name(function, columns, expected):
+    assert function_scores([(function, 1.0)], ["2+2", "2+3"], ["4", "6"], columns).tolist() == expected
+
+
+def test_a_column_that_is_not_there():
+    with pytest.raises(UserError) as error:
+        function_scores([(exact, 1.0)], ["p"], ["r"], {"id": [1], "solution": ["4"]})
+    assert str(error.value) == (
+        "test_rewards:exact: no column answer, which ppo.reward_functions ask for; there are id, solution"
+    )
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.load import load_backbone
+from lorarlhf.data.tokenize import PromptExample
 from lorarlhf.errors import UserError
 from lorarlhf.generation.sample import Rollout
 from lorarlhf.rl import loop as loop_module
@@ -118,7 +119,7 @@ def scored(run, tmp_path):
         give_roles(backbone, recipe, run_)
         sequences = some_sequences()
         functions = [(short_is_good, 1.0), (letter_e, 3.0)][: len(recipe.ppo.reward_functions)]
-        examples = [type("Example", (), {"prompt": "?", "ids": [1]})()] * 2
+        examples = [PromptExample("?", [1])] * 2
         rollout = Rollout(sequences, torch.zeros(2, 4), torch.zeros(2, 4), torch.ones(2, dtype=torch.bool))
         passes = ScoringPasses(backbone, 1.0, recipe.ppo.token_budget)
         scores = response_scorer(passes, recipe.ppo.reward_model_weight, functions)(rollout, examples, None)
