@@ -56,7 +56,9 @@ def read_by_model(
 ) -> list[PromptExample]:
     """Prompts that were loaded before the model was, none of them too long."""
     rows = list(_for_the_model(prompts.rows, prompts.source, config, tokenizer, split))
-    return tokenize_prompts(rows, tokenizer, config.max_prompt_length)[0]
+    examples, dropped = tokenize_prompts(rows, tokenizer, config.max_prompt_length)
+    _say_dropped(dropped, len(rows), f"data.max_prompt_length {config.max_prompt_length}", prompts.source, split)
+    return examples
 
 
 def _examples(
@@ -64,8 +66,11 @@ def _examples(
     tokenize: Callable[[Iterable[AnyExample], PreTrainedTokenizerBase, int], Tokenized],
     tokenizer: PreTrainedTokenizerBase,
 ) -> Tokenized:
-    rows = _for_the_model(stream, stream.source, stream.config, tokenizer, stream.split)
-    return tokenize(rows, tokenizer, stream.config.max_length)
+    config, source, split = stream.config, stream.source, stream.split
+    tokenized = tokenize(_for_the_model(stream, source, config, tokenizer, split), tokenizer, config.max_length)
+    rows = len(tokenized.dataset) + tokenized.dropped
+    _say_dropped(tokenized.dropped, rows, f"data.max_length {config.max_length}", source, split)
+    return tokenized
 
 
 def _for_the_model(
@@ -93,3 +98,8 @@ def _say_how_text_is_read(source: str, wraps: bool, is_chat_model: bool) -> None
             "%s: plain text goes to a chat model as it is (data.wrap_text: auto puts it into the chat template)",
             source,
         )
+
+
+def _say_dropped(dropped: int, rows: int, limit: str, source: str, split: Split) -> None:
+    if dropped:
+        logger.warning("%s: left out: %d of %d rows to %s on, over %s tokens", source, dropped, rows, split, limit)
