@@ -117,7 +117,7 @@ class Planner:
         layers = self._role_layers(role)
         sequences = len(OBJECTIVES[self.recipe.reward.objective].sequences) if STAGES[stage].scores else 1
         rows = config.per_device_train_batch_size * sequences
-        held = {**self._weights(), **self._adapters([role], config)}
+        resident = {**self._weights(), **self._adapters([role], config)}
         step = functools.partial(
             shadow_steps.sft_step if stage == "sft" else shadow_steps.reward_step,
             rows=rows,
@@ -125,12 +125,12 @@ class Planner:
             again=config.gradient_accumulation_steps > 1,
         )
         training = self._run(step, layers, config.gradient_checkpointing, padded=True)
-        phases = [self._phase("training", held, training)]
+        phases = [self._phase("training", resident, training)]
         if evaluation:
             work = functools.partial(shadow_steps.reward_scores, rows=max(1, FORWARD_TOKENS // length), length=length)
             if stage == "sft":
                 work = functools.partial(shadow_steps.sft_loss, rows=config.per_device_eval_batch_size, length=length)
-            phases.append(self._phase("evaluation", held, self._run(work, layers, padded=stage == "sft")))
+            phases.append(self._phase("evaluation", resident, self._run(work, layers, padded=stage == "sft")))
         return StagePlan(stage, phases)
 
     def ppo(self, token_budget: int, rollout_rows: int | None = None) -> StagePlan:
@@ -145,7 +145,7 @@ class Planner:
         updated = min(minibatch, max(1, token_budget // length))
         has_critic = ALGORITHMS[config.advantage_estimator].has_critic
         trained: list[Role] = ["policy", "critic"] if has_critic else ["policy"]
-        held = {**self._weights(), **self._adapters(trained, config, self._frozen_roles())}
+        resident = {**self._weights(), **self._adapters(trained, config, self._frozen_roles())}
         critic_layers = self._role_layers("critic") if has_critic else 0
         states = 0
         if max(critic_layers, self._role_layers("reward")) < self.layers:
@@ -173,9 +173,9 @@ class Planner:
         return StagePlan(
             "ppo",
             [
-                self._phase("rollout", held, rollout),
-                self._phase("scoring", held | scored_states, scoring),
-                self._phase("update", held | kept_states, updating),
+                self._phase("rollout", resident, rollout),
+                self._phase("scoring", resident | scored_states, scoring),
+                self._phase("update", resident | kept_states, updating),
             ],
             token_budget,
             decoded,
@@ -215,8 +215,8 @@ class Planner:
 
     # Parts
 
-    def _phase(self, name: str, held: dict[str, int], work: Counter[str]) -> Phase:
-        parts = held | {kind: work[kind] + held.get(kind, 0) for kind in work}
+    def _phase(self, name: str, resident: dict[str, int], work: Counter[str]) -> Phase:
+        parts = resident | {kind: work[kind] + resident.get(kind, 0) for kind in work}
         if self.target == "cuda":
             parts["context"] = CUDA_CONTEXT
         else:
@@ -276,8 +276,8 @@ class Planner:
     def _shadow(self, layers: int) -> ShadowBackbone:
         shadow = ShadowBackbone(self.recipe.model, self.model_config, self.target, layers)
         for role in ("policy", "reward", "critic"):
-            own = "reward" if role == "critic" and self.recipe.lora.critic == ScalarLoraOverride() else role
-            shape = self.recipe.lora.for_role(own)  # type: ignore[arg-type]
+            shaped_as = "reward" if role == "critic" and self.recipe.lora.critic == ScalarLoraOverride() else role
+            shape = self.recipe.lora.for_role(shaped_as)  # type: ignore[arg-type]
             shadow.attach(role, shape.model_copy(update={"top_layers": 1.0}))
         shadow.train_roles("policy", "reward", "critic")
         return shadow

@@ -159,8 +159,8 @@ def measure_agreement(votes: Iterable[Vote], seed: int = 0) -> Agreement:
 
 def _counts(items: Iterable[Iterable[Answer]]) -> np.ndarray:
     """[N, 3] how many of the votes on each of N items are for a, for b and a tie."""
-    found = [Counter(answers) for answers in items]
-    return np.array([[votes[answer] for answer in ANSWERS] for votes in found], dtype=int).reshape(-1, len(ANSWERS))
+    counts = [Counter(answers) for answers in items]
+    return np.array([[votes[answer] for answer in ANSWERS] for votes in counts], dtype=int).reshape(-1, len(ANSWERS))
 
 
 # Coefficients, of [N, K] counts: how many of an item's votes fall in each of K categories
@@ -252,18 +252,18 @@ def suggested_smoothing(noise: float) -> float | None:
 
 
 def _annotator(name: str, votes: Sequence[Vote], by_pair: dict[str, dict[str, Answer]]) -> Annotator:
-    own = [vote for vote in votes if vote.annotator == name]
-    given = {pair: answers[name] for pair, answers in by_pair.items() if name in answers}
-    others = {pair: _majority([by_pair[pair][other] for other in by_pair[pair] if other != name]) for pair in given}
-    repeats = [vote for vote in own if vote.repeat and vote.pair in given]
-    decided = [vote for vote in own if vote.answer != "tie"]
-    times = [vote.seconds for vote in own if vote.seconds is not None]
+    cast = [vote for vote in votes if vote.annotator == name]
+    first = {pair: answers[name] for pair, answers in by_pair.items() if name in answers}
+    others = {pair: _majority([by_pair[pair][other] for other in by_pair[pair] if other != name]) for pair in first}
+    repeats = [vote for vote in cast if vote.repeat and vote.pair in first]
+    decided = [vote for vote in cast if vote.answer != "tie"]
+    times = [vote.seconds for vote in cast if vote.seconds is not None]
     return Annotator(
         name=name,
-        votes=len(own),
-        ties=len(own) - len(decided),
-        with_majority=_share(given[pair] == majority for pair, majority in others.items() if majority),
-        self_consistency=_share(vote.answer == given[vote.pair] for vote in repeats),
+        votes=len(cast),
+        ties=len(cast) - len(decided),
+        with_majority=_share(first[pair] == majority for pair, majority in others.items() if majority),
+        self_consistency=_share(vote.answer == first[vote.pair] for vote in repeats),
         left=_share(vote.answer == vote.left for vote in decided if vote.left),
         longer=_share(vote.answer == vote.longer for vote in decided if vote.longer),
         seconds=median(times) if times else None,
@@ -279,8 +279,8 @@ def _majority(answers: Sequence[Answer]) -> Answer | None:
 
 
 def _share(outcomes: Iterable[bool]) -> Share:
-    found = list(outcomes)
-    return Share(sum(found), len(found))
+    listed = list(outcomes)
+    return Share(sum(listed), len(listed))
 
 
 def _most_disputed(by_pair: dict[str, dict[str, Answer]]) -> list[tuple[str, Counter[Answer]]]:
@@ -291,6 +291,6 @@ def _most_disputed(by_pair: dict[str, dict[str, Answer]]) -> list[tuple[str, Cou
         differing = sum(votes[x] * votes[y] for x, y in combinations(ANSWERS, 2))
         return differing / (total * (total - 1) / 2), votes["a"] * votes["b"]
 
-    counted = [(pair, Counter(given.values())) for pair, given in by_pair.items()]
+    counted = [(pair, Counter(answers.values())) for pair, answers in by_pair.items()]
     divided = [(pair, votes) for pair, votes in counted if len(votes) > 1]
     return sorted(divided, key=lambda item: disagreement(item[1]), reverse=True)[:MOST_DISPUTED]

@@ -42,33 +42,33 @@ def preference_rows(pairs: Iterable[Pair], labels: Iterable[Label], majority: bo
         else:
             answers.setdefault(label.pair_id, []).append(label)
     for pair_id, pair in known.items():
-        given = answers.get(pair_id, [])
-        if not given:
+        of_pair = answers.get(pair_id, [])
+        if not of_pair:
             continue
-        count = max(Counter(label.choice for label in given).values())
-        if count / len(given) < min_agreement:
+        count = max(Counter(label.choice for label in of_pair).values())
+        if count / len(of_pair) < min_agreement:
             exported.left_out["pairs below --min-agreement"] += 1
         elif majority:
-            _majority(pair, given, exported)
+            _majority(pair, of_pair, exported)
         else:
-            _each(pair, given, exported)
+            _each(pair, of_pair, exported)
     return exported
 
 
-def _each(pair: Pair, given: list[Label], exported: Exported) -> None:
-    for label in given:
+def _each(pair: Pair, labels: list[Label], exported: Exported) -> None:
+    for label in labels:
         if label.choice in ("a", "b"):
             exported.rows.append(_row(pair, label.choice, [label]))
         else:
             exported.left_out["ties" if label.choice == "tie" else "both bad"] += 1
 
 
-def _majority(pair: Pair, given: list[Label], exported: Exported) -> None:
-    choice, count = Counter(label.choice for label in given).most_common(1)[0]
-    if count <= len(given) / 2:
+def _majority(pair: Pair, labels: list[Label], exported: Exported) -> None:
+    choice, count = Counter(label.choice for label in labels).most_common(1)[0]
+    if count <= len(labels) / 2:
         exported.left_out["pairs without a majority"] += 1
     elif choice in ("a", "b"):
-        winning = [label for label in given if label.choice == choice]
+        winning = [label for label in labels if label.choice == choice]
         exported.rows.append(_row(pair, choice, winning))
     else:
         exported.left_out["ties" if choice == "tie" else "both bad"] += 1

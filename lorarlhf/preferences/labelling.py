@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from lorarlhf.data.rows import Completion
-from lorarlhf.preferences.labels import Choice, Given, Label, LabelFile, Side, now
+from lorarlhf.preferences.labels import Choice, Label, LabelFile, LabelKey, Side, now
 from lorarlhf.preferences.pairs import Pair
 from lorarlhf.recipe.sections import Section
 
@@ -81,11 +81,11 @@ class Labelling:
 
     def next_task(self, annotator: str) -> Task | None:
         """A repeat that is due, else the next pair in the file's order, else a repeat that is left, else None."""
-        given = self.file.labels.of(annotator)
-        due = self._due_repeat(annotator, given, REPEATED_AFTER)
-        fresh = None if due else next((pair for pair in self.pairs if (pair, False) not in given), None)
-        pair_id = due or fresh or self._due_repeat(annotator, given, 0)
-        return self._task(annotator, pair_id, given) if pair_id else None
+        labels = self.file.labels.of(annotator)
+        due = self._due_repeat(annotator, labels, REPEATED_AFTER)
+        fresh = None if due else next((pair for pair in self.pairs if (pair, False) not in labels), None)
+        pair_id = due or fresh or self._due_repeat(annotator, labels, 0)
+        return self._task(annotator, pair_id, labels) if pair_id else None
 
     def record(self, annotator: str, answer: Answer) -> None:
         """Put an answer on disk. Raises AlreadyLabelled, or OSError if it cannot be written."""
@@ -113,33 +113,33 @@ class Labelling:
         return self.file.undo(annotator)
 
     def progress(self, annotator: str) -> Progress:
-        given = self.file.labels.of(annotator)
-        here = [label for label in given.values() if label.pair_id in self.pairs]
-        fresh = sum((pair, False) not in given for pair in self.pairs)
-        repeats = sum(self._may_repeat(pair, given) for pair in self._planned_repeats(annotator))
-        again = {label.pair_id: label.choice for label in here if label.repeat and (label.pair_id, False) in given}
+        labels = self.file.labels.of(annotator)
+        here = [label for label in labels.values() if label.pair_id in self.pairs]
+        fresh = sum((pair, False) not in labels for pair in self.pairs)
+        repeats = sum(self._may_repeat(pair, labels) for pair in self._planned_repeats(annotator))
+        again = {label.pair_id: label.choice for label in here if label.repeat and (label.pair_id, False) in labels}
         return Progress(
             done=len(here),
             total=len(here) + fresh + repeats,
             seconds=median(label.seconds for label in here[-PACE_OVER:]) if here else None,
             repeats=len(again),
-            consistent=sum(given[pair, False].choice == choice for pair, choice in again.items()),
-            can_undo=bool(given),
+            consistent=sum(labels[pair, False].choice == choice for pair, choice in again.items()),
+            can_undo=bool(labels),
         )
 
     def unknown_labels(self) -> int:
         """How many labels in the file are for pairs that are not among these."""
         return sum(label.pair_id not in self.pairs for label in self.file.labels)
 
-    def _task(self, annotator: str, pair_id: str, given: dict[Given, Label]) -> Task | None:
+    def _task(self, annotator: str, pair_id: str, labels: dict[LabelKey, Label]) -> Task | None:
         """The task that this pair is for this person now: its first time, its repeat, or none."""
         pair = self.pairs.get(pair_id)
         if pair is None:
             return None
-        first = given.get((pair_id, False))
+        first = labels.get((pair_id, False))
         if first is None:
             left: Side = "a" if self._draw("side", annotator, pair_id) < 2**63 else "b"
-        elif pair_id in self._planned_repeats(annotator) and self._may_repeat(pair_id, given):
+        elif pair_id in self._planned_repeats(annotator) and self._may_repeat(pair_id, labels):
             left = _OTHER[first.left]
         else:
             return None
@@ -152,14 +152,14 @@ class Labelling:
         count = min(round(REPEATED_SHARE * len(self.pairs)), len(early))
         return frozenset(sorted(early, key=lambda pair: self._draw("repeat", annotator, pair))[:count])
 
-    def _may_repeat(self, pair_id: str, given: dict[Given, Label]) -> bool:
-        first = given.get((pair_id, False))
-        return (pair_id, True) not in given and (first is None or first.choice != "skip")
+    def _may_repeat(self, pair_id: str, labels: dict[LabelKey, Label]) -> bool:
+        first = labels.get((pair_id, False))
+        return (pair_id, True) not in labels and (first is None or first.choice != "skip")
 
-    def _due_repeat(self, annotator: str, given: dict[Given, Label], after: int) -> str | None:
+    def _due_repeat(self, annotator: str, labels: dict[LabelKey, Label], after: int) -> str | None:
         planned = self._planned_repeats(annotator)
-        for pair, repeat in list(given)[: max(len(given) - after, 0)]:
-            if not repeat and pair in planned and self._may_repeat(pair, given):
+        for pair, repeat in list(labels)[: max(len(labels) - after, 0)]:
+            if not repeat and pair in planned and self._may_repeat(pair, labels):
                 return pair
         return None
 

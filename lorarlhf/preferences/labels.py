@@ -21,7 +21,7 @@ except ImportError:  # Windows has no such locks
 
 Side = Literal["a", "b"]
 Choice = Literal["a", "b", "tie", "both_bad", "skip"]
-Given = tuple[str, bool]  # pair_id, repeat: what one annotator answers once
+LabelKey = tuple[str, bool]  # pair_id, repeat: what one annotator answers once
 
 _BEGINNINGS = (b'{"pair_id": ', b'{"undo": ')
 
@@ -58,7 +58,7 @@ class Labels:
     """The labels that stand, by annotator, in the order they were given."""
 
     def __init__(self) -> None:
-        self._by_annotator: dict[str, dict[Given, Label]] = {}
+        self._by_annotator: dict[str, dict[LabelKey, Label]] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._by_annotator.values()))
@@ -67,16 +67,16 @@ class Labels:
         for given in self._by_annotator.values():
             yield from given.values()
 
-    def of(self, annotator: str) -> dict[Given, Label]:
+    def of(self, annotator: str) -> dict[LabelKey, Label]:
         """What one person has answered, oldest first."""
         return self._by_annotator.get(annotator, {})
 
     def take(self, line: Label | Undo) -> None:
         """Follow one line of the file."""
-        given = self._by_annotator.setdefault(line.annotator, {})
-        given.pop((line.undo if isinstance(line, Undo) else line.pair_id, line.repeat), None)
+        labels = self._by_annotator.setdefault(line.annotator, {})
+        labels.pop((line.undo if isinstance(line, Undo) else line.pair_id, line.repeat), None)
         if isinstance(line, Label):
-            given[line.pair_id, line.repeat] = line
+            labels[line.pair_id, line.repeat] = line
 
 
 class LabelFile:
@@ -113,10 +113,10 @@ class LabelFile:
 
     def undo(self, annotator: str) -> Label | None:
         """Take back the last label of a person that stands, and return it; None if there is none."""
-        given = self.labels.of(annotator)
-        if not given:
+        labels = self.labels.of(annotator)
+        if not labels:
             return None
-        last = given[next(reversed(given))]
+        last = labels[next(reversed(labels))]
         self._append(Undo(undo=last.pair_id, annotator=annotator, repeat=last.repeat, time=now()))
         return last
 

@@ -100,11 +100,11 @@ def make_app(labelling: Labelling, token: str, annotator: str | None = None, sug
     reading state and writing the file, so requests cannot overlap there: no lock is needed.
     """
 
-    def who(given: str | None) -> str:
+    def who(asked_for: str | None) -> str:
         if annotator is not None:
             return annotator
         try:
-            return annotator_name(given or "")
+            return annotator_name(asked_for or "")
         except ValueError as error:
             raise HTTPException(400, f"{error}") from None
 
@@ -120,10 +120,10 @@ def make_app(labelling: Labelling, token: str, annotator: str | None = None, sug
         return JSONResponse(content)
 
     async def following(request: Request) -> Response:
-        given = request.query_params.get("annotator")
-        if annotator is None and given is None:
+        asked_for = request.query_params.get("annotator")
+        if annotator is None and asked_for is None:
             return JSONResponse({"annotator": None, "suggestion": suggestion})
-        return current(who(given))
+        return current(who(asked_for))
 
     async def label(request: Request) -> Response:
         answer = await _body(request, Answer)
@@ -166,7 +166,7 @@ def serve(
         raise UserError(
             f"--port {port}: {os.strerror(error.errno or 0)}; choose another, or leave it out for any free one"
         ) from error
-    # asyncio would do this, but not on a socket it is given; without it a reply in two packets waits 40 ms for an ACK.
+    # asyncio would do this, but not on a socket handed to it; without it a reply in two packets waits 40 ms for an ACK.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     app = make_app(labelling, token, annotator, suggestion)
     config = uvicorn.Config(

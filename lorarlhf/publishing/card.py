@@ -75,15 +75,17 @@ def _metadata(recipe: Recipe, stage: StageInfo, merged: torch.dtype | None) -> d
 
 
 def _about(recipe: Recipe, stage: StageInfo, base: str, merged: torch.dtype | None) -> str:
-    held = QUANTIZED[recipe.model.quantization]
+    precision = QUANTIZED[recipe.model.quantization]
     product = stage.product.format(algorithm=recipe.ppo.algorithm)
-    lines = [f"This is {product}. It was made from `{base}` with LoRA on the {held} base model by lorarlhf."]
+    lines = [f"This is {product}. It was made from `{base}` with LoRA on the {precision} base model by lorarlhf."]
     if merged is None:
         lines.append("This folder holds the adapter alone, in PEFT format; the base model is loaded beside it.")
     else:
         onto = "full-precision base model"
         if stage.scores and recipe.model.quantization != "none":
-            onto = f"{held} base model dequantised, which is what it was trained on, so that its scores stay the same"
+            onto = (
+                f"{precision} base model dequantised, which is what it was trained on, so that its scores stay the same"
+            )
         lines.append(f"The adapter is merged onto the {onto}; weights are {str(merged).removeprefix('torch.')}.")
     return "\n".join(lines)
 

@@ -141,8 +141,8 @@ def _from_pretrained(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _dtype(recipe: Recipe, stage: Stage, given: str | None) -> torch.dtype:
-    name = given or recipe.export.dtype
+def _dtype(recipe: Recipe, stage: Stage, option: str | None) -> torch.dtype:
+    name = option or recipe.export.dtype
     if name != "auto":
         return DTYPES[name]
     return compute_dtype(recipe.model) if STAGES[stage].scores else torch.bfloat16
