@@ -31,6 +31,8 @@ from rich.console import Console
 from rich.progress import Progress
 from safetensors.numpy import load_file
 
+from lorarlhf.manifest import numbered_checkpoints
+
 CLOCK = ("seconds", "tokens_per_second", "peak_memory", "runtime", "per_second")
 SUPERVISED = {  # rows are logged at other steps than checkpoints are written, and the last step is of neither
     "max_steps": 11,
@@ -103,7 +105,7 @@ class Stage:
         return metrics.read_text(encoding="utf-8").count("\n") if metrics.is_file() else 0
 
     def has_checkpoint(self, run: Path) -> bool:
-        return any((path / "manifest.json").is_file() for path in (run / self.name).glob("checkpoint-*"))
+        return bool(numbered_checkpoints(run / self.name))  # not what was still being written
 
     def differences(self, expected: Path, actual: Path) -> list[str]:
         """What the stage has left in one run and not in the other."""

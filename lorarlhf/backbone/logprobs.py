@@ -63,6 +63,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         slopes: list[list[Tensor]] = []
         workspace = None
         for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+            # A graph of this chunk alone, walked at once: what it holds of the vocabulary's size goes with the chunk.
             h = h.detach().requires_grad_()
             with torch.enable_grad():
                 logits = logits_of(h)

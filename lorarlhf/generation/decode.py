@@ -56,6 +56,7 @@ class _Prompts:
         for row, prompt in enumerate(prompts):
             self.inputs[row, width - len(prompt) :] = torch.tensor(prompt, device=device)
             self.attention[row, : width - len(prompt)] = 0
+        # Places count real tokens only: padding on the left must not move a prompt along its positions.
         self.positions = (self.attention[:, :width].cumsum(1) - 1).clamp(min=0)
 
 
@@ -116,6 +117,7 @@ class StaticDecoder:
         return self._forward(self.prompts.inputs, self.prompts.positions)
 
     def step(self, tokens: Tensor) -> Tensor:
+        # In place: a captured graph reads its inputs where they lay when it was captured.
         self.tokens[self.rows, 0] = tokens
         self.positions.add_(1)
         if self.graph is None and self.capturing:
@@ -130,6 +132,7 @@ class StaticDecoder:
         self.rows = self.rows[rows]
         if 2 * len(self.rows) > len(self.tokens):
             return
+        # A graph is of one shape: half the rows make a new capture worth its time, one row less does not.
         self.graph = self.logits = None  # frees what it holds before the copies are made
         for layer in self.layers:
             layer.keys, layer.values = layer.keys[self.rows], layer.values[self.rows]
@@ -149,6 +152,7 @@ class StaticDecoder:
 
     def _capture(self) -> None:
         """Record the step, and check that replaying gives what running it gave; if not, go on without a graph."""
+        # Each run below writes a token into the cache and moves it on by one; all of them must write the same place.
         lengths = [layer.cumulative_length.clone() for layer in self.layers]
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())

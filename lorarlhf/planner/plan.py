@@ -32,7 +32,7 @@ LIBRARIES = 660_000_000
 # A CPU's heap keeps holes between what is freed and what is allocated next: measured, of what comes and goes.
 HEAP_HOLES = 0.8
 CPU_BUDGET = 4096  # tokens a micro-batch where `ppo.micro_batch_tokens` is auto: larger ones are no faster on a CPU
-LAYERS_RUN = (2, 4)
+LAYERS_RUN = (2, 4)  # of the shadows: two points give the line that every further layer goes on along
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Planner:
         scoring = self._run(score, self.layers)
         scored_states = {"trunk states": states * (max(batch, evaluated) + scored)}
 
-        again = updated < minibatch
+        again = updated < minibatch  # then gradients of the micro-batch before are there already
         micro: dict[str, Any] = {"rows": updated, "prompt": prompt, "response": response, "again": again}
         policy = functools.partial(shadow_steps.policy_step, **micro, entropy=config.entropy_coef > 0)
         updating = self._run(policy, self.layers, config.gradient_checkpointing)
