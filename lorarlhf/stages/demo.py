@@ -14,6 +14,7 @@ from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.rows import request_text
 from lorarlhf.data.tokenized import prompt_examples
 from lorarlhf.demo.world import gold_score, is_fluent
+from lorarlhf.errors import UserError
 from lorarlhf.evaluation.policy import Answers, answer, win_rate
 from lorarlhf.evaluation.report import show_samples
 from lorarlhf.publishing.merge import export_run
@@ -30,6 +31,8 @@ def run_demo(output_dir: Path, seed: int, sets: Sequence[str] = (), console: Con
     start = time.perf_counter()
     console = console or Console()
     recipe = load_recipe("demo", sets=[f"seed={seed}", *sets])
+    if recipe.data.preferences_test is None and not recipe.data.test_size:
+        raise UserError("data.test_size: the demo is judged by what is held out; leave data.preferences_test as it is")
     run = Run(output_dir)
     console.print("[bold]A shop assistant learns manners[/]: the base model answers customers politely or not.")
     backbone = load_backbone(recipe.model)

@@ -7,6 +7,7 @@ import torch
 from demo_runs import small_sets
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lorarlhf.errors import UserError
 from lorarlhf.stages.demo import run_demo
 
 CONTRACT = {
@@ -66,3 +67,9 @@ def test_the_demo_keeps_its_promises(tmp_path, seed):
     assert summary["gold"]["win_rate"] >= 0.80
     assert summary["fluent_fraction"] >= 0.95
     assert summary["ppo"]["kl"] < 15
+
+
+def test_a_demo_with_nothing_held_out_is_refused_before_anything_is_loaded(tmp_path):
+    with pytest.raises(UserError, match=r"^data\.test_size: the demo is judged by what is held out"):
+        run_demo(tmp_path / "run", seed=0, sets=("data.preferences_test=null", "data.test_size=0.0"))
+    assert not (tmp_path / "run").exists()
