@@ -36,6 +36,7 @@ from lorarlhf.rl.score import ScoringPasses, response_scorer
 from lorarlhf.rl.state import TrainingState
 from lorarlhf.rl.trl_engine import check_trl, train_with_trl
 from lorarlhf.run import Run
+from lorarlhf.stages.gpus import mention_other_gpus
 from lorarlhf.training.arguments import check_optimizer
 from lorarlhf.training.checkpoint import move_aside
 
@@ -76,6 +77,7 @@ def train_ppo(
         config = config.model_copy(update={"micro_batch_tokens": auto_token_budget(recipe, reference=has_sft)})
         recipe = recipe.model_copy(update={"ppo": config})
     if backbone is None:
+        mention_other_gpus("ppo")
         check_memory("ppo", recipe, reference=has_sft)
         backbone = load_backbone(recipe.model, recipe.data)
     prompts, eval_prompts = (read_by_model(loaded[split], recipe.data, backbone.tokenizer, split) for split in SPLITS)

@@ -20,6 +20,7 @@ from lorarlhf.planner.fit import check_memory
 from lorarlhf.recipe.sections import Recipe
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.run import Run
+from lorarlhf.stages.gpus import mention_other_gpus
 from lorarlhf.training.arguments import check_optimizer
 from lorarlhf.training.checkpoint import move_aside
 from lorarlhf.training.objectives import OBJECTIVES, Objective
@@ -44,6 +45,7 @@ def train_reward(
     folder = run.stage("reward")
     checkpoint = find_checkpoint(folder) if resume else None
     if backbone is None:
+        mention_other_gpus("reward")
         check_memory("reward", recipe)
         backbone = load_backbone(recipe.model, recipe.data)
     train, test = (objective.examples(recipe.data, backbone.tokenizer, split) for split in SPLITS)

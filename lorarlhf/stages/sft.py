@@ -19,6 +19,7 @@ from lorarlhf.planner.fit import check_memory
 from lorarlhf.recipe.sections import Recipe
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.run import Run
+from lorarlhf.stages.gpus import mention_other_gpus
 from lorarlhf.training.arguments import check_optimizer
 from lorarlhf.training.checkpoint import move_aside
 from lorarlhf.training.progress import show_progress
@@ -41,6 +42,7 @@ def train_sft(
     folder = run.stage("sft")
     checkpoint = find_checkpoint(folder) if resume else None
     if backbone is None:
+        mention_other_gpus("sft")
         check_memory("sft", recipe)
         backbone = load_backbone(recipe.model, recipe.data)
     train, test = (sft_examples(recipe.data, backbone.tokenizer, split) for split in SPLITS)
