@@ -19,7 +19,8 @@ SHORT = {
 
 
 def test_every_command_works(monkeypatch, tmp_path, capsys, run_collect):
-    (tmp_path / "my_rewards.py").write_text(re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1))
+    my_rewards, scores = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "my_rewards.py").write_text(my_rewards)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     monkeypatch.delitem(sys.modules, "my_rewards", raising=False)  # another test has one of that name
@@ -34,6 +35,9 @@ def test_every_command_works(monkeypatch, tmp_path, capsys, run_collect):
             continue
         shorter = [part for setting in SHORT.get(arguments[0], []) for part in ("--set", setting)]
         assert run(monkeypatch, [*arguments, *shorter]) == 0, (arguments, capsys.readouterr().err)
+    namespace: dict = {}
+    exec(scores, namespace)
+    assert len(namespace["scores"]) == 1
     assert (tmp_path / "my-model" / "model.safetensors").is_file()
     assert (tmp_path / "my-reward-model" / "model.safetensors").is_file()
 
