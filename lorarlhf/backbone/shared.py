@@ -178,7 +178,8 @@ class SharedBackbone(nn.Module):
         # No attention mask: with none, attention takes its causal kernel, which is faster than one that reads a mask.
         start = starting_from(below.states, self.layers, below.layer) if below else contextlib.nullcontext()
         with self.role(role), self.autocast(), start:
-            return self.trunk(input_ids=sequences.tokens, use_cache=False).last_hidden_state
+            states: Tensor = self.trunk(input_ids=sequences.tokens, use_cache=False).last_hidden_state
+        return states
 
     def trunk_states(self, sequences: TokenBatch, layer: int) -> TrunkStates:
         """What the bare base model computes below a layer. Raises IndexError if there is no such layer."""
@@ -192,7 +193,8 @@ class SharedBackbone(nn.Module):
         with self.autocast():
             logits = self.causal_lm.get_output_embeddings()(hidden)
         softcap = getattr(self.causal_lm.config.get_text_config(), "final_logit_softcapping", None)
-        return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+        capped: Tensor = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+        return capped
 
     def logprobs(
         self, role: str, sequences: TokenBatch, temperature: float = 1.0, with_entropy: bool = True
@@ -223,7 +225,8 @@ class SharedBackbone(nn.Module):
         """
         hidden = self.hidden_states(role, sequences, below)
         rows = torch.arange(len(sequences), device=hidden.device)
-        return self.head(role)(hidden[rows, sequences.lengths - 1]).squeeze(-1)
+        scores: Tensor = self.head(role)(hidden[rows, sequences.lengths - 1]).squeeze(-1)
+        return scores
 
     def _states_before_tokens(
         self, role: str, sequences: TokenBatch, below: TrunkStates | None = None
@@ -248,7 +251,7 @@ class SharedBackbone(nn.Module):
         config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
         with torch.device("meta"):
             try:
-                classifier = AutoModelForSequenceClassification.from_config(config)
+                classifier: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
             except ValueError:
                 raise UserError(
                     f"model.name: {type(self.causal_lm).__name__} has no sequence classifier in transformers, "

@@ -56,7 +56,7 @@ class Learner:
     @property
     def is_main(self) -> bool:
         """Whether this is the process that writes files and speaks to the user."""
-        return self.accelerator.is_main_process
+        return bool(self.accelerator.is_main_process)
 
     # Steps
 

@@ -168,11 +168,13 @@ class PolicyView(RoleView):
 
     @property
     def config(self) -> PreTrainedConfig:
-        return self.module.config
+        config: PreTrainedConfig = self.module.config
+        return config
 
     @property
     def generation_config(self) -> GenerationConfig:
-        return self.module.generation_config
+        config: GenerationConfig = self.module.generation_config
+        return config
 
     def generate(self, **kwargs: Any) -> Any:
         self.module.eval()  # TRL samples in training mode, where checkpointed layers would take no cache

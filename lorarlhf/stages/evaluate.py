@@ -92,7 +92,8 @@ def reference_of(run: Run, stage: Stage) -> Stage | Literal["base"]:
     if starts_from is None:
         return BASE_MODEL
     started_from = starts_from if run.has_adapter(starts_from) else BASE_MODEL
-    return run.read_summary(stage).get("reference", started_from)
+    reference: Stage | Literal["base"] = run.read_summary(stage).get("reference", started_from)
+    return reference
 
 
 def evaluate_reward(
