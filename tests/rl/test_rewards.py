@@ -20,10 +20,10 @@ def test_functions_are_imported_with_their_weights():
 
 
 def test_a_function_may_live_in_the_current_folder(tmp_path, monkeypatch):
-    (tmp_path / "my_rewards.py").write_text("def two(prompts, responses):\n    return [2] * len(responses)\n")
+    (tmp_path / "rewards_of_two.py").write_text("def two(prompts, responses):\n    return [2] * len(responses)\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])  # as the console script starts
-    ((function, _),) = load_reward_functions(["my_rewards:two"])
+    ((function, _),) = load_reward_functions(["rewards_of_two:two"])
     assert function_scores([(function, 1.0)], ["a"], ["b"]).tolist() == [2.0]
 
 
