@@ -83,6 +83,11 @@ def sample(
     out.parent.mkdir(parents=True, exist_ok=True)
     with Progress() as progress:
         count = write_pairs(sampler, examples, out, pick == "uncertain", progress)
+    if not count:
+        raise UserError(
+            f"sample: no prompt of {prompts} got two different responses that are not empty; raise --n, --temperature "
+            "or --response-length, and see in `lorarlhf evaluate` what the model responds"
+        )
     typer.echo(f"sample: {count} pairs in {out}; label them with lorarlhf collect --pairs {out} --out labels.jsonl")
 
 

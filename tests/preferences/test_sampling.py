@@ -75,6 +75,16 @@ def test_text_prompts_of_a_chat_model_come_back_as_the_turns_they_were_read_as(m
     assert [example.ids for example in back] == [example.ids for example in asked]
 
 
+def test_a_model_that_always_says_the_same_makes_no_pairs(monkeypatch, prompts, tmp_path, capsys):
+    out = tmp_path / "pairs.jsonl"
+    monkeypatch.setattr(
+        "lorarlhf.preferences.sampling.response_texts", lambda backbone, rollout: ["Yes."] * len(rollout.sequences)
+    )
+    assert run(monkeypatch, *base(prompts, out), "--response-length", 1) == 2
+    assert "got two different responses that are not empty; raise --n, --temperature" in capsys.readouterr().err
+    assert out.read_text() == ""
+
+
 def test_an_interrupted_run_goes_on_as_if_it_had_not_stopped(monkeypatch, prompts, tmp_path):
     whole, torn = tmp_path / "whole.jsonl", tmp_path / "torn.jsonl"
     assert run(monkeypatch, *base(prompts, whole)) == 0
@@ -123,7 +133,7 @@ def test_a_run_gives_its_own_temperature_and_length(monkeypatch, prompts, tmp_pa
     recipe = small_recipe(tmp_path, "ppo.temperature=0.3", "ppo.response_length=7")
     Run(tmp_path / "run").write_recipe(recipe)
     given = []
-    monkeypatch.setattr("lorarlhf.preferences.sampling.write_pairs", lambda sampler, *args: given.append(sampler) or 0)
+    monkeypatch.setattr("lorarlhf.preferences.sampling.write_pairs", lambda sampler, *args: given.append(sampler) or 1)
     arguments = ["--run", tmp_path / "run", "--prompts", prompts, "--out", tmp_path / "new" / "o.jsonl"]
     assert run(monkeypatch, *arguments) == run(monkeypatch, *arguments, "--temperature", 2) == 0
     assert [(sampler.temperature, sampler.response_length) for sampler in given] == [(0.3, 7), (2.0, 7)]
@@ -189,7 +199,7 @@ def test_no_adapter_takes_the_place_of_another_role(monkeypatch, prompts, adapte
     """A second policy is no reference, and the bare base no critic that has yet to be loaded."""
     samplers = []
     monkeypatch.setattr(
-        "lorarlhf.preferences.sampling.write_pairs", lambda sampler, *args: samplers.append(sampler) or 0
+        "lorarlhf.preferences.sampling.write_pairs", lambda sampler, *args: samplers.append(sampler) or 1
     )
     sources, roles = [adapters[0], adapters[0]], ["policy", "candidate"]
     if base_is is not None:
