@@ -115,9 +115,11 @@ def run_lorarlhf(args: argparse.Namespace, prompts: list[list[int]], folder: Pat
     model = random_model(architecture(args.model, attention(config, dtype)), args.quantization, dtype, classifier=False)
     if args.quantize_head:
         quantize_head(model, dtype)
-    model.generation_config.eos_token_id = None
-    backbone = SharedBackbone(model, placeholder_tokenizer(), dtype)
-    backbone.tokenizer.eos_token = None  # nothing ends a response
+
+    class Endless(SharedBackbone):
+        stop_ids: list[int] = []  # noqa: RUF012  # nothing ends a response
+
+    backbone = Endless(model, placeholder_tokenizer(), dtype)
     shape = LoraShape(r=LORA_R, alpha=LORA_ALPHA, target_modules="all-linear")
     backbone.attach("policy", shape)
     backbone.attach("reward", shape.model_copy(update={"top_layers": args.top_layers}))

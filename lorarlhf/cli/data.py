@@ -11,7 +11,7 @@ import typer
 from lorarlhf.cli.options import SOURCE
 from lorarlhf.data.endings import WRITTEN, listed
 from lorarlhf.errors import UserError
-from lorarlhf.recipe.sections import Column, DataConfig, ModelConfig
+from lorarlhf.recipe.sections import Column, DataConfig
 
 if TYPE_CHECKING:
     from lorarlhf.data.inspect import Measure, Report
@@ -57,7 +57,9 @@ def inspect(
     quiet_libraries()
     from lorarlhf.data.inspect import characters, held_out, inspect_source
 
-    measure = _tokens(model) if model else characters
+    if model:
+        from lorarlhf.stages.inspect import tokens_of
+    measure: Measure = tokens_of(model) if model else characters
     report = inspect_source(source, split, _columns(column), measure, max_length, held_out(source, split, test))
     _print_report(source, report, "tokens" if model else "characters", max_length)
 
@@ -155,26 +157,6 @@ def _columns(texts: list[str] | None) -> dict[Column, str]:
             )
         columns[name] = column  # type: ignore[index]
     return columns
-
-
-def _tokens(model: str) -> Measure:
-    """Lengths as training will see them."""
-    from lorarlhf.backbone.load import load_tokenizer
-    from lorarlhf.data.rows import Completion, Prompt, turns
-    from lorarlhf.data.tokenize import encode_completion
-    from lorarlhf.data.tokenizer import end_of_turn, prepare_tokenizer, wraps_text
-
-    tokenizer = load_tokenizer(ModelConfig(name=model))
-    prepare_tokenizer(tokenizer, len(tokenizer) + 1, DEFAULTS)
-    end_id, wraps = end_of_turn(tokenizer), wraps_text(DEFAULTS, tokenizer)
-
-    def measure(prompt: Prompt, completion: Completion) -> tuple[int, int]:
-        if wraps:
-            prompt, completion = turns(prompt, "user"), turns(completion, "assistant")
-        before, response = encode_completion(tokenizer, prompt, completion, end_id)
-        return len(before), len(response)
-
-    return measure
 
 
 def _left_out(skipped: dict[str, int]) -> str:

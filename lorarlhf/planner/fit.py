@@ -15,6 +15,7 @@ from lorarlhf.errors import UserError
 from lorarlhf.memory import available_memory_bytes
 from lorarlhf.planner.plan import CPU_BUDGET, CannotPlanError, Planner, StagePlan, Target
 from lorarlhf.recipe.sections import Recipe, Stage
+from lorarlhf.recipe.stages import STAGES
 
 logger = logging.getLogger(__name__)
 GIB = 2**30
@@ -68,7 +69,7 @@ def fit(
     """
     planner = Planner(recipe, model_config, target, reference)
     plan, largest = _plan(planner, stage, capacity), None
-    if stage == "ppo":
+    if STAGES[stage].samples:
         largest = planner.largest_budget(capacity)
     changes: list[Change] = []
     if plan.peak.total > capacity:
@@ -101,7 +102,7 @@ def check_memory(stage: Stage, recipe: Recipe, reference: bool = True) -> None:
             f"{stage}: takes {least.peak.total / GIB:.1f} GiB even with one sequence at a time ({least.peak.name}), "
             f"and {capacity / GIB:.1f} GiB are free; {_advice(stage, recipe)} (see `lorarlhf plan`)"
         )
-    if plan.peak.total > capacity and stage != "ppo":
+    if plan.peak.total > capacity and not STAGES[stage].samples:
         logger.warning(
             "%s: full batches take %.1f GiB (%s), %.1f GiB are free; if it runs out, lower %s.per_device_%s_batch_size",
             stage,
@@ -123,7 +124,7 @@ def auto_token_budget(recipe: Recipe, reference: bool = True) -> int:
 
 def _plan(planner: Planner, stage: Stage, capacity: int) -> StagePlan:
     """The plan of what would really happen: on a GPU, ppo decodes fewer responses at a time if it must."""
-    if stage != "ppo":
+    if not STAGES[stage].samples:
         return planner.supervised(stage)
     budget = planner.recipe.ppo.micro_batch_tokens
     if budget == "auto":
@@ -144,7 +145,7 @@ def _candidates(recipe: Recipe, stage: Stage, target: Target) -> Iterator[tuple[
         yield f"{stage}.optim", "paged_adamw_8bit"
     if recipe.lora.r > 8:
         yield "lora.r", 8
-    if stage == "ppo":
+    if STAGES[stage].samples:
         length = recipe.data.max_prompt_length + recipe.ppo.response_length
         if recipe.ppo.micro_batch_tokens == "auto" or recipe.ppo.micro_batch_tokens > length:
             yield "ppo.micro_batch_tokens", length
@@ -169,7 +170,7 @@ def _advice(stage: Stage, recipe: Recipe) -> str:
         keys.append("set model.quantization=nf4")
     if not config.gradient_checkpointing:
         keys.append(f"set {stage}.gradient_checkpointing=true")
-    keys.append(f"lower {'ppo.response_length' if stage == 'ppo' else 'data.max_length'}")
+    keys.append(f"lower {'ppo.response_length' if STAGES[stage].samples else 'data.max_length'}")
     return ", ".join([*keys, "or take a smaller model"])
 
 

@@ -102,7 +102,7 @@ class Planner:
 
     def smallest(self, stage: Stage) -> StagePlan:
         """The stage with one sequence (or pair) at a time."""
-        if stage == "ppo":
+        if STAGES[stage].samples:
             return self.ppo(token_budget=1, rollout_rows=1)
         config: SupervisedConfig = getattr(self.recipe, stage)
         return self.supervised(stage, config.model_copy(update={"per_device_train_batch_size": 1}), evaluation=False)
@@ -115,11 +115,12 @@ class Planner:
         length = self.recipe.data.max_length
         role = STAGES[stage].role
         layers = self._role_layers(role)
-        sequences = len(OBJECTIVES[self.recipe.reward.objective].sequences) if STAGES[stage].scores else 1
+        scores = STAGES[stage].scores
+        sequences = len(OBJECTIVES[self.recipe.reward.objective].sequences) if scores else 1
         rows = config.per_device_train_batch_size * sequences
         resident = {**self._weights(), **self._adapters([role], config)}
         step = functools.partial(
-            shadow_steps.sft_step if stage == "sft" else shadow_steps.reward_step,
+            shadow_steps.reward_step if scores else shadow_steps.sft_step,
             rows=rows,
             length=length,
             again=config.gradient_accumulation_steps > 1,
@@ -128,9 +129,9 @@ class Planner:
         phases = [self._phase("training", resident, training)]
         if evaluation:
             work = functools.partial(shadow_steps.reward_scores, rows=max(1, FORWARD_TOKENS // length), length=length)
-            if stage == "sft":
+            if not scores:
                 work = functools.partial(shadow_steps.sft_loss, rows=config.per_device_eval_batch_size, length=length)
-            phases.append(self._phase("evaluation", resident, self._run(work, layers, padded=stage == "sft")))
+            phases.append(self._phase("evaluation", resident, self._run(work, layers, padded=not scores)))
         return StagePlan(stage, phases)
 
     def ppo(self, token_budget: int, rollout_rows: int | None = None) -> StagePlan:

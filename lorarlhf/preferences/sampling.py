@@ -13,6 +13,7 @@ import torch
 from rich.progress import Progress
 
 from lorarlhf.backbone.batch import with_end
+from lorarlhf.backbone.budget import FORWARD_TOKENS
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.rows import Completion, Prompt
 from lorarlhf.data.tokenize import PromptExample
@@ -21,7 +22,6 @@ from lorarlhf.generation.draw import uniform_table
 from lorarlhf.generation.sample import response_texts, sample_responses
 
 PROMPTS_A_BATCH = 32
-TOKEN_BUDGET = 16_384
 
 _BEGINNING = '{"prompt": '
 
@@ -153,11 +153,11 @@ def _responses(sampler: Sampler, batch: Sequence[PromptExample], k: int, number:
     backbone.eval()
     uniforms = uniform_table(len(batch) * sampler.n, sampler.response_length, "pairs", sampler.seed, k, number)
     ids = [example.ids for example in batch for _ in range(sampler.n)]
-    rollout = sample_responses(backbone, ids, uniforms, sampler.temperature, sampler.roles[k], TOKEN_BUDGET)
+    rollout = sample_responses(backbone, ids, uniforms, sampler.temperature, sampler.roles[k], FORWARD_TOKENS)
     scores = torch.zeros(len(ids))
     if "reward" in backbone.roles:
         ended = with_end(rollout.sequences, rollout.finished, backbone.end_id)
-        for rows in ended.micro_batches(TOKEN_BUDGET):
+        for rows in ended.micro_batches(FORWARD_TOKENS):
             scores[rows.cpu()] = backbone.scores(ended.select(rows)).cpu()
     each = list(zip(response_texts(backbone, rollout), scores.tolist(), strict=True))
     kept = [[pair for pair in each[i * sampler.n : (i + 1) * sampler.n] if pair[0].strip()] for i in range(len(batch))]

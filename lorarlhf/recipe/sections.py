@@ -33,6 +33,7 @@ FunctionName = Annotated[str, AfterValidator(_names_a_function)]
 
 Role = Literal["policy", "reference", "reward", "critic"]
 Stage = Literal["sft", "reward", "ppo"]
+Quantization = Literal["nf4", "int8", "none"]
 ObjectiveName = Literal["bradley_terry", "regression"]
 Column = Literal["prompt", "chosen", "rejected", "margin", "tie", "completion", "score", "messages"]
 
@@ -48,7 +49,7 @@ class ModelConfig(Section):
 
     name: str = Field(min_length=1, description="Hub id, local folder, or `shipped:demo/model`.")
     revision: str | None = None
-    quantization: Literal["nf4", "int8", "none"] = "nf4"
+    quantization: Quantization = "nf4"
     double_quant: bool = True
     quantize_head: bool = False
     compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"

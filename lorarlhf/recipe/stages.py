@@ -22,6 +22,8 @@ class StageInfo:
         tags: of the model card, beside `lorarlhf` and `lora`.
         unit: what its progress is counted in.
         columns: logged numbers that the display shows, by their headings.
+        samples: whether it learns from what its model responds, and not from rows of text: its memory and its examples
+            are counted in rollouts.
         starts_from: the stage whose adapter it goes on training, if that has run.
         needs: the stage whose adapter it cannot do without, unless Python functions take its place.
     """
@@ -34,6 +36,7 @@ class StageInfo:
     tags: tuple[str, ...]
     unit: str
     columns: Mapping[str, str]
+    samples: bool = False
     starts_from: Stage | None = None
     needs: Stage | None = None
 
@@ -100,6 +103,7 @@ STAGES: dict[Stage, StageInfo] = {
                 "eval_reward": "held-out reward",
                 "eval_kl": "held-out KL",
             },
+            samples=True,
             starts_from="sft",
             needs="reward",
         ),

@@ -118,6 +118,8 @@ def trl_trainer(setup: Setup, config: PPOConfig, state: TrainingState, learner: 
     )
     tokenizer = copy.deepcopy(backbone.tokenizer)
     tokenizer.padding_side = "left"
+    # TRL knows one end of a response, the tokenizer's eos; here it is the token the template ends a turn with.
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(backbone.end_id)
     silent = type("PPOTrainer", (_Silent, trl.PPOTrainer), {})
     made = silent(
         args=arguments,

@@ -20,7 +20,7 @@ def steps(stage: Stage, recipe: Recipe, run: Run, reward: str | None = None) -> 
         yield "start", f"from {start}"
     if info.needs:
         yield "score", f"with {reward or run.stage(info.needs)}, {len(recipe.ppo.reward_functions)} functions"
-    if stage == "ppo":
+    if STAGES[stage].samples:
         yield "update", _learning(recipe.ppo)
     yield "train", f"{stage} on {info.source(recipe.data) or f'(set data.{info.data_key} or --dataset)'}"
     yield "write", str(run.stage(stage))

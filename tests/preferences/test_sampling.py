@@ -133,7 +133,7 @@ def test_a_run_gives_its_own_temperature_and_length(monkeypatch, prompts, tmp_pa
     recipe = small_recipe(tmp_path, "ppo.temperature=0.3", "ppo.response_length=7")
     Run(tmp_path / "run").write_recipe(recipe)
     given = []
-    monkeypatch.setattr("lorarlhf.preferences.sampling.write_pairs", lambda sampler, *args: given.append(sampler) or 1)
+    monkeypatch.setattr("lorarlhf.stages.sample.write_pairs", lambda sampler, *args: given.append(sampler) or 1)
     arguments = ["--run", tmp_path / "run", "--prompts", prompts, "--out", tmp_path / "new" / "o.jsonl"]
     assert run(monkeypatch, *arguments) == run(monkeypatch, *arguments, "--temperature", 2) == 0
     assert [(sampler.temperature, sampler.response_length) for sampler in given] == [(0.3, 7), (2.0, 7)]
@@ -146,6 +146,7 @@ def test_a_run_gives_its_own_temperature_and_length(monkeypatch, prompts, tmp_pa
         (["--temperature", 0.5, "--n", 3], "n 2 (now 3), temperature 1.0 (now 0.5)"),
         (["--response-length", 25], "response-length 24 (now 25)"),
         (["--adapters", "base", "base"], "adapters base (now base / base)"),
+        (["--quantization", "nf4"], "quantization none (now nf4)"),
         (["--model", "other"], "model shipped:demo/model (now other)"),
         (["--prompts", "other.jsonl"], "prompts.jsonl (now other.jsonl)"),
     ],
@@ -157,6 +158,7 @@ def test_other_options_are_not_mixed_in(monkeypatch, prompts, tmp_path, capsys, 
     written = base(prompts, out)
     options = {
         "model": "shipped:demo/model",
+        "quantization": "none",
         "adapters": "base",
         "prompts": str(prompts),
         "n": 2,
@@ -198,9 +200,7 @@ def test_two_policies_meet_and_close_calls_come_first(monkeypatch, prompts, adap
 def test_no_adapter_takes_the_place_of_another_role(monkeypatch, prompts, adapters, tmp_path, base_is):
     """A second policy is no reference, and the bare base no critic that has yet to be loaded."""
     samplers = []
-    monkeypatch.setattr(
-        "lorarlhf.preferences.sampling.write_pairs", lambda sampler, *args: samplers.append(sampler) or 1
-    )
+    monkeypatch.setattr("lorarlhf.stages.sample.write_pairs", lambda sampler, *args: samplers.append(sampler) or 1)
     sources, roles = [adapters[0], adapters[0]], ["policy", "candidate"]
     if base_is is not None:
         sources[base_is] = roles[base_is] = "base"
@@ -214,6 +214,7 @@ def test_no_adapter_takes_the_place_of_another_role(monkeypatch, prompts, adapte
     ("arguments", "message"),
     [
         (["--prompts", "p.jsonl", "--out", "o.jsonl"], "give either --run or --model"),
+        (["--run", "r", "--prompts", "p.jsonl", "--out", "o.jsonl", "--quantization", "nf4"], "it goes with --model"),
         (["--model", "m", "--prompts", "p.jsonl", "--out", "o.jsonl", "--n", "1"], "--n must be at least 2"),
         (["--model", "m", "--prompts", "p.jsonl", "--out", "o.txt"], "o.txt: must end in .jsonl"),
     ],

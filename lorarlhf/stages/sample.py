@@ -1,0 +1,121 @@
+"""Sample pairs to compare: from the policy of a run, a model, or two adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.progress import Progress
+
+from lorarlhf.backbone.adapters import BASE
+from lorarlhf.backbone.load import load_backbone
+from lorarlhf.data.tokenized import prompt_examples
+from lorarlhf.errors import UserError
+from lorarlhf.preferences.sampling import Sampler, finished_rows, write_pairs
+from lorarlhf.recipe.sections import DataConfig, ModelConfig, Recipe
+from lorarlhf.recipe.stages import POLICY_STAGES
+from lorarlhf.run import Run
+
+LENGTH, TEMPERATURE = 256, 1.0  # of a model, which has no recipe
+
+
+@dataclass(frozen=True)
+class Respondent:
+    """Who responds: a base model, and the adapters on it that take part.
+
+    Attributes:
+        sources: one or two adapter folders, or `base` for the model without one.
+        recipe: that of the run it comes from, if it comes from one.
+        reward: folder of the run's reward adapter, if there is one.
+    """
+
+    model: ModelConfig
+    sources: Sequence[str]
+    recipe: Recipe | None = None
+    reward: Path | None = None
+
+
+def of_run(run: Run, adapters: Sequence[str] | None = None) -> Respondent:
+    """The latest policy of a run, or other adapters on its model. Raises UserError if it is no run."""
+    recipe = run.read_recipe()
+    latest = next((str(run.stage(stage)) for stage in POLICY_STAGES if run.has_adapter(stage)), BASE)
+    reward = run.stage("reward") if run.has_adapter("reward") else None
+    return Respondent(recipe.model, adapters or [latest], recipe, reward)
+
+
+def of_model(model: ModelConfig, adapters: Sequence[str] | None = None) -> Respondent:
+    """A model as it is, or with adapters."""
+    return Respondent(model, adapters or [BASE])
+
+
+def sample_pairs(
+    respondent: Respondent,
+    prompts: str,
+    out: Path,
+    n: int = 2,
+    temperature: float | None = None,
+    response_length: int | None = None,
+    pick: Literal["all", "uncertain"] = "all",
+    reward: Path | None = None,
+    seed: int = 0,
+) -> int:
+    """Write pairs of different responses into `out`, or go on with it where it was cut off; return how many it holds.
+
+    Args:
+        prompts: Hub id or file.
+        n: responses a prompt, of each adapter.
+        temperature, response_length: None takes the recipe's; of a model 1.0 and 256.
+        pick: `uncertain` puts the pairs first whose scores are nearest.
+        reward: adapter that scores them then; None takes the run's.
+
+    Raises:
+        UserError: `out` holds something else, there is no reward adapter to pick by, or no pair came out.
+    """
+    scored_by = _scored_by(respondent, reward) if pick == "uncertain" else None
+    recipe = respondent.recipe
+    response_length = response_length or (recipe.ppo.response_length if recipe else LENGTH)
+    temperature = temperature or (recipe.ppo.temperature if recipe else TEMPERATURE)
+    options = {
+        "model": respondent.model.name,
+        "quantization": respondent.model.quantization,
+        "adapters": " / ".join(respondent.sources),
+        "prompts": prompts,
+        "n": n,
+        "temperature": temperature,
+        "response-length": response_length,
+        "seed": seed,
+        "pick": pick,
+        "reward": scored_by and str(scored_by),
+    }
+    finished_rows(out, options)  # refuses before anything is loaded
+    data = (recipe.data if recipe else DataConfig()).model_copy(
+        update={"prompts": prompts, "prompts_test": None, "test_size": 0.0}
+    )
+    backbone = load_backbone(respondent.model, data)
+    examples = prompt_examples(data, backbone.tokenizer, "train")
+    names = ("policy", "candidate")
+    roles = [BASE if source == BASE else name for name, source in zip(names, respondent.sources, strict=False)]
+    for role, source in zip(roles, respondent.sources, strict=True):
+        if role != BASE:
+            backbone.load_role(role, Path(source))
+    if scored_by:
+        backbone.load_role("reward", scored_by)
+    sampler = Sampler(backbone, roles, respondent.sources, n, response_length, temperature, seed, options)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with Progress() as progress:
+        count = write_pairs(sampler, examples, out, pick == "uncertain", progress)
+    if not count:
+        raise UserError(
+            f"sample: no prompt of {prompts} got two different responses that are not empty; raise --n, --temperature "
+            "or --response-length, and see in `lorarlhf evaluate` what the model responds"
+        )
+    return count
+
+
+def _scored_by(respondent: Respondent, reward: Path | None) -> Path:
+    folder = reward or respondent.reward
+    if folder is None or not (folder / "adapter_config.json").is_file():
+        raise UserError(f"--pick uncertain: no reward adapter in {folder or 'it'}; give one with --reward")
+    return folder
