@@ -22,6 +22,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from lorarlhf.backbone.checks import check_model
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.tokenizer import prepare_tokenizer
 from lorarlhf.errors import UserError, first_line
@@ -65,7 +66,9 @@ def load_backbone(config: ModelConfig, data: DataConfig = PLAIN_DATA) -> SharedB
     _keep_autograd_on_cpu(causal_lm)
     for choice in prepare_tokenizer(tokenizer, causal_lm.config.get_text_config().vocab_size, data):
         logger.warning(choice)
-    return SharedBackbone(causal_lm, tokenizer, dtype)
+    backbone = SharedBackbone(causal_lm, tokenizer, dtype)
+    check_model(backbone)
+    return backbone
 
 
 def load_model_config(config: ModelConfig) -> PreTrainedConfig:
@@ -77,15 +80,22 @@ def load_model_config(config: ModelConfig) -> PreTrainedConfig:
         model_config: PreTrainedConfig = AutoConfig.from_pretrained(
             resolve_path(config.name), revision=config.revision, trust_remote_code=config.trust_remote_code
         )
-    for key, value in vars(model_config).items():
-        if ("dropout" in key or key.endswith("pdrop")) and isinstance(value, float):
-            setattr(model_config, key, 0.0)
+    _disable_dropout(model_config)
     if config.quantize_head and model_config.get_text_config().tie_word_embeddings:
         raise UserError(
             f"model.quantize_head: the output layer of '{config.name}' is its embedding, which stays in 16 bits; "
             "set it to false"
         )
     return model_config
+
+
+def _disable_dropout(config: PreTrainedConfig) -> None:
+    """In the configs inside it too: a model of text and images has one for each tower."""
+    for key, value in vars(config).items():
+        if isinstance(value, PreTrainedConfig):
+            _disable_dropout(value)
+        elif ("dropout" in key or key.endswith("pdrop")) and isinstance(value, float):
+            setattr(config, key, 0.0)
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
