@@ -57,20 +57,51 @@ def tiny_config(family: str, **common: Any) -> PreTrainedConfig:
 
 
 def _known(config: PreTrainedConfig, sizes: dict[str, Any]) -> dict[str, Any]:
-    known = {key: value for key, value in sizes.items() if _has(config, key)}
+    known = {key: value for key, value in sizes.items() if _takes(config, key)}
     if "qk_rope_head_dim" in known:  # the same thing by another name
         known.pop("head_dim", None)
-    return known | copy.deepcopy(OWN.get(config.model_type, {}))
+    own = OWN.get(config.model_type, {})
+    alias = {known_as for known_as, name in config.attribute_map.items() if name in own}
+    return {key: value for key, value in known.items() if key not in alias} | copy.deepcopy(own)
 
 
-def _has(config: PreTrainedConfig, key: str) -> bool:
+def _takes(config: PreTrainedConfig, key: str) -> bool:
+    if isinstance(getattr(type(config), key, None), property):  # worked out from others
+        return False
     try:
         return hasattr(config, key)
-    except Exception:  # per-layer attributes raise errors of their own kind
+    except NotImplementedError:
+        return False
+    except AttributeError:  # one that differs from layer to layer
         return True
 
 
+HYBRID = ["linear_attention", "full_attention", "linear_attention", "linear_attention"]
+SHARED = ["sliding_attention", "full_attention"] * 2  # the upper two share keys with the lower
 OWN: dict[str, dict[str, Any]] = {
+    "bailing_hybrid": {"layer_types": HYBRID},
+    "bamba": {"attn_layer_indices": [1]},
     "codegen": {"n_head": 4, "rotary_dim": 8},
+    "cohere": {"logit_scale": 0.25},
+    "cpmant": {"dim_head": 16, "dim_ff": 64},
+    "gemma3n_text": {"layer_types": SHARED, "num_kv_shared_layers": 2},
+    "gemma4_text": {"layer_types": SHARED, "num_kv_shared_layers": 2},
+    "gemma4_unified_text": {"layer_types": SHARED, "num_kv_shared_layers": 2},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 8},
+    "granite": {"logits_scaling": 8.0},
+    "granitemoehybrid": {"layer_types": HYBRID},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "kimi_linear": {"linear_head_dim": 16, "linear_num_heads": 2, "layer_types": HYBRID},
     "lfm2": {"layer_types": ["conv", "conv", "full_attention", "conv"]},
+    "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv"]},
+    "longcat_flash": {"ffn_hidden_size": 64, "expert_ffn_hidden_size": 16, "zero_expert_num": 2, "head_dim": 8},
+    "mamba2": {"num_heads": 4, "head_dim": 16},
+    "minicpm3": {"dim_model_base": 16},
+    "prophetnet": {"num_decoder_layers": LAYERS},
+    "qwen3_5_text": {"layer_types": HYBRID},
+    "reformer": {"axial_pos_embds": False, "is_decoder": True},
+    "roc_bert": {"shape_vocab_size": 48, "pronunciation_vocab_size": 48},
+    "xmod": {"default_language": "en_XX"},
+    "zamba2": {"layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"]},
+    "zaya": {"num_experts_per_tok": 1},
 }

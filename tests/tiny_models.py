@@ -60,7 +60,7 @@ FAMILIES = {
     "qwen3": ("qwen3", GROUPED),
     "mistral": ("mistral", {**GROUPED, "sliding_window": 4}),
     "gemma2": ("gemma2", {**GEMMA, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 2.0}),
-    "gemma3": ("gemma3_text", GEMMA),
+    "gemma3_text": ("gemma3_text", GEMMA),
     "phi3": ("phi3", {"num_key_value_heads": 1, "sliding_window": 4, "resid_pdrop": 0.1, "embd_pdrop": 0.1}),
     "gpt2": ("gpt2", GPT2),
     "gpt_neox": ("gpt_neox", {"hidden_dropout": 0.1}),
@@ -68,8 +68,6 @@ FAMILIES = {
     "opt_projected": ("opt", {"ffn_dim": 128, "word_embed_proj_dim": 128, "do_layer_norm_before": False}),
     "olmo2": ("olmo2", {"num_key_value_heads": 1}),
 }
-# One that scales its logits after the head, which no supported family does.
-UNSUPPORTED = {"granite": ("granite", {"num_key_value_heads": 1, "logits_scaling": 8.0})}
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -84,8 +82,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 def make_model(family: str, folder: Path) -> Path:
     """Save a float32 model and its tokenizer as a published one would be; of any family in transformers' mapping."""
-    if family in FAMILIES | UNSUPPORTED:
-        model_type, own = (FAMILIES | UNSUPPORTED)[family]
+    if family in FAMILIES:
+        model_type, own = FAMILIES[family]
         config = AutoConfig.for_model(model_type, **{**COMMON, **own})
     else:
         config = tiny_config(family, **TOKENS)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.errors import UserError
+from lorarlhf.memory import free_cached_memory
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -53,7 +54,7 @@ class TokenBudget:
                         "smaller model (see `lorarlhf plan`)"
                     ) from error
             gc.collect()
-            torch.cuda.empty_cache()
+            free_cached_memory()
             self.tokens = tokens = max(least, tokens // 2)
             logger.warning("%s: out of memory; going on with %d tokens at a time", self.phase, tokens)
 

@@ -22,9 +22,11 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from lorarlhf.backbone.checks import check_model
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.tokenizer import prepare_tokenizer
 from lorarlhf.errors import UserError, first_line
+from lorarlhf.memory import accelerator
 from lorarlhf.recipe.sections import DataConfig, ModelConfig
 from lorarlhf.recipe.shipped import resolve_path
 
@@ -33,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_backbone(config: ModelConfig, data: DataConfig = PLAIN_DATA) -> SharedBackbone:
-    """Load base model and tokenizer onto the GPU if there is one, else the CPU.
+    """Load base model and tokenizer onto the accelerator if there is one, else the CPU.
 
     Args:
         data: says which chat template the tokenizer gets, and how that is set.
@@ -46,7 +48,7 @@ def load_backbone(config: ModelConfig, data: DataConfig = PLAIN_DATA) -> SharedB
     dtype = compute_dtype(config)
     if config.quantization != "none":
         _check_quantisable(config, model_config)
-    device = PartialState(cpu=not torch.cuda.is_available()).device  # of several processes, each has its own
+    device = PartialState(cpu=accelerator() is None).device  # of several processes, each has its own
     with _plain_errors(config):
         causal_lm = AutoModelForCausalLM.from_pretrained(
             resolve_path(config.name),
@@ -62,10 +64,15 @@ def load_backbone(config: ModelConfig, data: DataConfig = PLAIN_DATA) -> SharedB
     used = causal_lm.config._attn_implementation
     if config.attn_implementation not in ("auto", used):
         logger.warning("this model has no %s attention: %s is used", config.attn_implementation, used)
+    if accelerator() and config.compute_dtype == "auto" and dtype == torch.float32:
+        # Not float16: gradients underflow in it, and activations of models made in bfloat16 overflow.
+        logger.warning("this GPU has no fast bfloat16: float32 is used, which takes several times as long")
     _keep_autograd_on_cpu(causal_lm)
     for choice in prepare_tokenizer(tokenizer, causal_lm.config.get_text_config().vocab_size, data):
         logger.warning(choice)
-    return SharedBackbone(causal_lm, tokenizer, dtype)
+    backbone = SharedBackbone(causal_lm, tokenizer, dtype)
+    check_model(backbone)
+    return backbone
 
 
 def load_model_config(config: ModelConfig) -> PreTrainedConfig:
@@ -77,15 +84,22 @@ def load_model_config(config: ModelConfig) -> PreTrainedConfig:
         model_config: PreTrainedConfig = AutoConfig.from_pretrained(
             resolve_path(config.name), revision=config.revision, trust_remote_code=config.trust_remote_code
         )
-    for key, value in vars(model_config).items():
-        if ("dropout" in key or key.endswith("pdrop")) and isinstance(value, float):
-            setattr(model_config, key, 0.0)
+    _disable_dropout(model_config)
     if config.quantize_head and model_config.get_text_config().tie_word_embeddings:
         raise UserError(
             f"model.quantize_head: the output layer of '{config.name}' is its embedding, which stays in 16 bits; "
             "set it to false"
         )
     return model_config
+
+
+def _disable_dropout(config: PreTrainedConfig) -> None:
+    """In the configs inside it too: a model of text and images has one for each tower."""
+    for key, value in vars(config).items():
+        if isinstance(value, PreTrainedConfig):
+            _disable_dropout(value)
+        elif ("dropout" in key or key.endswith("pdrop")) and isinstance(value, float):
+            setattr(config, key, 0.0)
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -99,11 +113,15 @@ def compute_dtype(config: ModelConfig) -> torch.dtype:
     """bfloat16 where the hardware multiplies it faster than float32, unless the recipe says which."""
     if config.compute_dtype != "auto":
         return {"bfloat16": torch.bfloat16, "float32": torch.float32}[config.compute_dtype]
-    if torch.cuda.is_available():
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if _bfloat16_is_fast() else torch.float32
+
+
+def _bfloat16_is_fast() -> bool:
+    device = accelerator()
+    if device is None:
+        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    supported = getattr(torch.get_device_module(device), "is_bf16_supported", None)  # MPS does not say
+    return bool(supported and supported(including_emulation=False))
 
 
 def attention(config: ModelConfig, dtype: torch.dtype) -> str | None:
@@ -112,7 +130,7 @@ def attention(config: ModelConfig, dtype: torch.dtype) -> str | None:
     torch's CPU kernel for sdpa in bfloat16 is up to ten times slower than plain matrix products at the lengths of PPO.
     """
     if config.attn_implementation == "auto":
-        return "eager" if dtype == torch.bfloat16 and not torch.cuda.is_available() else None
+        return "eager" if dtype == torch.bfloat16 and accelerator() is None else None
     # Said out loud, sdpa is an error for families that have no such attention (Gemma 2).
     return None if config.attn_implementation == "sdpa" else config.attn_implementation
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,13 +10,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_BYTES = {"cuda": 2**26, "cpu": 2**24}  # on a CPU a chunk should stay in its cache: half the time, measured
+CHUNK_BYTES = 2**26
+CPU_CHUNK_BYTES = 2**24  # a chunk should stay in the CPU's cache: half the time, measured
 Head = Callable[[Tensor], Tensor]
 
 
 def rows_a_chunk(vocabulary: int, device: torch.device) -> int:
-    """Tokens whose float32 scores take `CHUNK_BYTES`; a chunk needs about three times that."""
-    return max(1, CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"]) // (4 * vocabulary))
+    """Tokens whose float32 scores take so many bytes; a chunk needs about three times that."""
+    return max(1, (CPU_CHUNK_BYTES if device.type == "cpu" else CHUNK_BYTES) // (4 * vocabulary))
 
 
 def chunked_logprobs(
@@ -121,8 +123,15 @@ class Softmax:
 
     def entropy(self) -> Tensor:
         """[n] log total - E[shifted]."""
-        products: Tensor = torch.linalg.vecdot(self.exp, self.shifted)
+        with _as_stored(self.exp.device.type):
+            products: Tensor = torch.linalg.vecdot(self.exp, self.shifted)
         return self.total.log() - products / self.total
+
+
+def _as_stored(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Without autocast, under which a sampler asks: it would multiply in bfloat16. The planner's meta knows none."""
+    available = torch.amp.is_autocast_available(device)
+    return torch.autocast(device, enabled=False) if available else contextlib.nullcontext()
 
 
 def _results(softmax: Softmax, targets: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor]:

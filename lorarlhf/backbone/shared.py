@@ -6,7 +6,6 @@ What the roles own (adapters, heads, files) is in `adapters.py`; what they compu
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,21 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from lorarlhf.backbone.adapters import BASE, Adapters, ScalarHead
 from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.logprobs import chunked_logprobs, rows_a_chunk
-from lorarlhf.backbone.trunk import TrunkStates, decoder_layers, recorded_input, starting_from, without
+from lorarlhf.backbone.trunk import (
+    TrunkStates,
+    layers_path,
+    recorded_input,
+    returning,
+    starting_from,
+    trunk_path,
+    without,
+)
 from lorarlhf.data.tokenizer import end_of_turn
-from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import LoraShape
 
 
@@ -36,6 +42,9 @@ class SharedBackbone(nn.Module):
         causal_lm: the loaded base model; every parameter of it is frozen here.
         tokenizer: with a pad token that differs from eos.
         compute_dtype: bfloat16 runs the trunk under autocast; float32 runs it as it is.
+
+    Attributes:
+        shares_trunk: whether a pass can be taken up from the middle; see `checks.py`.
     """
 
     def __init__(
@@ -45,9 +54,11 @@ class SharedBackbone(nn.Module):
         self.causal_lm = causal_lm
         self.tokenizer = tokenizer
         self.compute_dtype = compute_dtype
+        self._layers_path = layers_path(causal_lm)
+        self._trunk_path = trunk_path(causal_lm, self._layers_path)
         self.adapters = Adapters(causal_lm, self.layers)
         self.heads = self.adapters.heads  # known to torch here, where the adapters' other tensors are: in causal_lm
-        self._check_logits()
+        self.shares_trunk = True
 
     @property
     def device(self) -> torch.device:
@@ -56,11 +67,13 @@ class SharedBackbone(nn.Module):
     @property
     def trunk(self) -> nn.Module:
         """The base model below the language-model head, adapters included."""
-        return self.causal_lm.base_model
+        return self.causal_lm.get_submodule(self._trunk_path)
 
     @property
     def layers(self) -> nn.ModuleList:
-        return decoder_layers(self.trunk, self.causal_lm.config.get_text_config().num_hidden_layers)
+        layers = self.causal_lm.get_submodule(self._layers_path)
+        assert isinstance(layers, nn.ModuleList)
+        return layers
 
     @property
     def stop_ids(self) -> list[int]:
@@ -129,8 +142,11 @@ class SharedBackbone(nn.Module):
         self.adapters.load(role, folder, with_head)
 
     def first_layer(self, role: str) -> int:
-        """Index of the lowest layer that the role's adapter changes; the number of layers if it changes none."""
-        return self.adapters.first_layer(role)
+        """Index of the lowest layer that the role's adapter changes; the number of layers if it changes none.
+
+        0 in a model whose pass cannot be taken up from the middle: the role needs all of it.
+        """
+        return self.adapters.first_layer(role) if self.shares_trunk else 0
 
     def role_parameters(self, role: str) -> Iterator[nn.Parameter]:
         """The tensors that belong to one role alone: its adapter and its head."""
@@ -188,13 +204,48 @@ class SharedBackbone(nn.Module):
             self.hidden_states(BASE, sequences)
         return TrunkStates(recorded[0], layer)
 
+    def growing_cache(self) -> Cache:
+        """An empty cache of keys and values, or of what else the family keeps of earlier tokens."""
+        return DynamicCache(config=self.causal_lm.config)
+
+    @staticmethod
+    def keep_rows(cache: Cache, rows: Any) -> None:
+        """Leave only some of the rows in a growing cache, given by their present indices [n]."""
+        cache.reorder_cache(rows)  # `batch_select_indices`, made for it, knows layers with keys and values alone
+
+    def cached_states(self, tokens: Tensor, attention: Tensor, positions: Tensor, cache: Cache) -> Tensor:
+        """Last hidden states of the next tokens, which are added to the cache. Inside `role` and `autocast`.
+
+        Args:
+            tokens, positions: [n, W] ids and their places in their rows.
+            attention: [n, all tokens so far] 0 at left padding; of a cache of fixed size, to its end.
+
+        Returns:
+            [n, W, H].
+        """
+        hidden: Tensor = self.trunk(
+            input_ids=tokens,
+            attention_mask=attention,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        return hidden
+
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of the next token, [..., H] -> [..., V], as the model's own forward gives them."""
-        with self.autocast():
-            logits = self.causal_lm.get_output_embeddings()(hidden)
-        softcap = getattr(self.causal_lm.config.get_text_config(), "final_logit_softcapping", None)
-        capped: Tensor = logits if softcap is None else softcap * torch.tanh(logits / softcap)
-        return capped
+        """Scores of the next token, [..., H] -> [..., V], as the model's own forward gives them.
+
+        It is the model's own forward, with hidden states in place of its trunk: families scale and cap before and after
+        their heads.
+        """
+        rows = hidden.reshape(-1, 1, hidden.shape[-1])
+        tokens = torch.zeros(rows.shape[:2], dtype=torch.long, device=hidden.device)  # nothing reads them
+        # Which module a model calls for its trunk differs: the outermost that contains it, or the trunk itself.
+        parts = self._trunk_path.split(".")
+        around = [self.causal_lm.get_submodule(".".join(parts[: end + 1])) for end in range(len(parts))]
+        with self.autocast(), returning(rows, around):
+            logits: Tensor = self.causal_lm(input_ids=tokens, use_cache=False).logits
+        return logits.reshape(*hidden.shape[:-1], logits.shape[-1])
 
     def logprobs(
         self, role: str, sequences: TokenBatch, temperature: float = 1.0, with_entropy: bool = True
@@ -240,47 +291,8 @@ class SharedBackbone(nn.Module):
         rows = torch.arange(len(sequences), device=hidden.device).unsqueeze(1)
         return hidden[rows, index.clamp(max=hidden.shape[1] - 1)], mask  # padding may point beyond the end
 
-    def sequence_classifier(self) -> PreTrainedModel:
-        """This backbone as the family's own sequence classifier: same trunk, `reward_head` as its score.
-
-        It is what TRL's RewardTrainer trains; nothing is copied.
-        """
-        # A shell of the class on the meta device, which takes no memory, and then this trunk in place of its own.
-        config = copy.deepcopy(self.causal_lm.config)
-        config.num_labels = 1
-        config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
-        with torch.device("meta"):
-            try:
-                classifier: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
-            except ValueError:
-                raise UserError(
-                    f"model.name: {type(self.causal_lm).__name__} has no sequence classifier in transformers, "
-                    "so no reward model can be trained on it; choose another model"
-                ) from None
-        setattr(classifier, classifier.base_model_prefix, self.trunk)
-        classifier.score = self.reward_head
-        return classifier
-
-    def _check_logits(self) -> None:
-        """Some families scale their logits after the head; `logits` must not differ from the model's own forward."""
-        tokens = torch.arange(4, device=self.device).unsqueeze(0)
-        with torch.no_grad():
-            ours = self.logits(self.hidden_states(BASE, _as_prompt(tokens)))
-            with self.autocast():
-                expected = self.causal_lm(input_ids=tokens, use_cache=False).logits
-        if not torch.allclose(ours.float(), expected.float(), rtol=1e-2, atol=1e-2):
-            raise UserError(
-                f"model.name: {type(self.causal_lm).__name__} changes its logits after the language-model head in a "
-                "way lorarlhf does not know; choose another model"
-            )
-
 
 # Lengths alone say where a response is: token ids never do, as pad and eos may stand anywhere.
-
-
-def _as_prompt(tokens: Tensor) -> TokenBatch:
-    lengths = torch.full((tokens.shape[0],), tokens.shape[1], device=tokens.device)
-    return TokenBatch(tokens, lengths, torch.zeros_like(lengths))
 
 
 def _response_index(sequences: TokenBatch, width: int) -> Tensor:

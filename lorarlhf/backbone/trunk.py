@@ -16,6 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from lorarlhf.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,45 @@ class TrunkStates:
         return TrunkStates(self.states[rows, :width], self.layer)
 
 
-def decoder_layers(trunk: nn.Module, count: int) -> nn.ModuleList:
-    """The list of a model's `count` layers."""
-    return next(m for m in trunk.modules() if isinstance(m, nn.ModuleList) and len(m) == count)
+def layers_path(causal_lm: PreTrainedModel) -> str:
+    """Where the list of the decoder's layers is in a model.
+
+    Raises UserError if the model has no such list.
+    """
+    decoder = causal_lm.get_decoder()  # of text and images: the text model, as either may have that many layers
+    if not isinstance(decoder, PreTrainedModel):  # ModernBERT calls its head so
+        decoder = causal_lm
+    count = causal_lm.config.get_text_config(decoder=True).num_hidden_layers
+    inside = {id(module) for module in decoder.modules()}
+    for path, module in causal_lm.named_modules():
+        if id(module) in inside and isinstance(module, nn.ModuleList) and len(module) == count:
+            return str(path)
+    raise UserError(
+        f"model.name: {type(causal_lm).__name__} does not keep its layers in one list, so they take no adapters; "
+        "choose another model"
+    )
+
+
+def trunk_path(causal_lm: PreTrainedModel, layers: str) -> str:
+    """Where the innermost model is that runs these layers: tokens in, last hidden states out."""
+    parts = layers.split(".")
+    paths = [".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1)]
+    return next(path for path in paths if isinstance(causal_lm.get_submodule(path), PreTrainedModel))
+
+
+class _LastHiddenStates(BaseModelOutputWithPast):
+    """What a trunk returns. Whatever else a family's head asks of it (routers, images) is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+@contextlib.contextmanager
+def returning(states: Tensor, modules: Iterable[nn.Module]) -> Iterator[None]:
+    """These modules do not run, and give `states` for their last hidden states."""
+    with _forward(modules, lambda *_, **__: _LastHiddenStates(last_hidden_state=states)):
+        yield
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, StaticCache
+from transformers import StaticCache
 
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.errors import first_line
@@ -66,7 +66,7 @@ class GrowingDecoder:
     def __init__(self, backbone: SharedBackbone, prompts: list[Sequence[int]], limit: int) -> None:
         self.backbone = backbone
         self.prompts = _Prompts(prompts, limit, backbone.device)
-        self.cache = DynamicCache(config=backbone.causal_lm.config)
+        self.cache = backbone.growing_cache()
         self.attention, self.positions = self.prompts.attention, self.prompts.positions
 
     def start(self) -> Tensor:
@@ -77,18 +77,12 @@ class GrowingDecoder:
         return self._forward(tokens.unsqueeze(1))
 
     def keep(self, rows: Tensor) -> None:
-        self.cache.batch_select_indices(rows)
+        self.backbone.keep_rows(self.cache, rows)
         self.attention, self.positions = self.attention[rows], self.positions[rows]
 
     def _forward(self, inputs: Tensor) -> Tensor:
         seen = self.cache.get_seq_length() + inputs.shape[1]
-        hidden = self.backbone.trunk(
-            input_ids=inputs,
-            attention_mask=self.attention[:, :seen],
-            position_ids=self.positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state
+        hidden = self.backbone.cached_states(inputs, self.attention[:, :seen], self.positions, self.cache)
         return self.backbone.logits(hidden[:, -1])
 
 
@@ -141,13 +135,7 @@ class StaticDecoder:
         self.rows = torch.arange(len(self.rows), device=self.rows.device)
 
     def _forward(self, inputs: Tensor, positions: Tensor) -> Tensor:
-        hidden = self.backbone.trunk(
-            input_ids=inputs,
-            attention_mask=self.attention,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state
+        hidden = self.backbone.cached_states(inputs, self.attention, positions, self.cache)
         return self.backbone.logits(hidden[:, -1])
 
     def _capture(self) -> None:

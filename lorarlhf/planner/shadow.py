@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.quantizers import AutoHfQuantizer
 
 from lorarlhf.backbone.batch import TokenBatch
+from lorarlhf.backbone.checks import sharing_fault
 from lorarlhf.backbone.load import attention, compute_dtype, quantization_config
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.recipe.sections import ModelConfig
@@ -54,6 +55,8 @@ class ShadowBackbone(SharedBackbone):
                 module.forward = types.MethodType(_quantised_forward, module)  # type: ignore[method-assign]
         for head in (self.reward_head, self.value_head):
             head.forward = types.MethodType(_scalar_head, head)  # type: ignore[method-assign]
+        with self.on_meta(), Allocations((), vocabulary=0):
+            self.shares_trunk = sharing_fault(self) is None
 
     @property
     def device(self) -> torch.device:
@@ -77,9 +80,6 @@ class ShadowBackbone(SharedBackbone):
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Meta tensors know no autocast; the layers below cast by themselves."""
         return contextlib.nullcontext()
-
-    def _check_logits(self) -> None:
-        """Without weights there is nothing to compare."""
 
 
 def shadow_model(

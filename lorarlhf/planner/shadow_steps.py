@@ -134,13 +134,10 @@ class _TrlHead(torch.autograd.Function):
 
 
 def reward_step(shadow: ShadowBackbone, allocations: Allocations, rows: int, length: int, again: bool) -> None:
-    """One batch of TRL's RewardTrainer, which scores every token and takes the last one's."""
+    """One batch of TRL's RewardTrainer."""
     shadow.train()
     _keep_gradients(shadow, "reward", again, allocations)
-    tokens = torch.empty(rows, length, dtype=torch.long, device="meta")
-    with shadow.role("reward"):
-        hidden = shadow.trunk(input_ids=tokens, attention_mask=tokens, use_cache=False).last_hidden_state
-    _backward(shadow.reward_head(hidden)[:, -1].sum(), shadow, "reward", allocations)
+    _backward(shadow.scores(FullBatch(rows, length, 0)).sum(), shadow, "reward", allocations)
 
 
 @torch.no_grad()

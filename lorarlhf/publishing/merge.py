@@ -13,6 +13,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -86,8 +87,10 @@ def merged_model(
     full-precision base with 2% of all pairs swapped, and 0.02 if rounded to bfloat16. After int8, which rounds
     activations as well, scores are close, not equal.
     """
-    load_model_config(config)  # a wrong or missing model is one plain line
+    model_config = load_model_config(config)  # a wrong or missing model is one plain line
     if STAGES[stage].scores:
+        if type(model_config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+            raise _no_classifier(config)
         base = _load_classifier(config, tokenizer)
     else:
         base = AutoModelForCausalLM.from_pretrained(**_from_pretrained(config), dtype="auto")
@@ -114,8 +117,17 @@ def _load_classifier(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) ->
     if quantization is not None:
         base = base.dequantize(dtype=trained_in)
         _restore_conv1d(base)
+    if not isinstance(getattr(base, "score", None), nn.Linear):  # under another name PEFT would not find it
+        raise _no_classifier(config)
     base.score.float()  # PEFT gives the adapter's head the type of this one
     return base
+
+
+def _no_classifier(config: ModelConfig) -> UserError:
+    return UserError(
+        f"model.name: transformers has no sequence classifier for '{config.name}' that a merged reward model could be; "
+        "export the adapter alone with --adapter-only"
+    )
 
 
 def _restore_conv1d(model: PreTrainedModel) -> None:

@@ -14,6 +14,7 @@ from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.examples import SPLITS
 from lorarlhf.data.tokenized import sft_examples
+from lorarlhf.errors import UserError
 from lorarlhf.manifest import find_checkpoint
 from lorarlhf.planner.fit import check_memory
 from lorarlhf.recipe.sections import Recipe
@@ -38,6 +39,11 @@ def train_sft(
         backbone: one that is loaded already; it gains the policy role. None loads the recipe's model.
     """
     start, run = time.perf_counter(), Run(run)
+    if recipe.model.quantize_head:
+        raise UserError(
+            "model.quantize_head: TRL's SFT trainer multiplies with the output layer itself and takes it in full only; "
+            "use --set model.quantize_head=false for this stage"
+        )
     check_optimizer(recipe.sft, "sft")
     folder = run.stage("sft")
     checkpoint = find_checkpoint(folder) if resume else None

@@ -9,6 +9,7 @@ import torch
 from transformers import TrainingArguments
 
 from lorarlhf.errors import UserError
+from lorarlhf.memory import accelerator
 from lorarlhf.recipe.sections import Stage, SupervisedConfig, TrainingConfig
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
@@ -33,7 +34,7 @@ def training_arguments(config: TrainingConfig, folder: Path, seed: int) -> dict[
         "save_total_limit": config.save_total_limit,
         "report_to": config.report_to or "none",
         "seed": seed,
-        "use_cpu": not torch.cuda.is_available(),
+        "use_cpu": accelerator() is None,
         "disable_tqdm": True,
         "logging_nan_inf_filter": False,
         "gradient_checkpointing": False,  # the backbone does it, so that recomputation keeps its role

@@ -13,6 +13,7 @@ from transformers import PrinterCallback
 from trl import RewardConfig as TRLRewardConfig
 from trl import RewardTrainer
 
+from lorarlhf.backbone.scorer import SequenceScorer
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.recipe.sections import RewardConfig
 from lorarlhf.training.arguments import one_device, supervised_arguments
@@ -22,7 +23,7 @@ from lorarlhf.training.processes import SharedBatches
 
 
 class RewardModelTrainer(SharedBatches, WholeCheckpoints, RewardTrainer):
-    """TRL's RewardTrainer with label smoothing and regression, on a backbone's `sequence_classifier`."""
+    """TRL's RewardTrainer with label smoothing and regression, on the backbone as a `SequenceScorer`."""
 
     def __init__(self, backbone: SharedBackbone, config: RewardConfig, train: Dataset, folder: Path, seed: int) -> None:
         self.backbone = backbone
@@ -32,7 +33,7 @@ class RewardModelTrainer(SharedBatches, WholeCheckpoints, RewardTrainer):
         if config.gradient_checkpointing:
             backbone.enable_gradient_checkpointing()
         super().__init__(
-            model=backbone.sequence_classifier(),
+            model=SequenceScorer(backbone),  # type: ignore[arg-type]  # has what TRL asks of a PreTrainedModel
             args=one_device(
                 TRLRewardConfig(**supervised_arguments(config, folder, seed, backbone.compute_dtype), max_length=None)
             ),
@@ -50,7 +51,7 @@ class RewardModelTrainer(SharedBatches, WholeCheckpoints, RewardTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+        outputs = model(inputs["input_ids"], inputs["attention_mask"])
         scores = outputs.logits.squeeze(-1)
         loss, numbers = self.objective.loss(scores, inputs, self.config)
         rows = inputs.get("rows", len(scores) // len(self.objective.sequences))

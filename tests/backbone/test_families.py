@@ -6,12 +6,17 @@ import pytest
 import torch
 from tiny_models import FAMILIES, SHAPE, randomise, snapshot
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+)
 
 from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.display import read_metrics
+from lorarlhf.errors import UserError
 from lorarlhf.publishing.merge import export_run
 from lorarlhf.recipe.sections import DataConfig, LoraConfig, ModelConfig, PPOConfig, Recipe, RewardConfig
 from lorarlhf.run import Run
@@ -61,8 +66,13 @@ def assert_identical(actual, expected) -> None:
     assert_close(actual, expected, rtol=0, atol=0)
 
 
+# Beside those with a tiny model of their own: one that scales its logits, hybrids, one that cannot share its trunk, one
+# that has images.
+OTHERS = ("granite", "lfm2", "qwen3_5_text", "bloom", "gemma3")
+
+
 @pytest.mark.parametrize(
-    ("family", "compute_dtype"), [*((family, "float32") for family in FAMILIES), ("qwen2", "bfloat16")]
+    ("family", "compute_dtype"), [*((family, "float32") for family in (*FAMILIES, *OTHERS)), ("qwen2", "bfloat16")]
 )
 def test_reward_ppo_and_export(family, compute_dtype, recipe, tiny_model, tmp_path):
     model = ModelConfig(name=str(tiny_model(family)), compute_dtype=compute_dtype)
@@ -101,8 +111,7 @@ def test_reward_ppo_and_export(family, compute_dtype, recipe, tiny_model, tmp_pa
     # A policy is merged onto the unquantised base, a reward model onto the one it was trained on.
     full = load_backbone(ModelConfig(name=model.name, quantization="none", compute_dtype="float32"))
     full.load_role("policy", run.stage("ppo"))
-    for stage in ("ppo", "reward"):
-        export_run(run, tmp_path / stage, stage, merge=True, dtype="float32")
+    export_run(run, tmp_path / "ppo", "ppo", merge=True, dtype="float32")
     tokens = torch.randint(4, 30, (2, 11))
     sequences = TokenBatch(tokens, torch.tensor([5, 5]), torch.tensor([6, 6]))
     with torch.no_grad():
@@ -110,6 +119,13 @@ def test_reward_ppo_and_export(family, compute_dtype, recipe, tiny_model, tmp_pa
         logits = AutoModelForCausalLM.from_pretrained(tmp_path / "ppo")(input_ids=tokens).logits
         assert_close(logits, expected, rtol=1e-4, atol=1e-4)
         assert not torch.allclose(full.logits(full.hidden_states("reference", sequences)), expected, atol=0.1)
+        if type(full.causal_lm.config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+            with pytest.raises(UserError, match=r"no sequence classifier for .*; export the adapter alone"):
+                export_run(run, tmp_path / "reward", "reward", merge=True, dtype="float32")
+            export_run(run, tmp_path / "reward", "reward", merge=False)
+            full.load_role("reward", tmp_path / "reward")
+            return
+        export_run(run, tmp_path / "reward", "reward", merge=True, dtype="float32")
         classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward")
         scores = classifier(input_ids=tokens).logits.squeeze(-1)
         limit = {"float32": 1e-4, "bfloat16": 2e-2}[compute_dtype]

@@ -12,6 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
+from lorarlhf.backbone import load
 from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.load import compute_dtype, load_backbone, load_model_config
 from lorarlhf.errors import UserError
@@ -111,10 +112,22 @@ def test_compute_type_is_the_one_asked_for():
 
 @pytest.mark.parametrize(("amx", "avx"), [(True, True), (True, False), (False, True), (False, False)])
 def test_compute_type_on_a_cpu_is_bfloat16_only_where_that_is_fast(monkeypatch, amx, avx):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(load, "accelerator", lambda: None)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)
     assert compute_dtype(ModelConfig(name="m")) is (torch.bfloat16 if amx or avx else torch.float32)
+
+
+@pytest.mark.parametrize(("device", "supported"), [("cuda", True), ("cuda", False), ("xpu", True), ("mps", False)])
+def test_compute_type_on_an_accelerator_is_bfloat16_only_where_it_is_native(monkeypatch, device, supported):
+    """A T4 emulates bfloat16, and says that it supports it if one counts that; MPS says nothing."""
+    monkeypatch.setattr(load, "accelerator", lambda: torch.device(device))
+    if device != "mps":
+        module = torch.get_device_module(device)
+        monkeypatch.setattr(
+            module, "is_bf16_supported", lambda including_emulation=True: including_emulation or supported
+        )
+    assert compute_dtype(ModelConfig(name="m")) is (torch.bfloat16 if supported else torch.float32)
 
 
 def remove(name):

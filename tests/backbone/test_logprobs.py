@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from lorarlhf.backbone.logprobs import chunked_logprobs
+from lorarlhf.backbone.logprobs import Softmax, chunked_logprobs
 
 TOKENS, HIDDEN, VOCABULARY = 7, 5, 11
 
@@ -143,6 +143,15 @@ def test_bfloat16_scores_are_reduced_in_float32():
     assert gradient.dtype == torch.bfloat16
     (exact,) = torch.autograd.grad(expected.sum(), hidden)
     assert_close(gradient, exact, rtol=2**-6, atol=2**-8 * exact.abs().max().item())
+
+
+def test_entropy_is_as_exact_under_autocast_where_a_sampler_asks_for_it():
+    """It is a product of vectors, which autocast would take in bfloat16 on CPU and CUDA alike."""
+    scores = 3 * torch.randn(20, 500, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        entropy = Softmax(scores, 1.0).entropy()
+    logprobs = scores.double().log_softmax(-1)
+    assert_close(entropy.double(), -(logprobs.exp() * logprobs).sum(-1), rtol=1e-6, atol=1e-6)
 
 
 def test_temperature_divides_the_scores(case):

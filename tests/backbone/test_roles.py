@@ -33,6 +33,7 @@ from transformers import (
 )
 
 from lorarlhf.backbone.batch import TokenBatch
+from lorarlhf.backbone.scorer import SequenceScorer
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import LoraShape
@@ -194,17 +195,15 @@ def test_no_response_at_all(load_tiny):
     (logprobs.sum() + values.sum()).backward()  # a minibatch of empty responses must not stop training
 
 
-def test_sequence_classifier_is_the_backbone_under_another_name(load_tiny):
+def test_the_scorer_that_trl_trains_is_the_backbone_under_another_name(load_tiny):
     backbone = attach_all(load_tiny("qwen2"))
-    classifier = backbone.sequence_classifier()
+    scorer = SequenceScorer(backbone)
     own = {tensor.data_ptr() for tensor in backbone.parameters()}
-    assert {tensor.data_ptr() for tensor in classifier.parameters()} <= own
-    assert classifier.score is backbone.reward_head
+    assert {tensor.data_ptr() for tensor in scorer.parameters()} == own
     rows = [[5, 6, 7, EOS], [9, EOS, 8, 8, 8, EOS], [4, EOS]]
     batch = backbone.tokenizer.pad({"input_ids": rows}, return_tensors="pt", padding_side="right")
     expected = backbone.scores(TokenBatch.from_lists(rows, [[], [], []]))
-    with backbone.role("reward"):
-        assert_close(classifier(**batch).logits.squeeze(-1), expected, rtol=1e-5, atol=1e-5)
+    assert_identical(scorer(batch["input_ids"], batch["attention_mask"]).logits.squeeze(-1), expected)
     assert requiring_grad(backbone) == expected_trained(backbone)
 
 

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers.pytorch_utils import Conv1D
 
+from lorarlhf.backbone.adapters import BASE
 from lorarlhf.backbone.batch import TokenBatch
+from lorarlhf.backbone.logprobs import chunked_logprobs
 from lorarlhf.backbone.shared import SharedBackbone
-from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import LoraShape
 
 
@@ -265,9 +266,32 @@ def test_heads_compute_in_float32_inside_a_trainers_autocast(load_tiny):
     assert_close(score.double(), hidden.double() @ head.weight.double().T, rtol=1e-5, atol=1e-5)
 
 
-def test_a_family_that_scales_its_logits_is_refused(load_tiny):
-    with pytest.raises(UserError, match="Granite"):
-        load_tiny("granite")
+@pytest.mark.parametrize("family", ["granite", "cohere", "minicpm3", "gemma2", "bert", "gpt2"])
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+def test_logits_are_those_of_the_models_own_forward_with_all_it_does_around_its_head(load_tiny, family, compute_dtype):
+    backbone = load_tiny(family, quantization="none", compute_dtype=compute_dtype)
+    tokens = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+    with backbone.autocast():
+        expected = backbone.causal_lm(input_ids=tokens, use_cache=False).logits
+    hidden = backbone.hidden_states(BASE, TokenBatch.from_lists(tokens.tolist(), [[], []]))
+    assert_identical(backbone.logits(hidden), expected)
+    assert_identical(backbone.logits(hidden[0]), expected[0])
+    if family != "gpt2":  # the head alone would not do
+        with backbone.autocast():
+            assert not torch.allclose(backbone.causal_lm.get_output_embeddings()(hidden), expected, rtol=0.01)
+
+
+def test_logits_have_gradients_in_chunks_and_leave_the_model_as_it_was(load_tiny):
+    backbone = load_tiny("granite", quantization="none")
+    backbone.causal_lm.config.logits_scaling = 0.25
+    hidden = torch.randn(5, 32, requires_grad=True)
+    targets = torch.arange(5)
+    logprobs, _ = chunked_logprobs(hidden, targets, backbone.logits, 1.0, chunk=2)
+    (gradient,) = torch.autograd.grad(logprobs.sum(), hidden)
+    scores = backbone.causal_lm.lm_head(hidden) / 0.25
+    (expected,) = torch.autograd.grad(scores.log_softmax(-1)[range(5), targets].sum(), hidden)
+    assert_close(gradient, expected)
+    assert not any("forward" in vars(module) for module in backbone.causal_lm.modules())
 
 
 def test_stop_ids_are_those_of_tokenizer_and_generation_config(load_tiny):

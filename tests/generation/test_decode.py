@@ -11,7 +11,7 @@ from lorarlhf.generation.draw import uniform_table
 from lorarlhf.generation.sample import sample_responses
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [4], [12, EOS, 13], [20, 21], [22, 4, 5, 6, 7], [30, 31, 32]] * 3
-SLIDING = {"mistral", "gemma2", "gemma3", "phi3"}  # in `tiny_models` their windows are shorter than the rows
+SLIDING = {"mistral", "gemma2", "gemma3_text", "phi3"}  # in `tiny_models` their windows are shorter than the rows
 
 
 @pytest.fixture

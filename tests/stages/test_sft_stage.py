@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.load import load_backbone
+from lorarlhf.errors import UserError
 from lorarlhf.run import Run
 from lorarlhf.stages.sft import train_sft
 from lorarlhf.training.sft import PolicySFTTrainer
@@ -151,3 +152,13 @@ def test_nothing_held_out(train):
     summary, _, _, _ = train("data.test_size=0")
     assert summary["eval_examples"] == 0
     assert "eval_loss" not in summary
+
+
+def test_a_quantised_output_layer_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr("lorarlhf.stages.sft.load_backbone", None)
+    recipe = small_recipe(tmp_path, "model.quantize_head=true")
+    with pytest.raises(
+        UserError, match=r"model\.quantize_head: .*; use --set model\.quantize_head=false for this stage"
+    ):
+        train_sft(recipe, Run(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
