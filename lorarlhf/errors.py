@@ -1,4 +1,4 @@
-"""The one exception for mistakes the user can mend, and how other exceptions are quoted."""
+"""The one exception for mistakes the user can mend, and how other exceptions are read."""
 
 
 class UserError(Exception):
@@ -12,3 +12,27 @@ class UserError(Exception):
 def first_line(error: BaseException) -> str:
     """What an exception says, in one line; its class where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+# What libraries say when memory runs out and their exception is of no class of its own. By its text alone, so that the
+# command line knows it without torch.
+_NO_MEMORY = (
+    "out of memory",  # CUDA and HIP, by torch.AcceleratorError or RuntimeError; MPS; NCCL
+    "STATUS_ALLOC_FAILED",  # cuBLAS, cuDNN, cuSOLVER, hipBLAS: their workspaces
+    "OUT_OF_DEVICE_MEMORY",  # XPU, by SYCL and Level Zero
+    "OUT_OF_HOST_MEMORY",
+    "can't allocate memory",  # torch's CPU allocator on Linux and macOS
+    "not enough memory",  # and on Windows
+    "Cannot allocate memory",  # the operating system
+)
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an exception says that the accelerator, or the machine, has no memory left.
+
+    torch.OutOfMemoryError is one form. A kernel library that finds no room for its workspace raises a RuntimeError, the
+    driver a torch.AcceleratorError, C++ code a MemoryError.
+    """
+    if isinstance(error, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
+        return True
+    return isinstance(error, (RuntimeError, OSError)) and any(words in str(error) for words in _NO_MEMORY)

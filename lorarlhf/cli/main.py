@@ -21,7 +21,7 @@ from lorarlhf.cli.recipes import recipes_app
 from lorarlhf.cli.reward import reward
 from lorarlhf.cli.sample import sample
 from lorarlhf.cli.sft import sft
-from lorarlhf.errors import UserError, first_line
+from lorarlhf.errors import UserError, first_line, is_out_of_memory
 from lorarlhf.recipe.stages import STAGES
 
 INTERRUPTED = 130  # what Typer makes of Ctrl-C
@@ -104,6 +104,6 @@ def _fail(message: str, code: int, verbose: bool) -> None:
 def _in_one_line(error: Exception) -> str:
     name, reason = type(error).__name__, first_line(error)
     hint = "--verbose shows where"
-    if name == "OutOfMemoryError":
+    if is_out_of_memory(error):
         hint = "lower ppo.micro_batch_tokens, ppo.batch_size or reward.per_device_train_batch_size"
     return f"{name}: {reason} ({hint})" if reason != name else f"{name} ({hint})"

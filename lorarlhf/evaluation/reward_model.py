@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lorarlhf.backbone.batch import TokenBatch
-from lorarlhf.backbone.budget import FORWARD_TOKENS
+from lorarlhf.backbone.budget import FORWARD_TOKENS, TokenBudget, in_micro_batches
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.formats.values import messages
@@ -29,14 +29,28 @@ def score_tokens(
     advance: Callable[[int], None] | None = None,
     token_budget: int = FORWARD_TOKENS,
 ) -> Tensor:
-    """[N] the reward role's score of each token sequence, on the CPU."""
+    """[N] the reward role's score of each token sequence, on the CPU.
+
+    Args:
+        token_budget: what to begin with; less at a time once memory has run out.
+
+    Raises:
+        UserError: a single row does not fit.
+    """
     backbone.eval()
+    budget = TokenBudget("scoring", token_budget, "lower data.max_length or take a smaller model")
     scores = torch.empty(len(rows))
     for start in range(0, len(rows), ROWS_AT_ONCE):
         part = rows[start : start + ROWS_AT_ONCE]
         sequences = TokenBatch.from_lists(part, [[] for _ in part])
         for group in sequences.micro_batches(token_budget):
-            scores[start + group] = backbone.scores(sequences.select(group).to(backbone.device)).cpu()
+            (column,) = in_micro_batches(
+                sequences.select(group).to(backbone.device),
+                budget,
+                lambda micro, _: (backbone.scores(micro).unsqueeze(1),),
+                (1,),
+            )
+            scores[start + group] = column[:, 0].cpu()
             if advance:
                 advance(len(group))
     return scores

@@ -54,15 +54,21 @@ class ResponseSampler:
 
     Args:
         phase: what to call it in a message.
+        tokens: decoded at a time to begin with; all at once unless it says less.
     """
 
     def __init__(
-        self, backbone: SharedBackbone, response_length: int, temperature: float, phase: str = "rollout"
+        self,
+        backbone: SharedBackbone,
+        response_length: int,
+        temperature: float,
+        phase: str = "rollout",
+        tokens: int = sys.maxsize,
     ) -> None:
         self.backbone = backbone
         self.response_length = response_length
         self.temperature = temperature
-        self.budget = TokenBudget(phase, sys.maxsize)
+        self.budget = TokenBudget(phase, tokens)
 
     def sample(self, prompts: Sequence[Sequence[int]], uniforms: Tensor, role: str = "policy") -> Rollout:
         """One response a prompt; see `sample_responses`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,13 +14,13 @@ import torch
 from rich.progress import Progress
 
 from lorarlhf.backbone.batch import with_end
-from lorarlhf.backbone.budget import FORWARD_TOKENS
+from lorarlhf.backbone.budget import FORWARD_TOKENS, TokenBudget, in_micro_batches
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.rows import Completion, Prompt
 from lorarlhf.data.tokenize import PromptExample
 from lorarlhf.errors import UserError
 from lorarlhf.generation.draw import uniform_table
-from lorarlhf.generation.sample import response_texts, sample_responses
+from lorarlhf.generation.sample import ResponseSampler, response_texts
 
 PROMPTS_A_BATCH = 32
 
@@ -42,6 +43,16 @@ class Sampler:
     temperature: float
     seed: int
     options: Mapping[str, Any]
+
+    @functools.cached_property
+    def responses(self) -> ResponseSampler:
+        """Kept from batch to batch: it remembers how many responses fit at a time."""
+        return ResponseSampler(self.backbone, self.response_length, self.temperature, "sample", FORWARD_TOKENS)
+
+    @functools.cached_property
+    def scoring_budget(self) -> TokenBudget:
+        """Kept likewise."""
+        return TokenBudget("scoring", FORWARD_TOKENS)
 
 
 def write_pairs(sampler: Sampler, prompts: Sequence[PromptExample], out: Path, rank: bool, progress: Progress) -> int:
@@ -150,15 +161,16 @@ def _pairs(sampler: Sampler, batch: Sequence[PromptExample], number: int, rank: 
 def _responses(sampler: Sampler, batch: Sequence[PromptExample], k: int, number: int) -> list[list[tuple[str, float]]]:
     """`n` responses of one role to each prompt, each with its score by the reward role (0 without one)."""
     backbone = sampler.backbone
-    backbone.eval()
     uniforms = uniform_table(len(batch) * sampler.n, sampler.response_length, "pairs", sampler.seed, k, number)
     ids = [example.ids for example in batch for _ in range(sampler.n)]
-    rollout = sample_responses(backbone, ids, uniforms, sampler.temperature, sampler.roles[k], FORWARD_TOKENS)
+    rollout = sampler.responses.sample(ids, uniforms, sampler.roles[k])
     scores = torch.zeros(len(ids))
     if "reward" in backbone.roles:
         ended = with_end(rollout.sequences, rollout.finished, backbone.end_id)
-        for rows in ended.micro_batches(FORWARD_TOKENS):
-            scores[rows.cpu()] = backbone.scores(ended.select(rows)).cpu()
+        (column,) = in_micro_batches(
+            ended, sampler.scoring_budget, lambda micro, _: (backbone.scores(micro).unsqueeze(1),), (1,)
+        )
+        scores = column[:, 0].cpu()
     each = list(zip(response_texts(backbone, rollout), scores.tolist(), strict=True))
     kept = [[pair for pair in each[i * sampler.n : (i + 1) * sampler.n] if pair[0].strip()] for i in range(len(batch))]
     return [list({text: (text, score) for text, score in pairs}.values()) for pairs in kept]

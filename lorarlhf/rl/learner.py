@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 
+from lorarlhf.backbone.budget import no_second_attempt
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.errors import UserError, first_line
 from lorarlhf.recipe.sections import PPOConfig
 from lorarlhf.rl.prompts import Share
+
+STEP_REMEDY = "make room on the device, or start again with ppo.optim=paged_adamw_8bit or a lower lora.r"
 
 
 class Learner:
@@ -72,7 +75,14 @@ class Learner:
         """One step of the optimiser for these roles; returns the norm of each role's gradient before clipping.
 
         A role that is not named keeps its weights: without gradients the optimiser passes it over.
+
+        Raises:
+            UserError: out of memory. Some weights may have changed by then, so a second attempt would be another step.
         """
+        with no_second_attempt("optimiser step", STEP_REMEDY):
+            return self._step(roles)
+
+    def _step(self, roles: Sequence[str]) -> dict[str, float]:
         parameters = [parameter for role in roles for parameter in self.parameters[role]]
         for parameter in parameters:  # none where this process has no response of the minibatch
             if parameter.grad is None:

@@ -15,10 +15,15 @@ from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
+from lorarlhf.backbone.budget import no_second_attempt
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.errors import UserError
 from lorarlhf.manifest import drop_oldest, written_whole
 
+TRAINING_REMEDY = (
+    "lower per_device_train_batch_size (a resumed run then accumulates more, so that a step stays the same), set "
+    "gradient_checkpointing=true, or lower data.max_length"
+)
 NOT_YET_LOGGED = "not_yet_logged.json"
 logger = logging.getLogger(__name__)
 
@@ -34,7 +39,16 @@ class WholeCheckpoints(Trainer):
     backbone: SharedBackbone
 
     def train(self, resume_from_checkpoint: str | None = None) -> TrainOutput:  # type: ignore[override]
-        """Train to the end, from a checkpoint or from the start; takes no step where the checkpoint is of the end."""
+        """Train to the end, from a checkpoint or from the start; takes no step where the checkpoint is of the end.
+
+        Raises:
+            UserError: out of memory. A step is not tried again with less: gradients of its earlier batches, or some of
+                the weights, have changed by then.
+        """
+        with no_second_attempt("training", TRAINING_REMEDY):
+            return self._train(resume_from_checkpoint)
+
+    def _train(self, resume_from_checkpoint: str | None) -> TrainOutput:
         if resume_from_checkpoint is None:
             return super().train()
         checkpoint = Path(resume_from_checkpoint)

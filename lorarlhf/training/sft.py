@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
+from torch import Tensor
 from transformers import PrinterCallback
 from trl import SFTConfig as TRLSFTConfig
 from trl import SFTTrainer
 
+from lorarlhf.backbone.budget import TokenBudget
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.recipe.sections import SFTConfig
 from lorarlhf.training.arguments import one_device, supervised_arguments
 from lorarlhf.training.checkpoint import WholeCheckpoints
 from lorarlhf.training.processes import SharedBatches
+
+IGNORED = -100  # the label of a token that no loss counts
 
 
 class PolicySFTTrainer(SharedBatches, WholeCheckpoints, SFTTrainer):
@@ -39,9 +45,30 @@ class PolicySFTTrainer(SharedBatches, WholeCheckpoints, SFTTrainer):
         )
         backbone.train_roles("policy")  # TRL has cast the adapter to bfloat16: back to float32
         self.remove_callback(PrinterCallback)
+        self.budget = TokenBudget("evaluation", sys.maxsize, "lower data.max_length or take a smaller model")
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> Any:
+        """The mean loss a token of a batch of the evaluation, computed in parts once memory has run out."""
+        whole = functools.partial(
+            super().prediction_step, model, prediction_loss_only=prediction_loss_only, ignore_keys=ignore_keys
+        )
+        if self.accelerator.num_processes > 1:  # they exchange numbers batch by batch: one alone cannot take two
+            return whole(inputs)
+        rows, width = inputs["input_ids"].shape
+
+        def attempt(tokens: int) -> Tensor:
+            size = max(1, tokens // width)
+            parts = [{key: value[at : at + size] for key, value in inputs.items()} for at in range(0, rows, size)]
+            losses = torch.stack([whole(part)[0] for part in parts])
+            counted = torch.stack([(part["labels"][:, 1:] != IGNORED).sum() for part in parts]).to(losses)
+            return (losses * (counted / counted.sum().clamp(min=1))).sum()
+
+        return self.budget.run(attempt, most=rows * width, least=width), None, None
 
     def leave_out(self, batch: dict[str, Any], rows: int) -> dict[str, Any]:
         if rows:
             return {key: value[:rows] for key, value in batch.items()}
         nothing = {key: value[:1, :2] for key, value in batch.items()}  # a row has to go through the model all the same
-        return {**nothing, "labels": torch.full_like(nothing["labels"], -100)}
+        return {**nothing, "labels": torch.full_like(nothing["labels"], IGNORED)}

@@ -1,20 +1,23 @@
 """Halving what is computed at a time, and putting micro-batches together."""
 
+import itertools
+
 import pytest
 import torch
 
 from lorarlhf.backbone.batch import TokenBatch
-from lorarlhf.backbone.budget import TokenBudget, in_micro_batches
+from lorarlhf.backbone.budget import SUCCESSES_BEFORE_MORE, TokenBudget, in_micro_batches, no_second_attempt
 from lorarlhf.errors import UserError
 
 
-def fails_above(limit):
+def fails_above(limit, error=torch.OutOfMemoryError):
+    """An attempt, and the tokens that it was asked for so far. `limit` may be a list, whose last number counts."""
     seen = []
 
     def attempt(tokens):
         seen.append(tokens)
-        if tokens > limit:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+        if tokens > (limit[-1] if isinstance(limit, list) else limit):
+            raise error("CUDA error: out of memory")
         return "done"
 
     return attempt, seen
@@ -28,6 +31,68 @@ def test_halves_until_it_fits_and_stays_there(caplog):
     assert budget.run(attempt, most=1600, least=50) == "done"
     assert seen[4:] == [200]
     assert caplog.messages[-1] == "update: out of memory; going on with 200 tokens at a time"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, torch.AcceleratorError, MemoryError])
+def test_whoever_says_it(error):
+    attempt, seen = fails_above(300, error)
+    assert TokenBudget("update", 4096).run(attempt, most=1600, least=50) == "done"
+    assert seen == [1600, 800, 400, 200]
+
+
+def test_a_halving_that_was_too_careful_is_made_good_step_by_step(caplog):
+    """Another program had the memory for a while."""
+    budget, limit = TokenBudget("update", 1600), [900]
+    attempt, seen = fails_above(limit)
+    budget.run(attempt, most=2000, least=50)
+    assert seen == [1600, 800]
+    limit.append(10_000)
+    tried = [seen[-1] for _ in range(4 * SUCCESSES_BEFORE_MORE) if budget.run(attempt, most=2000, least=50)]
+    assert sorted(set(tried)) == [800, 1000, 1250, 1562, 1600]
+    assert tried == sorted(tried)
+    assert max(seen) == 1600  # never more than it began with
+    assert len(caplog.messages) == 1  # the halving alone is worth a warning
+
+
+def test_trying_more_gets_rarer_each_time_it_fails():
+    budget = TokenBudget("update", 1600)
+    attempt, seen = fails_above(900)
+    for _ in range(20 * SUCCESSES_BEFORE_MORE):
+        assert budget.run(attempt, most=2000, least=50) == "done"
+    failures = [i for i, tokens in enumerate(seen) if tokens > 900]
+    assert set(seen) == {1600, 800, 1000}
+    waits = [later - earlier for earlier, later in itertools.pairwise(failures)]
+    assert all(later > 1.5 * earlier for earlier, later in itertools.pairwise(waits))
+    assert 3 <= len(failures) <= 6
+
+
+def test_where_memory_has_become_less_it_halves_again():
+    budget, limit = TokenBudget("update", 1600), [900]
+    attempt, seen = fails_above(limit)
+    for _ in range(SUCCESSES_BEFORE_MORE):
+        budget.run(attempt, most=2000, least=50)
+    assert budget.tokens == 1000
+    limit.append(450)
+    seen.clear()
+    budget.run(attempt, most=2000, least=50)
+    assert seen == [1000, 800, 400]
+
+
+def test_batches_smaller_than_the_budget_say_nothing_of_it():
+    budget = TokenBudget("update", 1600)
+    attempt, _ = fails_above(900)
+    budget.run(attempt, most=2000, least=50)
+    for _ in range(3 * SUCCESSES_BEFORE_MORE):
+        budget.run(attempt, most=300, least=50)
+    assert budget.tokens == 800
+
+
+def test_what_cannot_be_tried_again_ends_in_one_line():
+    line = r"^step: out of memory; buy more\. Checkpoints stand: go on with --resume$"
+    with pytest.raises(UserError, match=line), no_second_attempt("step", "buy more"):
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")
+    with pytest.raises(RuntimeError, match="no kernel"), no_second_attempt("step", "buy more"):
+        raise RuntimeError("no kernel")
 
 
 def test_a_smaller_batch_does_not_lower_the_budget():

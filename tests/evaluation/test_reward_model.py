@@ -6,6 +6,7 @@ from demo_runs import small_recipe
 
 from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.load import load_backbone
+from lorarlhf.errors import UserError
 from lorarlhf.evaluation.reward_model import score_tokens
 
 
@@ -25,3 +26,23 @@ def test_scores_keep_their_order_in_batches_of_any_size(backbone, token_budget):
         alone = [backbone.scores(TokenBatch.from_lists([row], [[]])).item() for row in rows]
     assert len(set(alone)) == len(rows)
     assert score_tokens(backbone, rows, token_budget=token_budget).tolist() == pytest.approx(alone, abs=1e-5)
+
+
+def test_scoring_goes_on_with_less_at_a_time_where_memory_runs_out(backbone, monkeypatch):
+    rows = [[1, *range(40, 45 + i)] for i in range(9)]
+    expected, real, seen = score_tokens(backbone, rows), backbone.scores, []
+
+    def scores(sequences, *args):
+        seen.append(len(sequences))
+        if len(sequences) > 3:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        return real(sequences, *args)
+
+    monkeypatch.setattr(backbone, "scores", scores)
+    advanced = []
+    torch.testing.assert_close(score_tokens(backbone, rows, advanced.append), expected)
+    assert seen[0] == 9
+    assert sum(advanced) == 9
+    monkeypatch.setattr(backbone, "scores", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(UserError, match=r"scoring: out of memory with a single sequence of 14 tokens; lower data\."):
+        score_tokens(backbone, rows)

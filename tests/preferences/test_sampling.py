@@ -6,9 +6,11 @@ import sys
 import pytest
 from demo_runs import small_recipe, write_jsonl
 
+from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.cli.main import main
 from lorarlhf.data.tokenized import prompt_examples
 from lorarlhf.errors import UserError
+from lorarlhf.generation import sample as sample_module
 from lorarlhf.preferences.pairs import read_pairs
 from lorarlhf.preferences.sampling import finished_rows
 from lorarlhf.recipe.sections import DataConfig
@@ -85,6 +87,32 @@ def test_a_model_that_always_says_the_same_makes_no_pairs(monkeypatch, prompts, 
     assert out.read_text() == ""
 
 
+def test_running_out_of_memory_changes_no_pair(monkeypatch, prompts, tmp_path, adapters):
+    _, reward = adapters
+    whole, short = tmp_path / "whole.jsonl", tmp_path / "short.jsonl"
+    options = ["--pick", "uncertain", "--reward", reward, "--response-length", 8]
+    assert run(monkeypatch, *base(prompts, whole), *options) == 0
+    decode, scores, failures = sample_module._decode, SharedBackbone.scores, []
+
+    def short_of_memory(real, size):
+        def compute(*args):
+            if size(*args) > 20:
+                failures.append(real)
+                raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")
+            return real(*args)
+
+        return compute
+
+    monkeypatch.setattr(sample_module, "_decode", short_of_memory(decode, lambda _, role, some, *rest: len(some)))
+    monkeypatch.setattr(SharedBackbone, "scores", short_of_memory(scores, lambda _, sequences, *rest: len(sequences)))
+    assert run(monkeypatch, *base(prompts, short), *options) == 0
+    assert set(failures) == {decode, scores}
+    pairs = [[json.loads(line) for line in path.read_text().splitlines()] for path in (whole, short)]
+    for one, other in zip(*pairs, strict=True):
+        assert one.pop("predicted") == pytest.approx(other.pop("predicted"), abs=1e-4)
+        assert one == other
+
+
 def test_an_interrupted_run_goes_on_as_if_it_had_not_stopped(monkeypatch, prompts, tmp_path):
     whole, torn = tmp_path / "whole.jsonl", tmp_path / "torn.jsonl"
     assert run(monkeypatch, *base(prompts, whole)) == 0
@@ -154,7 +182,7 @@ def test_a_run_gives_its_own_temperature_and_length(monkeypatch, prompts, tmp_pa
 def test_other_options_are_not_mixed_in(monkeypatch, prompts, tmp_path, capsys, option, changed):
     """Nothing is loaded: the model and file named here need not be there."""
     out = tmp_path / "pairs.jsonl"
-    monkeypatch.setattr("lorarlhf.preferences.sampling.sample_responses", None)
+    monkeypatch.setattr("lorarlhf.preferences.sampling.ResponseSampler", None)
     written = base(prompts, out)
     options = {
         "model": "shipped:demo/model",

@@ -6,6 +6,7 @@ import torch
 from demo_runs import equal, weights
 from loops import randomise, rows_of
 
+from lorarlhf.errors import UserError
 from lorarlhf.generation import sample as sample_module
 from lorarlhf.recipe.sections import PPOConfig
 from lorarlhf.rl.prompts import Share
@@ -140,6 +141,18 @@ def test_a_rollout_that_ran_out_of_memory_is_sampled_anew_and_the_same(loop, mon
     assert calls[0] == 8
     assert sum(calls[1:]) == 8
     assert torch.equal(sampled.sequences.tokens, expected.sequences.tokens)
+
+
+def test_a_step_that_runs_out_of_memory_half_way_ends_in_one_line(loop):
+    """It cannot be tried again: some of the weights are new by then."""
+    made = loop()
+
+    def step(*_):
+        raise torch.AcceleratorError("CUDA error: out of memory")
+
+    made.learner.optimizer.step = step
+    with pytest.raises(UserError, match=r"^optimiser step: out of memory; .*Checkpoints stand: go on with --resume$"):
+        made.train()
 
 
 # The trunk that reward model and critic share

@@ -162,3 +162,34 @@ def test_a_quantised_output_layer_is_refused_before_anything_is_loaded(tmp_path,
     ):
         train_sft(recipe, Run(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_evaluation_goes_on_in_parts_where_memory_runs_out(tmp_path, monkeypatch):
+    sets = ("sft.per_device_eval_batch_size=8", "sft.max_steps=1")
+    recipe = small_recipe(tmp_path, *sets)
+    expected = train_sft(recipe, tmp_path / "whole")["eval_loss"]
+    real, seen = PolicySFTTrainer.compute_loss, []
+
+    def compute_loss(trainer, model, inputs, *args, **kwargs):
+        if not model.training:
+            seen.append(len(inputs["input_ids"]))
+            if seen[-1] > 3:
+                raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")
+        return real(trainer, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(PolicySFTTrainer, "compute_loss", compute_loss)
+    assert train_sft(recipe, tmp_path / "parts")["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    assert seen == [7, 3, 3, 1]
+
+
+@pytest.mark.parametrize("where", ["compute_loss", "optimizer_step"])
+def test_training_that_runs_out_of_memory_ends_in_one_line(tmp_path, monkeypatch, where):
+    def fail(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    if where == "compute_loss":
+        monkeypatch.setattr(PolicySFTTrainer, "compute_loss", fail)
+    else:
+        monkeypatch.setattr(torch.optim.AdamW, "step", fail)
+    with pytest.raises(UserError, match=r"^training: out of memory; lower per_device_train_batch_size .*--resume$"):
+        train_sft(small_recipe(tmp_path), tmp_path / "run")
