@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
-from transformers import StaticCache
+from transformers import Cache, StaticCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
 from lorarlhf.backbone.shared import SharedBackbone
-from lorarlhf.errors import first_line
+from lorarlhf.generation.capture import CAPTURABLE_ATTENTION, FIRST_SOUND_TORCH, Captured, CaptureError, capture
+from lorarlhf.generation.prefill import Prompts, fill
 
 logger = logging.getLogger(__name__)
 
@@ -29,35 +31,50 @@ class Decoder(Protocol):
 
 
 def make_decoder(backbone: SharedBackbone, prompts: list[Sequence[int]], limit: int) -> Decoder:
-    """The decoder for this device and model: captured on a GPU if the model's cache can be of a fixed size."""
-    captured = backbone.device.type == "cuda" and can_be_static(backbone)
+    """The decoder for this device and model: captured on a GPU where a step can be, else one whose cache grows."""
+    captured = backbone.device.type == "cuda" and capture_fault(backbone, max(map(len, prompts)) + limit) is None
     return (StaticDecoder if captured else GrowingDecoder)(backbone, prompts, limit)
 
 
-def can_be_static(backbone: SharedBackbone) -> bool:
-    """Whether a step is the same work whatever came before: full attention everywhere, no data-dependent branch."""
-    if not backbone.causal_lm._can_compile_fullgraph:
-        return False
-    layers: list[Any] = list(StaticCache(backbone.causal_lm.config, max_cache_len=1).layers)
-    return not any(layer.is_sliding for layer in layers)
+def capture_fault(backbone: SharedBackbone, length: int) -> str | None:
+    """Why a step of decoding up to `length` tokens cannot be recorded as a graph; None if it can, as far as is known.
 
-
-class _Prompts:
-    """Left-padded, so that all rows go on from the same column.
-
-    Attributes:
-        inputs, positions: [n, W] token ids and their places; attention: [n, W + limit], 0 only at padding.
+    What a graph does must be the same work whatever came before, without a question from Python to the GPU.
     """
+    model = backbone.causal_lm
+    used = model.config.get_text_config()._attn_implementation
+    if torch.__version__ < FIRST_SOUND_TORCH:
+        return f"torch {torch.__version__} does not clean up after a capture that fails"
+    if StaticDecoder.failure is not None:
+        return StaticDecoder.failure
+    if getattr(model, "is_loaded_in_8bit", False):
+        return "bitsandbytes asks the GPU for outliers at each int8 product"
+    if used not in CAPTURABLE_ATTENTION:
+        # It would also take a static cache's empty places, of which its mask says nothing, for tokens.
+        return f"{used} asks the GPU for lengths"
+    if not model._can_compile_fullgraph:
+        return "the family branches on what it computes"
+    if static_cache(backbone, length) is None:
+        return "the family keeps no list of keys and values, or a sliding window is shorter than the rows"
+    return None
 
-    def __init__(self, prompts: list[Sequence[int]], limit: int, device: torch.device) -> None:
-        n, width = len(prompts), max(len(p) for p in prompts)
-        self.inputs = torch.zeros(n, width, dtype=torch.long, device=device)
-        self.attention = torch.ones(n, width + limit, dtype=torch.long, device=device)
-        for row, prompt in enumerate(prompts):
-            self.inputs[row, width - len(prompt) :] = torch.tensor(prompt, device=device)
-            self.attention[row, : width - len(prompt)] = 0
-        # Places count real tokens only: padding on the left must not move a prompt along its positions.
-        self.positions = (self.attention[:, :width].cumsum(1) - 1).clamp(min=0)
+
+def static_cache(backbone: SharedBackbone, length: int) -> StaticCache | None:
+    """A cache of fixed size for so many tokens; None where a layer keeps something else, or not all of them.
+
+    A sliding window that is wide enough hides nothing, so its layers are plain ones here: transformers' own for windows
+    count tokens in Python, which a graph would not.
+    """
+    config = backbone.causal_lm.config
+    kinds = {type(layer) for layer in backbone.growing_cache().layers}
+    if not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
+        return None
+    cache = StaticCache(config, max_cache_len=length)
+    layers: list[Any] = list(cache.layers)
+    if any(layer.max_cache_len < length for layer in layers):
+        return None
+    cache.layers = [StaticLayer(length) for _ in layers]
+    return cache
 
 
 class GrowingDecoder:
@@ -65,25 +82,23 @@ class GrowingDecoder:
 
     def __init__(self, backbone: SharedBackbone, prompts: list[Sequence[int]], limit: int) -> None:
         self.backbone = backbone
-        self.prompts = _Prompts(prompts, limit, backbone.device)
-        self.cache = backbone.growing_cache()
-        self.attention, self.positions = self.prompts.attention, self.prompts.positions
+        self.prompts = Prompts(prompts, limit, backbone.device)
+        self.cache: Cache = backbone.growing_cache()
+        self.attention, self.positions = self.prompts.attention, self.prompts.positions[:, -1:]
 
     def start(self) -> Tensor:
-        return self._forward(self.prompts.inputs)
+        scores, self.cache = fill(self.backbone, self.prompts)
+        return scores
 
     def step(self, tokens: Tensor) -> Tensor:
-        self.positions = self.positions[:, -1:] + 1
-        return self._forward(tokens.unsqueeze(1))
+        self.positions = self.positions + 1
+        seen = self.cache.get_seq_length() + 1
+        hidden = self.backbone.cached_states(tokens.unsqueeze(1), self.attention[:, :seen], self.positions, self.cache)
+        return self.backbone.logits(hidden[:, -1])
 
     def keep(self, rows: Tensor) -> None:
         self.backbone.keep_rows(self.cache, rows)
         self.attention, self.positions = self.attention[rows], self.positions[rows]
-
-    def _forward(self, inputs: Tensor) -> Tensor:
-        seen = self.cache.get_seq_length() + inputs.shape[1]
-        hidden = self.backbone.cached_states(inputs, self.attention[:, :seen], self.positions, self.cache)
-        return self.backbone.logits(hidden[:, -1])
 
 
 class StaticDecoder:
@@ -92,84 +107,72 @@ class StaticDecoder:
     A step of a small batch is hundreds of short kernels, which take longer to launch than to run. Adapters are read
     where they lie, so what trains between two rollouts needs no new graph; a change of the batch does: rows that have
     ended go on computing until they are half of it, then leave.
+
+    Attributes:
+        failure: why a capture has failed in this process. None is tried again: it costs a plain run and more.
     """
+
+    failure: ClassVar[str | None] = None
 
     def __init__(self, backbone: SharedBackbone, prompts: list[Sequence[int]], limit: int) -> None:
         self.backbone = backbone
-        self.prompts = _Prompts(prompts, limit, backbone.device)
+        self.prompts = Prompts(prompts, limit, backbone.device)
         self.attention = self.prompts.attention
-        self.cache = StaticCache(backbone.causal_lm.config, max_cache_len=self.attention.shape[1])
-        self.layers: list[Any] = list(self.cache.layers)
+        cache = static_cache(backbone, self.attention.shape[1])
+        assert cache is not None  # `capture_fault` has said so
+        self.cache = cache
+        self.layers: list[Any] = list(cache.layers)
         self.rows = torch.arange(len(prompts), device=backbone.device)  # of the batch that still matter
         self.tokens = torch.zeros(len(prompts), 1, dtype=torch.long, device=backbone.device)
         self.positions = self.prompts.positions[:, -1:].clone()
-        self.graph: Any = None
-        self.logits: Tensor | None = None
+        self.captured: Captured | None = None
         self.capturing = backbone.device.type == "cuda"
 
     def start(self) -> Tensor:
-        return self._forward(self.prompts.inputs, self.prompts.positions)
+        scores, _ = fill(self.backbone, self.prompts, self.cache)
+        return scores
 
     def step(self, tokens: Tensor) -> Tensor:
         # In place: a captured graph reads its inputs where they lay when it was captured.
         self.tokens[self.rows, 0] = tokens
         self.positions.add_(1)
-        if self.graph is None and self.capturing:
-            self._capture()
-        if self.graph is None:
-            return self._forward(self.tokens, self.positions)[self.rows]
-        self.graph.replay()
-        assert self.logits is not None
-        return self.logits[self.rows]
+        if self.captured is None and self.capturing:
+            self.captured = self._capture()
+        if self.captured is None:
+            return self._forward()[self.rows]
+        self.captured.graph.replay()
+        return self.captured.output[self.rows]
 
     def keep(self, rows: Tensor) -> None:
         self.rows = self.rows[rows]
         if 2 * len(self.rows) > len(self.tokens):
             return
         # A graph is of one shape: half the rows make a new capture worth its time, one row less does not.
-        self.graph = self.logits = None  # frees what it holds before the copies are made
+        self.captured = None  # frees what it holds before the copies are made
         for layer in self.layers:
-            layer.keys, layer.values = layer.keys[self.rows], layer.values[self.rows]
+            if layer.is_initialized:  # one that reads another's keys is not
+                layer.keys, layer.values = layer.keys[self.rows], layer.values[self.rows]
         self.tokens, self.positions = self.tokens[self.rows], self.positions[self.rows]
         self.attention = self.attention[self.rows]
         self.rows = torch.arange(len(self.rows), device=self.rows.device)
 
-    def _forward(self, inputs: Tensor, positions: Tensor) -> Tensor:
-        hidden = self.backbone.cached_states(inputs, self.attention, positions, self.cache)
+    def _forward(self) -> Tensor:
+        hidden = self.backbone.cached_states(self.tokens, self.attention, self.positions, self.cache)
         return self.backbone.logits(hidden[:, -1])
 
-    def _capture(self) -> None:
-        """Record the step, and check that replaying gives what running it gave; if not, go on without a graph."""
-        # Each run below writes a token into the cache and moves it on by one; all of them must write the same place.
+    def _capture(self) -> Captured | None:
+        """The step as a graph; None, once and for all, if that fails."""
+        # Each run of the step writes a token into the cache and moves it on by one: all must write the same place.
         lengths = [layer.cumulative_length.clone() for layer in self.layers]
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # the first run may choose algorithms, which a capture must not
-            expected = self._forward(self.tokens, self.positions)
-        torch.cuda.current_stream().wait_stream(side)
-        self._rewind(lengths)
-        graph = torch.cuda.CUDAGraph()
+
+        def rewind() -> None:
+            for layer, length in zip(self.layers, lengths, strict=True):
+                layer.cumulative_length.copy_(length)
+
         try:
-            with torch.cuda.graph(graph):
-                logits = self._forward(self.tokens, self.positions)
-            graph.replay()
-            torch.cuda.synchronize()
-        except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            self._go_without(first_line(error), lengths)
-            return
-        self._rewind(lengths)
-        if not torch.allclose(logits.float(), expected.float(), rtol=0.05, atol=0.05):
-            self._go_without("a replay differs from a plain run", lengths)
-            return
-        self.graph, self.logits = graph, logits
-
-    def _rewind(self, lengths: list[Tensor]) -> None:
-        for layer, length in zip(self.layers, lengths, strict=True):
-            layer.cumulative_length.copy_(length)
-
-    def _go_without(self, reason: str, lengths: list[Tensor]) -> None:
-        logger.warning("decoding without a CUDA graph, which is slower: %s", reason)
-        self.capturing = False
-        self._rewind(lengths)
+            return capture(self._forward, rewind)
+        except CaptureError as error:
+            StaticDecoder.failure = str(error)
+            self.capturing = False
+            logger.warning("decoding without a CUDA graph from here on, which is slower: %s", error)
+            return None

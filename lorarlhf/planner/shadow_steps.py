@@ -13,16 +13,16 @@ from torch import Tensor
 from trl.trainer import utils as trl_utils
 
 from lorarlhf.backbone.logprobs import Softmax
-from lorarlhf.generation.decode import Decoder, GrowingDecoder, StaticDecoder, can_be_static
+from lorarlhf.generation.decode import Decoder, GrowingDecoder, StaticDecoder, capture_fault
 from lorarlhf.planner.shadow import Allocations, FullBatch, ShadowBackbone
 from lorarlhf.recipe.sections import Role
 
 
 @torch.no_grad()
 def decode(shadow: ShadowBackbone, allocations: Allocations, rows: int, prompt: int, response: int) -> None:
-    """The prompts at once, and the last token of the responses."""
+    """The prompts, a group at a time, and the last token of the responses."""
     shadow.eval()
-    static = shadow.target.type == "cuda" and can_be_static(shadow)
+    static = shadow.target.type == "cuda" and capture_fault(shadow, prompt + response) is None
     with shadow.role("policy"), shadow.on_meta():
         decoder: Decoder = (StaticDecoder if static else GrowingDecoder)(shadow, [[0] * prompt] * rows, response)
         logits = decoder.start()

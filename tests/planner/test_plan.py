@@ -142,10 +142,38 @@ def test_the_largest_budget_is_the_last_that_fits():
     assert planner.largest_budget(6 * GIB) == 0
 
 
+def test_an_automatic_budget_leaves_a_tenth_free(monkeypatch):
+    automatic = recipe("ppo.micro_batch_tokens=auto")
+    monkeypatch.setattr(fitting, "load_model_config", lambda _: QWEN)
+    monkeypatch.setattr(fitting, "this_target", lambda: "cuda")
+    monkeypatch.setattr(fitting, "available_memory_bytes", lambda: 10 * GIB)
+    planner = Planner(automatic, QWEN, "cuda")
+    tokens = auto_token_budget(automatic)
+    assert tokens == planner.largest_budget(9 * GIB) < planner.largest_budget(10 * GIB)
+    assert fitting._plan(planner, "ppo", 10 * GIB).token_budget == tokens  # `lorarlhf plan` says the same
+
+
 def test_rollouts_that_do_not_fit_are_halved_on_a_gpu_only():
-    plan = fitting._plan(Planner(recipe(), QWEN, "cuda"), "ppo", 12 * GIB)
-    assert plan.peak.total <= 12 * GIB
+    planner = Planner(recipe(), QWEN, "cuda")
+    plan = fitting._plan(planner, "ppo", 9 * GIB)
+    assert plan.peak.total <= 9 * GIB
     assert plan.rollout_rows == 32
+    assert fitting._plan(planner, "ppo", 12 * GIB).rollout_rows == 64
+
+
+def test_prompts_do_not_say_how_many_rows_are_decoded_at_a_time(monkeypatch):
+    """They are computed in groups of eight rows of 512 tokens; what grows with the rows is the cache."""
+    planner = Planner(recipe(), QWEN, "cuda")
+    few, many = (planner.ppo(2048, rows).phases[0].parts for rows in (16, 64))
+    assert many["kv cache"] == 4 * few["kv cache"]
+    assert many["activations"] < 1.2 * few["activations"]
+    monkeypatch.setattr("lorarlhf.generation.prefill.PREFILL_TOKENS", 10**6)
+    at_once = Planner(recipe(), QWEN, "cuda").ppo(2048).phases[0]
+    assert at_once.parts["activations"] > 4 * many["activations"]
+    assert at_once.total > 12 * GIB
+
+
+def test_rollouts_of_a_cpu_are_not_halved():
     demo = recipe(name="demo")
     planner = Planner(demo, load_model_config(demo.model), "cpu")
     assert fitting._plan(planner, "ppo", GIB // 4).rollout_rows == 64
