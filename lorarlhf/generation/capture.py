@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lorarlhf.errors import first_line, is_out_of_memory
 
-FIRST_SOUND_TORCH = (2, 12)  # before it, a capture that fails leaves the caching allocator sending memory to its pool
+FIRST_SOUND_TORCH = "2.12"  # before it, a capture that fails leaves the allocator sending memory to its pool
 CAPTURABLE_ATTENTION = ("sdpa", "eager")  # flash attention reads its mask on the host
 
 
