@@ -81,18 +81,12 @@ class StageDisplay:
         """So many units are done."""
         self.progress.update(self.task, completed=done, phase=self.phase(done + 1))
 
-    def warn(self, row: Mapping[str, Any]) -> None:
-        """Write a row, and show the text that it has under "warning" once, above what is live."""
-        if self.quiet:
-            return
-        self._write(row)
-        self.console.print(f"{self.title}: warning: {row['warning']}", markup=False, highlight=False, soft_wrap=True)
-
     def log(self, row: Mapping[str, Any]) -> None:
-        """Write a row of numbers, and show those that matter."""
+        """Write a row of numbers, and show those that matter; then its `warnings`, texts by name, a line each."""
         if self.quiet:
             return
-        self._write(row)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
         if self.unit in row:
             self.advance_to(row[self.unit])
         self.rows.append(row)
@@ -100,6 +94,8 @@ class StageDisplay:
             self.live.update(self._picture())
         else:
             self._print(row)
+        for text in row.get("warnings", {}).values():  # above what is live, where they stay
+            self.console.print(f"{self.title}: warning: {text}", markup=False, highlight=False, soft_wrap=True)
 
     def __enter__(self) -> StageDisplay:
         if self.console.is_terminal and not self.quiet:
@@ -111,10 +107,6 @@ class StageDisplay:
         if self.live.is_started:
             self.live.update(self._picture())
             self.live.stop()
-
-    def _write(self, row: Mapping[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
 
     def _print(self, row: Mapping[str, Any]) -> None:
         task = self.progress.tasks[0]

@@ -103,10 +103,9 @@ def train_ppo(
     watch = Watch()
 
     def log(row: dict[str, Any]) -> None:
-        display.log(row)
+        warnings = watch.observe(row)
+        display.log({**row, "warnings": warnings} if warnings else row)
         learner.track(row)
-        for symptom, text in watch.observe(row).items():
-            display.warn({"iteration": row["iteration"], "step": row["step"], "symptom": symptom, "warning": text})
 
     setup = make_setup(backbone, config, prompts, eval_prompts, functions, log, folder, recipe.seed)
     if learner.is_main:
