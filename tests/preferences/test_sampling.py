@@ -135,7 +135,7 @@ def test_any_text_survives_a_stop(tmp_path):
 def test_the_policy_of_a_run_or_of_one_of_its_checkpoints(tmp_path):
     run = Run(tmp_path / "run")
     run.write_recipe(load_recipe("demo"))
-    with pytest.raises(UserError, match="--checkpoint last: no policy of .* has finished"):
+    with pytest.raises(UserError, match=r"--checkpoint last: no policy of .* has finished"):
         of_run(run, checkpoint="last")
     assert of_run(run).sources == ["base"]
     run.stage("ppo").mkdir()
@@ -144,7 +144,7 @@ def test_the_policy_of_a_run_or_of_one_of_its_checkpoints(tmp_path):
         (part / "policy").mkdir()
     assert of_run(run).sources == [str(run.stage("ppo"))]
     assert of_run(run, checkpoint="8").sources == [str(run.stage("ppo") / "checkpoint-8" / "policy")]
-    with pytest.raises(UserError, match="--checkpoint 9: .* there is 8, last, best"):
+    with pytest.raises(UserError, match=r"--checkpoint 9: .* there is 8, last, best"):
         of_run(run, checkpoint="9")
 
 
