@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lorarlhf.cli.options import SOURCE, RunFolder, Set
+from lorarlhf.cli.options import SOURCE, Checkpoint, RunFolder, Set
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.load import Option
 from lorarlhf.recipe.sections import Stage
@@ -23,6 +23,7 @@ def evaluate(
     ] = None,
     set_: Set = None,
     out: Annotated[Path | None, typer.Option(help="Where to.", show_default="RUN/STAGE/evaluation.json")] = None,
+    checkpoint: Checkpoint = "best",
 ) -> None:
     """Say how well a reward model predicts held-out comparisons, or what a policy has come to answer."""
     from lorarlhf.run import Run, write_json
@@ -31,7 +32,7 @@ def evaluate(
     chosen = stage or folder.last_stage()
     named = {} if dataset is None else {f"data.{STAGES[chosen].data_key}_test": Option("--dataset", dataset)}
     recipe = folder.read_recipe(named, set_ or [])
-    folder.adapter(chosen)  # says so before anything is loaded
+    adapter = folder.adapter(chosen, checkpoint)  # says so before anything is loaded
     from rich.console import Console
 
     from lorarlhf.cli.quiet import quiet_libraries
@@ -41,12 +42,13 @@ def evaluate(
     from lorarlhf.stages.evaluate import evaluate_run, report_lines
 
     console = Console()
-    evaluation = evaluate_run(folder, recipe, chosen, console)
+    evaluation = evaluate_run(folder, recipe, chosen, console, checkpoint=checkpoint)
     if samples := evaluation.get("samples"):
         prompts, before, after = ([row[key] for row in samples] for key in ("prompt", "before", "after"))
         show_samples(console, prompts, before, after)
     typer.echo("\n".join(f"  {name:18} {text}" if name else text for name, text in report_lines(evaluation)))
-    path = out or folder.stage(chosen) / "evaluation.json"
+    of_another = "" if adapter == folder.stage(chosen) else f"-{adapter.parent.name}"
+    path = out or folder.stage(chosen) / f"evaluation{of_another}.json"
     try:
         write_json(path, evaluation)
     except OSError as error:

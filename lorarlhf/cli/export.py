@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from lorarlhf.cli.options import RunFolder
+from lorarlhf.cli.options import Checkpoint, RunFolder
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import Stage
 
@@ -24,6 +24,8 @@ def export(
         Literal["bfloat16", "float16", "float32"] | None,
         typer.Option(help="Type of merged weights.", show_default="as in the recipe"),
     ] = None,
+    checkpoint: Checkpoint = "best",
+    anyway: Annotated[bool, typer.Option("--anyway", help="Even if training has improved nothing.")] = False,
     push_to_hub: Annotated[str | None, typer.Option(metavar="REPO", help="Upload to this Hub repository.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Keep a new Hub repository private.")] = False,
 ) -> None:
@@ -36,9 +38,11 @@ def export(
     from lorarlhf.publishing.hub import push_to_hub as push
     from lorarlhf.publishing.merge import export_run
     from lorarlhf.run import Run
+    from lorarlhf.stages.export import check_improved
 
     chosen = stage or Run(run).last_stage()
-    export_run(Run(run), to, chosen, merge, dtype)
+    check_improved(Run(run), chosen, checkpoint, anyway)
+    export_run(Run(run), to, chosen, merge, dtype, checkpoint)
     typer.echo(f"export: the {chosen} stage of {run} is in {to}")
     if push_to_hub is not None:
         typer.echo(f"export: uploaded to {push(to, push_to_hub, private)}")

@@ -31,25 +31,34 @@ from lorarlhf.publishing.card import model_card, without_folders
 from lorarlhf.recipe.sections import ModelConfig, Recipe, Stage
 from lorarlhf.recipe.shipped import resolve_path
 from lorarlhf.recipe.stages import STAGES
-from lorarlhf.run import Run, write_json
+from lorarlhf.run import BEST, Run, write_json
 
 MARKER = "lorarlhf_export.json"  # written last; lists the export's files, so that a later one may replace them
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-def export_run(run: Run, to: Path, stage: Stage, merge: bool | None = None, dtype: str | None = None) -> None:
+def export_run(
+    run: Run,
+    to: Path,
+    stage: Stage,
+    merge: bool | None = None,
+    dtype: str | None = None,
+    checkpoint: str | int = BEST,
+) -> None:
     """Write a stage's model into the folder `to`, whole or not at all.
 
     Args:
         merge: fold the adapter into the base model's weights (see `merged_model`), or copy it in plain PEFT format.
         dtype: of merged weights. Both are the recipe's (`export`) unless given; its dtype `auto` is bfloat16, but for a
             reward model what the run computes in, as rounding moves its scores.
+        checkpoint: another adapter than the one that was kept, see `Run.adapter`.
 
     Raises:
         UserError: the stage has no adapter, or `to` cannot be written or holds anything but an earlier export.
     """
     recipe = run.read_recipe()
-    source = run.adapter(stage)
+    finished, source = run.adapter(stage), run.adapter(stage, checkpoint)
+    summary = run.read_summary(stage) if source == finished else {"checkpoint": source.parent.name}
     merge = recipe.export.merge if merge is None else merge
     torch_dtype = _dtype(recipe, stage, dtype)
     _check_replaceable(to)
@@ -62,13 +71,13 @@ def export_run(run: Run, to: Path, stage: Stage, merge: bool | None = None, dtyp
     with work:
         folder = Path(work.name) / "new"
         folder.mkdir()
-        tokenizer = _tokenizer(recipe, source, stage)
+        tokenizer = _tokenizer(recipe, finished, stage)
         if merge:
             merged_model(recipe.model, source, stage, tokenizer, torch_dtype).save_pretrained(folder)
         else:
             _copy_adapter(recipe.model, source, folder)
         tokenizer.save_pretrained(folder)
-        card = model_card(recipe, stage, run.read_summary(stage), torch_dtype if merge else None)
+        card = model_card(recipe, stage, summary, torch_dtype if merge else None)
         (folder / "README.md").write_text(card, encoding="utf-8")
         _write_marker(folder)
         if to.exists():
