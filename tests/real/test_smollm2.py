@@ -142,7 +142,7 @@ def test_evaluation(trained):
 
 def test_what_is_exported_is_still_the_model_and_what_was_trained(trained, tmp_path):
     run = trained("gae")
-    folder = export(run, tmp_path / "model", "ppo", dtype="float32")
+    folder = export(run, tmp_path / "model", "ppo", dtype="float32", anyway=True)  # two iterations prove nothing
     assert answer(folder) == ANSWER
     config = run.read_recipe().model
     backbone = load_backbone(config)
