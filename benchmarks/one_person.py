@@ -51,9 +51,7 @@ SETS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="Hub id or folder of a chat model")
-    parser.add_argument(
-        "--questions", required=True, help="comparisons or prompts: short first questions are put"
-    )
+    parser.add_argument("--questions", required=True, help="comparisons or prompts: short first questions are put")
     parser.add_argument("--labels", type=int, nargs="+", default=[50, 100, 200, 400])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--iterations", type=int, default=18)
