@@ -30,7 +30,7 @@ def evaluate(
     folder = Run(run)
     chosen = stage or folder.last_stage()
     named = {} if dataset is None else {f"data.{STAGES[chosen].data_key}_test": Option("--dataset", dataset)}
-    recipe = folder.read_recipe(named, set_ or [])
+    recipe = folder.read_recipe(named, set_ or [], chosen)
     folder.adapter(chosen)  # says so before anything is loaded
     from rich.console import Console
 

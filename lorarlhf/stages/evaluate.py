@@ -56,7 +56,9 @@ def evaluate(
     run = Run(run)
     stage = stage or run.last_stage()
     named = {} if dataset is None else {f"data.{STAGES[stage].data_key}_test": Option("dataset", dataset)}
-    return evaluate_run(run, run.read_recipe(named, sets), stage, console or Console(quiet=True), reward_functions)
+    return evaluate_run(
+        run, run.read_recipe(named, sets, stage), stage, console or Console(quiet=True), reward_functions
+    )
 
 
 def evaluate_run(
