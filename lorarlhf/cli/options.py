@@ -20,4 +20,7 @@ OutputDir = Annotated[
 RunFolder = Annotated[Path, typer.Option("--run", help="The run's folder.", show_default=False)]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any key of the recipe.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of an interrupted run.")]
+AllowOtherBase = Annotated[
+    bool, typer.Option("--allow-other-base", help="Load adapters that were trained on another base model, too.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and the plan; load no weights.")]
