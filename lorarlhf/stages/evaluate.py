@@ -161,7 +161,7 @@ def _scorer(backbone: SharedBackbone, recipe: Recipe, functions: Sequence[Weight
     return response_scorer(passes, recipe.ppo.reward_model_weight, functions)
 
 
-def _prompts_of(data: DataConfig, stage: Stage) -> DataConfig:
+def prompts_of(data: DataConfig, stage: Stage) -> DataConfig:
     """With the prompts of what the stage trained on: fine-tuning has those of the demonstrations."""
     key = STAGES[stage].data_key
     train, test = getattr(data, key), getattr(data, f"{key}_test")
@@ -169,7 +169,7 @@ def _prompts_of(data: DataConfig, stage: Stage) -> DataConfig:
 
 
 def _held_out_prompts(data: DataConfig, stage: Stage, functions: Sequence[WeightedReward]) -> Loaded[PromptRow]:
-    loaded = load_prompt_rows(_prompts_of(data, stage), "test", columns_wanted(functions))
+    loaded = load_prompt_rows(prompts_of(data, stage), "test", columns_wanted(functions))
     if not loaded.rows:
         raise _nothing_held_out()
     return loaded

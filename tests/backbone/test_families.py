@@ -17,9 +17,9 @@ from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.display import read_metrics
 from lorarlhf.errors import UserError
-from lorarlhf.publishing.merge import export_run
 from lorarlhf.recipe.sections import DataConfig, LoraConfig, ModelConfig, PPOConfig, Recipe, RewardConfig
 from lorarlhf.run import Run
+from lorarlhf.stages.export import export_run
 from lorarlhf.stages.ppo import train_ppo
 from lorarlhf.stages.reward import train_reward
 
