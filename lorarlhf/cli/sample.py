@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from lorarlhf.cli.options import AllowOtherBase
 from lorarlhf.data.endings import LINES, check_ending
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import Quantization
@@ -35,6 +36,7 @@ def sample(
     pick: Annotated[Literal["all", "uncertain"], typer.Option(help="uncertain: closest calls first.")] = "all",
     reward: Annotated[Path | None, typer.Option(help="Reward adapter for --pick.", show_default="that of RUN")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    allow_other_base: AllowOtherBase = False,
 ) -> None:
     """Sample pairs of different responses, to be compared with `lorarlhf collect`."""
     if (run is None) == (model is None):
@@ -55,5 +57,7 @@ def sample(
         respondent = of_run(Run(run), adapters)
     else:
         respondent = of_model(ModelConfig(name=str(model), quantization=quantization or "none"), adapters)
-    count = sample_pairs(respondent, prompts, out, n, temperature, response_length, pick, reward, seed)
+    count = sample_pairs(
+        respondent, prompts, out, n, temperature, response_length, pick, reward, seed, allow_other_base
+    )
     typer.echo(f"sample: {count} pairs in {out}; label them with lorarlhf collect --pairs {out} --out labels.jsonl")

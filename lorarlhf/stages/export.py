@@ -18,7 +18,7 @@ from lorarlhf.memory import free_cached_memory
 from lorarlhf.publishing.card import model_card, published
 from lorarlhf.publishing.folder import write_marker, written_beside
 from lorarlhf.publishing.merge import export_dtype, stage_tokenizer, write_adapter, write_merged
-from lorarlhf.recipe.sections import MergeBase, Recipe, Stage
+from lorarlhf.recipe.sections import MergeBase, ModelConfig, Recipe, Stage
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.run import Run
 from lorarlhf.stages.evaluate import report_lines
@@ -102,7 +102,8 @@ def _write_compared(recipe: Recipe, stage: Stage, adapter: Path, folder: Path) -
     if trained is None:
         return {}
     dtype = str(export_dtype(recipe, stage)).removeprefix("torch.")
-    compared = trained.compare(folder, recipe.model.trust_remote_code)
+    exported = ModelConfig(name=str(folder), quantization="none", trust_remote_code=recipe.model.trust_remote_code)
+    compared = trained.compare(exported)
     return {"base": recipe.export.base, "dtype": dtype, **compared}
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from lorarlhf.backbone.batch import TokenBatch
-from lorarlhf.backbone.load import load_backbone
+from lorarlhf.backbone.load import compute_dtype, load_backbone, load_model_config, quantization_config
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.examples import SPLITS, Loaded, load_prompt_rows
 from lorarlhf.data.rows import NO_COLUMNS, PromptRow
@@ -27,7 +27,7 @@ from lorarlhf.evaluation.reward_model import score_tokens
 from lorarlhf.generation.draw import uniform_table
 from lorarlhf.generation.sample import ResponseSampler
 from lorarlhf.memory import accelerator
-from lorarlhf.recipe.sections import Recipe, Stage
+from lorarlhf.recipe.sections import ModelConfig, Recipe, Stage
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.rl.kl import kl_estimate
 from lorarlhf.stages.evaluate import prompts_of
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 class Trained(Protocol):
     """What the run's own model says, to be compared with what an export says."""
 
-    def compare(self, folder: Path, trust_remote_code: bool) -> dict[str, Any]: ...
+    def compare(self, exported: ModelConfig) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -59,20 +59,20 @@ class Responses:
     temperature: float
 
     @torch.no_grad()
-    def compare(self, folder: Path, trust_remote_code: bool) -> dict[str, Any]:
+    def compare(self, exported: ModelConfig) -> dict[str, Any]:
         """KL(run || export) in nats a response, by k3 (see `kl_estimate`); the largest gap is of one token, in nats."""
-        model = _load_back(AutoModelForCausalLM, folder, trust_remote_code)
-        exported = torch.zeros_like(self.logprobs)
+        model = _load_back(AutoModelForCausalLM, exported)
+        logprobs = torch.zeros_like(self.logprobs)
         lengths = self.sequences.lengths.tolist()
         for i, (start, end) in enumerate(zip(self.sequences.prompt_lengths.tolist(), lengths, strict=True)):
             row = self.sequences.tokens[i : i + 1, :end].to(model.device)
             logits = model(input_ids=row).logits[0, start - 1 : end - 1].float() / self.temperature
             targets = row[0, start:end].unsqueeze(1)
-            exported[i, : end - start] = logits.log_softmax(-1).gather(1, targets).squeeze(1).cpu()
+            logprobs[i, : end - start] = logits.log_softmax(-1).gather(1, targets).squeeze(1).cpu()
         return {
-            "responses": len(exported),
-            "kl": kl_estimate(self.logprobs, exported, "k3").sum(1).mean().item(),
-            "largest_gap": (self.logprobs - exported).abs().max().item(),
+            "responses": len(logprobs),
+            "kl": kl_estimate(self.logprobs, logprobs, "k3").sum(1).mean().item(),
+            "largest_gap": (self.logprobs - logprobs).abs().max().item(),
         }
 
 
@@ -90,24 +90,24 @@ class Scores:
     scores: Tensor
     pairs: Tensor
 
-    def compare(self, folder: Path, trust_remote_code: bool) -> dict[str, Any]:
+    def compare(self, exported: ModelConfig) -> dict[str, Any]:
         """The mean distance of scores beside their spread (standard deviation), and the share of pairs whose order
         is another; an order that has become a tie counts half."""
-        exported = classifier_scores(folder, self.rows, trust_remote_code)
-        before, after = (scores[self.pairs[:, 0]] - scores[self.pairs[:, 1]] for scores in (self.scores, exported))
+        scores = classifier_scores(exported, self.rows)
+        before, after = (each[self.pairs[:, 0]] - each[self.pairs[:, 1]] for each in (self.scores, scores))
         swapped = (before * after < 0).float() + 0.5 * ((before != 0) & (after == 0)).float()
         return {
             "comparisons": len(self.pairs),
-            "mean_gap": (self.scores - exported).abs().mean().item(),
+            "mean_gap": (self.scores - scores).abs().mean().item(),
             "spread": self.scores.std().item(),
             "swapped": swapped.mean().item(),
         }
 
 
 @torch.no_grad()
-def classifier_scores(folder: Path, rows: Sequence[Sequence[int]], trust_remote_code: bool) -> Tensor:
-    """[N] what transformers' sequence classifier says of token ids, in the type its file has."""
-    model = _load_back(AutoModelForSequenceClassification, folder, trust_remote_code)
+def classifier_scores(exported: ModelConfig, rows: Sequence[Sequence[int]]) -> Tensor:
+    """[N] what transformers' sequence classifier says of token ids, computed in the type its file has."""
+    model = _load_back(AutoModelForSequenceClassification, exported)
     return torch.tensor([model(input_ids=torch.tensor([row], device=model.device)).logits.item() for row in rows])
 
 
@@ -171,11 +171,13 @@ def _say_not_compared(error: UserError) -> None:
     logger.warning("the export is not compared with the run's own model, as its data cannot be read: %s", error)
 
 
-def _load_back(auto: Any, folder: Path, trust_remote_code: bool) -> PreTrainedModel:
+def _load_back(auto: Any, exported: ModelConfig) -> PreTrainedModel:
     """An exported model as anyone loads it; on the accelerator as much of it as fits."""
+    load_model_config(exported)  # a wrong or missing model is one plain line
     model: PreTrainedModel = auto.from_pretrained(
-        folder,
-        trust_remote_code=trust_remote_code,
+        exported.name,
+        trust_remote_code=exported.trust_remote_code,
+        quantization_config=quantization_config(exported, compute_dtype(exported)),
         use_safetensors=True,
         device_map="auto" if accelerator() else "cpu",
     )
