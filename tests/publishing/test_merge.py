@@ -22,7 +22,7 @@ from lorarlhf.backbone.load import attention, load_backbone
 from lorarlhf.errors import UserError
 from lorarlhf.publishing.folder import MARKER
 from lorarlhf.recipe.shipped import shipped_folder
-from lorarlhf.run import Run
+from lorarlhf.run import Run, write_json
 from lorarlhf.stages import export
 from lorarlhf.stages.export import export_run
 
@@ -252,6 +252,22 @@ def test_tokenizer_and_card_go_along(make_run, tmp_path, stage, side, merged):
     assert (tokenizer.pad_token, tokenizer.eos_token) == (original.pad_token, original.eos_token)
     assert tokenizer.padding_side == side
     assert "held-out accuracy | 0.8125" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_evaluation_of_the_stage_stands_in_the_card_without_folders(make_run, tmp_path):
+    run = make_run(["ppo"])
+    of_one = {"reward": 1.0, "entropy": 0.5, "response_length": 9.0, "finished": 1.0}
+    evaluation = {
+        **{"stage": "ppo", "reference": "base", "prompts": 40, "data": f"{tmp_path}/prompts.jsonl"},
+        **{"before": of_one, "after": {**of_one, "reward": 2.0, "kl": 3.0}},
+        **{"win_rate": 0.75, "win_rate_interval": [0.6, 0.86]},
+    }
+    write_json(run.stage("ppo") / "evaluation.json", evaluation)
+    export_run(run, tmp_path / "out", "ppo", merge=False)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| wins by reward | 75.0%  (95%: 60.0% to 86.0%) |" in card
+    assert "Ppo against base on 40 prompts of prompts.jsonl, of the run's own model." in card
+    assert str(tmp_path) not in card
 
 
 @pytest.fixture
