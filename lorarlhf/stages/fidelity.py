@@ -190,11 +190,11 @@ def fidelity_line(compared: Mapping[str, Any]) -> str:
     what = f"{compared['base']} base, {compared['dtype']}"
     if "kl" in compared:
         return (
-            f"beside the run's own model: KL {compared['kl']:.3f} nats a response, largest gap "
-            f"{compared['largest_gap']:.3f} nats a token ({compared['responses']} responses; {what})"
+            f"beside the run's own model: KL {compared['kl']:.2g} nats a response, largest gap "
+            f"{compared['largest_gap']:.2g} nats a token ({compared['responses']} responses; {what})"
         )
     return (
-        f"beside the run's own model: scores are off by {compared['mean_gap']:.4f} in the mean (they spread by "
-        f"{compared['spread']:.3f}), {compared['swapped']:.1%} of {compared['comparisons']} comparisons swapped "
+        f"beside the run's own model: scores are off by {compared['mean_gap']:.2g} in the mean (they spread by "
+        f"{compared['spread']:.2g}), {compared['swapped']:.1%} of {compared['comparisons']} comparisons swapped "
         f"({what})"
     )

@@ -91,7 +91,7 @@ def test_the_original_base_makes_another_policy_and_the_figures_say_so(make_run,
     marker = json.loads((tmp_path / "original" / MARKER).read_text())
     assert marker["compared"] == far
     assert run.read_summary("ppo")["export"] == far
-    assert f"KL {far['kl']:.3f} nats a response" in (tmp_path / "original" / "README.md").read_text()
+    assert f"KL {far['kl']:.2g} nats a response" in (tmp_path / "original" / "README.md").read_text()
 
 
 def test_the_comparison_of_a_reward_model_counts_what_rounding_swaps(make_run, tmp_path):
@@ -258,9 +258,14 @@ def test_the_evaluation_of_the_stage_stands_in_the_card_without_folders(make_run
     run = make_run(["ppo"])
     of_one = {"reward": 1.0, "entropy": 0.5, "response_length": 9.0, "finished": 1.0}
     evaluation = {
-        **{"stage": "ppo", "reference": "base", "prompts": 40, "data": f"{tmp_path}/prompts.jsonl"},
-        **{"before": of_one, "after": {**of_one, "reward": 2.0, "kl": 3.0}},
-        **{"win_rate": 0.75, "win_rate_interval": [0.6, 0.86]},
+        "stage": "ppo",
+        "reference": "base",
+        "prompts": 40,
+        "data": f"{tmp_path}/prompts.jsonl",
+        "before": of_one,
+        "after": {**of_one, "reward": 2.0, "kl": 3.0},
+        "win_rate": 0.75,
+        "win_rate_interval": [0.6, 0.86],
     }
     write_json(run.stage("ppo") / "evaluation.json", evaluation)
     export_run(run, tmp_path / "out", "ppo", merge=False)
