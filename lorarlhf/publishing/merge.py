@@ -72,6 +72,13 @@ def stage_tokenizer(recipe: Recipe, stage: Stage, adapter: Path) -> PreTrainedTo
     return tokenizer
 
 
+def check_mergeable(config: ModelConfig, stage: Stage) -> None:
+    """Raise UserError, without loading weights, for a wrong or missing model and for one that cannot score."""
+    model_config = load_model_config(config)
+    if STAGES[stage].scores and type(model_config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise _no_classifier(config)
+
+
 def merged_model(
     config: ModelConfig,
     adapter: Path,
@@ -87,10 +94,8 @@ def merged_model(
             what quantising broke, so that on the `original` weights it makes another model. After int8, which rounds
             activations as well, the dequantised one is close, not equal.
     """
-    model_config = load_model_config(config)  # a wrong or missing model is one plain line
+    check_mergeable(config, stage)
     if STAGES[stage].scores:
-        if type(model_config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-            raise _no_classifier(config)
         model = _load_base(AutoModelForSequenceClassification, config, base, num_labels=1)
         if not isinstance(getattr(model, "score", None), nn.Linear):  # under another name PEFT would not find it
             raise _no_classifier(config)

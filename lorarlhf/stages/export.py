@@ -17,7 +17,7 @@ from lorarlhf.errors import UserError
 from lorarlhf.memory import free_cached_memory
 from lorarlhf.publishing.card import model_card, published
 from lorarlhf.publishing.folder import write_marker, written_beside
-from lorarlhf.publishing.merge import export_dtype, stage_tokenizer, write_adapter, write_merged
+from lorarlhf.publishing.merge import check_mergeable, export_dtype, stage_tokenizer, write_adapter, write_merged
 from lorarlhf.recipe.sections import MergeBase, ModelConfig, Recipe, Stage
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.run import Run
@@ -74,6 +74,8 @@ def export_run(
     if not allow_other_base:
         model_config = load_model_config(recipe.model)
         check_base(adapter, identify_base(recipe.model, getattr(model_config, "_commit_hash", None)))
+    if recipe.export.merge:
+        check_mergeable(recipe.model, stage)
     with written_beside(to) as folder:
         if recipe.export.merge:
             compared = _write_compared(recipe, stage, adapter, folder)

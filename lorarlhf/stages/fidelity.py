@@ -188,6 +188,7 @@ def _load_back(auto: Any, exported: ModelConfig) -> PreTrainedModel:
 def fidelity_line(compared: Mapping[str, Any]) -> str:
     """What a comparison says to people."""
     what = f"{compared['base']} base, {compared['dtype']}"
+    remedy = "; --dtype float32 rounds less" if compared.get("swapped") and compared["dtype"] != "float32" else ""
     if "kl" in compared:
         return (
             f"beside the run's own model: KL {compared['kl']:.2g} nats a response, largest gap "
@@ -196,5 +197,5 @@ def fidelity_line(compared: Mapping[str, Any]) -> str:
     return (
         f"beside the run's own model: scores are off by {compared['mean_gap']:.2g} in the mean (they spread by "
         f"{compared['spread']:.2g}), {compared['swapped']:.1%} of {compared['comparisons']} comparisons swapped "
-        f"({what})"
+        f"({what}){remedy}"
     )
