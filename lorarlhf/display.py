@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class StageDisplay:
         folder: the stage's folder.
         resumed: go on with the `metrics.jsonl` that is there.
         quiet: show and write nothing, as every process but the first does.
+        phase: what the first, second ... unit belongs to, as "critic warm-up 2/5"; empty for nothing special.
     """
 
     def __init__(
@@ -36,24 +37,27 @@ class StageDisplay:
         resumed: bool = False,
         console: Console | None = None,
         quiet: bool = False,
+        phase: Callable[[int], str] = lambda unit: "",
     ) -> None:
         self.title = title
         self.unit = unit
         self.columns = columns
         self.path = folder / "metrics.jsonl"
         self.quiet = quiet
+        self.phase = phase
         self.console = console or Console(quiet=quiet)
         self.rows: list[Mapping[str, Any]] = []
         self.progress = Progress(
             TextColumn(f"[bold]{title}"),
             BarColumn(),
             MofNCompleteColumn(),
+            TextColumn("{task.fields[phase]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
             console=self.console,
         )
-        self.task = self.progress.add_task(title, total=None)
+        self.task = self.progress.add_task(title, total=None, phase=phase(1))
         self.live = Live(self._picture(), console=self.console, refresh_per_second=4)
         if quiet:
             return
@@ -71,14 +75,14 @@ class StageDisplay:
             written = read_metrics(self.path)
             kept = [row for row in written if row[self.unit] <= done] if rows is None else written[:rows]
             self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        self.progress.reset(self.task, total=total, completed=done)
+        self.progress.reset(self.task, total=total, completed=done, phase=self.phase(done + 1))
 
     def advance_to(self, done: int) -> None:
         """So many units are done."""
-        self.progress.update(self.task, completed=done)
+        self.progress.update(self.task, completed=done, phase=self.phase(done + 1))
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Write a row of numbers, and show those that matter."""
+        """Write a row of numbers, and show those that matter; then its `warnings`, texts by name, a line each."""
         if self.quiet:
             return
         with self.path.open("a", encoding="utf-8") as file:
@@ -90,6 +94,8 @@ class StageDisplay:
             self.live.update(self._picture())
         else:
             self._print(row)
+        for text in row.get("warnings", {}).values():  # above what is live, where they stay
+            self.console.print(f"{self.title}: warning: {text}", markup=False, highlight=False, soft_wrap=True)
 
     def __enter__(self) -> StageDisplay:
         if self.console.is_terminal and not self.quiet:
@@ -106,9 +112,10 @@ class StageDisplay:
         task = self.progress.tasks[0]
         seconds = task.time_remaining
         left = "" if seconds is None or task.finished else f"  {int(seconds) // 60}:{int(seconds) % 60:02d} left"
+        phase = f"{text}  " if (text := self.phase(int(task.completed))) else ""
         numbers = "  ".join(f"{name} {readable(row[key])}" for key, name in self.columns.items() if key in row)
         self.console.print(
-            f"{self.title} {int(task.completed)}/{int(task.total or 0)}  {numbers}{left}",
+            f"{self.title} {int(task.completed)}/{int(task.total or 0)}  {phase}{numbers}{left}",
             highlight=False,
             soft_wrap=True,
         )

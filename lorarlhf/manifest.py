@@ -16,6 +16,7 @@ from lorarlhf.errors import UserError
 MANIFEST = "manifest.json"
 FORMAT = 2  # of a checkpoint; 1 had no manifest
 BEING_WRITTEN = ".part"
+LAST = "last"  # stands for the number of the newest checkpoint
 logger = logging.getLogger(__name__)
 
 
@@ -83,6 +84,22 @@ def newest_whole(folder: Path) -> tuple[Path, list[str]]:
         passed_over.append(f"{path}: {fault}")
     reasons = "".join(f" ({line})" for line in passed_over[:1])
     raise UserError(f"{folder}: no checkpoint to resume from{reasons}; run again without --resume")
+
+
+def chosen_checkpoint(folder: Path, choice: str) -> Path:
+    """The checkpoint of a stage's folder that `last` or a number means.
+
+    Raises:
+        UserError: there is none, or it is damaged; the line lists those there are.
+    """
+    numbered = {path.name.removeprefix("checkpoint-"): path for path in numbered_checkpoints(folder)}
+    path = next(iter(numbered.values()), None) if choice == LAST else numbered.get(choice)
+    others = ", ".join([*reversed(numbered), *([LAST] if numbered else []), "best"])
+    if path is None:
+        raise UserError(f"--checkpoint {choice}: {folder} has no such checkpoint; there is {others}")
+    if fault := fault_of(path):
+        raise UserError(f"--checkpoint {choice}: {path}: {fault}; there is {others}")
+    return path
 
 
 def find_checkpoint(folder: Path) -> Path:

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from lorarlhf.errors import UserError
+from lorarlhf.manifest import chosen_checkpoint
 from lorarlhf.recipe.load import Option, dump_recipe, load_recipe
 from lorarlhf.recipe.sections import Recipe, Stage
-from lorarlhf.recipe.stages import LAST_FIRST
+from lorarlhf.recipe.stages import LAST_FIRST, STAGES
+
+BEST = "best"  # stands for what a stage keeps
 
 RECIPE = "recipe.yaml"
 
@@ -37,8 +40,18 @@ class Run:
         """True once the stage has finished: its adapter is written last but for the summary."""
         return (self.stage(stage) / "adapter_config.json").is_file()
 
-    def adapter(self, stage: Stage) -> Path:
-        """Folder of the stage's adapter. Raises UserError if it has not finished."""
+    def adapter(self, stage: Stage, checkpoint: str | int = BEST) -> Path:
+        """Folder of an adapter that the stage has made.
+
+        Args:
+            checkpoint: `best` is what the stage keeps, `last` the newest checkpoint's, a number that of an iteration
+                (of sft and reward: of a step).
+
+        Raises:
+            UserError: the stage has not finished, or there is no such checkpoint.
+        """
+        if checkpoint != BEST:
+            return chosen_checkpoint(self.stage(stage), str(checkpoint)) / STAGES[stage].role
         if not self.has_adapter(stage):
             raise UserError(
                 f"{self.stage(stage)}: no adapter there; run `lorarlhf {stage} --output-dir {self.path}` first"

@@ -19,7 +19,8 @@ ORDER = (
     {"generation"},
     {"backbone"},
     {"data"},
-    {"run", "display", "manifest"},
+    {"run", "display"},
+    {"manifest"},
     {"recipe"},
     {"errors", "memory", "intervals"},
 )

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from lorarlhf.errors import UserError
+from lorarlhf.manifest import written_whole
 from lorarlhf.recipe.load import Option, load_recipe
 from lorarlhf.run import Run, write_json
 
@@ -30,6 +31,48 @@ def test_a_stage_has_an_adapter_once_its_config_is_written(tmp_path):
     (run.stage("sft") / "adapter_config.json").touch()
     assert run.has_adapter("sft")
     assert not run.has_adapter("ppo")
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    """A run with checkpoints of two stages."""
+    run = Run(tmp_path)
+    for stage, role, numbers in (("ppo", "policy", (2, 4, 10)), ("reward", "reward", (5,))):
+        for number in numbers:
+            with written_whole(run.stage(stage) / f"checkpoint-{number}") as part:
+                (part / role).mkdir()
+                (part / role / "adapter_model.safetensors").write_text(str(number))
+    return run
+
+
+def test_adapters_of_checkpoints(checkpoints):
+    folder = checkpoints.stage("ppo")
+    assert checkpoints.adapter("ppo", "last") == folder / "checkpoint-10" / "policy"
+    assert checkpoints.adapter("ppo", "4") == checkpoints.adapter("ppo", 4) == folder / "checkpoint-4" / "policy"
+    assert checkpoints.adapter("reward", "last") == checkpoints.stage("reward") / "checkpoint-5" / "reward"
+    with pytest.raises(UserError, match="no adapter there; run `lorarlhf ppo"):
+        checkpoints.adapter("ppo", "best")
+
+
+@pytest.mark.parametrize(
+    ("stage", "choice", "message"),
+    [
+        ("ppo", "3", "--checkpoint 3: {folder} has no such checkpoint; there is 2, 4, 10, last, best"),
+        ("ppo", "newest", "--checkpoint newest: {folder} has no such checkpoint; there is 2, 4, 10, last, best"),
+        ("sft", "last", "--checkpoint last: {folder} has no such checkpoint; there is best"),
+        (
+            "ppo",
+            "2",
+            "--checkpoint 2: {folder}/checkpoint-2: policy/adapter_model.safetensors is missing; there is 2, ",
+        ),
+    ],
+)
+def test_a_checkpoint_that_is_not_there(checkpoints, stage, choice, message):
+    (checkpoints.stage("ppo") / "checkpoint-2" / "policy" / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError) as error:
+        checkpoints.adapter(stage, choice)
+    assert str(error.value).startswith(message.format(folder=checkpoints.stage(stage)))
+    assert "\n" not in str(error.value)
 
 
 def test_the_last_stage_done_is_chosen(tmp_path):

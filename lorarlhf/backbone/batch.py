@@ -47,6 +47,11 @@ class TokenBatch:
         width = int(self.response_lengths.max()) if len(self) else 0
         return torch.arange(width, device=self.tokens.device) < self.response_lengths.unsqueeze(1)
 
+    def responses(self) -> list[list[int]]:
+        """The ids of each response, stop token included."""
+        spans = zip(self.prompt_lengths.tolist(), self.lengths.tolist(), strict=True)
+        return [row[start:end] for row, (start, end) in zip(self.tokens.tolist(), spans, strict=True)]
+
     def select(self, rows: Tensor) -> TokenBatch:
         """Some of the rows, cut to the longest of them."""
         lengths = self.lengths[rows]

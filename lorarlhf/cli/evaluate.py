@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lorarlhf.cli.options import SOURCE, AllowOtherBase, RunFolder, Set
+from lorarlhf.cli.options import SOURCE, AllowOtherBase, Checkpoint, RunFolder, Set
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.load import Option
 from lorarlhf.recipe.sections import Quantization, Stage
@@ -32,6 +32,7 @@ def evaluate(
         Path | None,
         typer.Option(help="Where to.", show_default="RUN/STAGE/evaluation.json, of a --model evaluation_of_model.json"),
     ] = None,
+    checkpoint: Checkpoint = "best",
     allow_other_base: AllowOtherBase = False,
 ) -> None:
     """Say how well a reward model predicts held-out comparisons, or what a policy has come to answer."""
@@ -43,7 +44,7 @@ def evaluate(
     chosen = stage or folder.last_stage()
     named = {} if dataset is None else {f"data.{STAGES[chosen].data_key}_test": Option("--dataset", dataset)}
     recipe = folder.read_recipe(named, set_ or [], chosen)
-    folder.adapter(chosen)  # says so before anything is loaded
+    adapter = folder.adapter(chosen, checkpoint)  # says so before anything is loaded
     from rich.console import Console
 
     from lorarlhf.cli.quiet import quiet_libraries
@@ -55,7 +56,9 @@ def evaluate(
 
     console = Console()
     if model is None:
-        evaluation = evaluate_run(folder, recipe, chosen, console, allow_other_base=allow_other_base)
+        evaluation = evaluate_run(
+            folder, recipe, chosen, console, checkpoint=checkpoint, allow_other_base=allow_other_base
+        )
     else:
         evaluation = evaluate_model(
             folder, recipe, chosen, model, quantization or "none", console, allow_other_base=allow_other_base
@@ -64,7 +67,8 @@ def evaluate(
         prompts, before, after = ([row[key] for row in samples] for key in ("prompt", "before", "after"))
         show_samples(console, prompts, before, after)
     typer.echo("\n".join(f"  {name:18} {text}" if name else text for name, text in report_lines(evaluation)))
-    path = out or folder.stage(chosen) / ("evaluation_of_model.json" if model else "evaluation.json")
+    of_another = "" if adapter == folder.stage(chosen) else f"-{adapter.parent.name}"
+    path = out or folder.stage(chosen) / ("evaluation_of_model.json" if model else f"evaluation{of_another}.json")
     try:
         write_json(path, evaluation)
     except OSError as error:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from lorarlhf.cli.options import AllowOtherBase, RunFolder
+from lorarlhf.cli.options import AllowOtherBase, Checkpoint, RunFolder
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import MergeBase, Stage
 
@@ -32,6 +32,8 @@ def export(
         ),
     ] = None,
     allow_other_base: AllowOtherBase = False,
+    checkpoint: Checkpoint = "best",
+    anyway: Annotated[bool, typer.Option("--anyway", help="Even if training has improved nothing.")] = False,
     push_to_hub: Annotated[str | None, typer.Option(metavar="REPO", help="Upload to this Hub repository.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Keep a new Hub repository private.")] = False,
 ) -> None:
@@ -43,11 +45,12 @@ def export(
     quiet_libraries()
     from lorarlhf.publishing.hub import push_to_hub as push
     from lorarlhf.run import Run
-    from lorarlhf.stages.export import export_run
+    from lorarlhf.stages.export import check_improved, export_run
     from lorarlhf.stages.fidelity import fidelity_line
 
     chosen = stage or Run(run).last_stage()
-    compared = export_run(Run(run), to, chosen, merge, dtype, base, allow_other_base)
+    check_improved(Run(run), chosen, checkpoint, anyway)
+    compared = export_run(Run(run), to, chosen, merge, dtype, checkpoint, base=base, allow_other_base=allow_other_base)
     typer.echo(f"export: the {chosen} stage of {run} is in {to}")
     if compared:
         typer.echo(f"export: {fidelity_line(compared)}")

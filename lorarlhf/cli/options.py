@@ -19,6 +19,13 @@ OutputDir = Annotated[
 ]
 RunFolder = Annotated[Path, typer.Option("--run", help="The run's folder.", show_default=False)]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any key of the recipe.")]
+Checkpoint = Annotated[
+    str,
+    typer.Option(
+        metavar="best|last|N",
+        help="What was kept, the newest checkpoint, or that of iteration (sft, reward: step) N.",
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of an interrupted run.")]
 AllowOtherBase = Annotated[
     bool, typer.Option("--allow-other-base", help="Load adapters that were trained on another base model, too.")

@@ -49,4 +49,10 @@ def ppo(
             f"ppo: held-out reward {before['eval_reward']:.3f} -> {best['eval_reward']:.3f} at iteration "
             f"{best['iteration']}, KL {best['eval_kl']:.2f} nats a response"
         )
-    typer.echo(f"ppo: adapter in {run_path / 'ppo'}, samples in {run_path / 'ppo' / 'samples.jsonl'}")
+    if reason := summary["stopped"]:
+        typer.echo(f"ppo: stopped at iteration {summary['iterations']} of {resolved.ppo.iterations}: {reason}")
+    unimproved = "; the policy kept is the one from before training, none was better on the held-out prompts"
+    typer.echo(
+        f"ppo: adapter in {run_path / 'ppo'}, samples in {run_path / 'ppo' / 'samples.jsonl'}"
+        f"{unimproved if summary['improved'] is False else ''}"
+    )

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from lorarlhf.cli.options import AllowOtherBase
+from lorarlhf.cli.options import AllowOtherBase, Checkpoint
 from lorarlhf.data.endings import LINES, check_ending
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import Quantization
@@ -35,6 +35,7 @@ def sample(
     ] = None,
     pick: Annotated[Literal["all", "uncertain"], typer.Option(help="uncertain: closest calls first.")] = "all",
     reward: Annotated[Path | None, typer.Option(help="Reward adapter for --pick.", show_default="that of RUN")] = None,
+    checkpoint: Checkpoint = "best",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     allow_other_base: AllowOtherBase = False,
 ) -> None:
@@ -43,6 +44,8 @@ def sample(
         raise UserError("sample: give either --run or --model")
     if run is not None and quantization is not None:
         raise UserError("--quantization: a run has its recipe's; it goes with --model")
+    if checkpoint != "best" and (run is None or adapters is not None):
+        raise UserError("--checkpoint: says which policy of --run; name the folders of other adapters with --adapters")
     if adapters is None and n < 2:
         raise UserError("sample: --n must be at least 2, or name two --adapters")
     check_ending(out, LINES)
@@ -54,7 +57,7 @@ def sample(
     from lorarlhf.stages.sample import of_model, of_run, sample_pairs
 
     if run is not None:
-        respondent = of_run(Run(run), adapters)
+        respondent = of_run(Run(run), adapters, checkpoint)
     else:
         respondent = of_model(ModelConfig(name=str(model), quantization=quantization or "none"), adapters)
     count = sample_pairs(

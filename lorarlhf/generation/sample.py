@@ -184,7 +184,4 @@ def _decode(
 
 def response_texts(backbone: SharedBackbone, rollout: Rollout) -> list[str]:
     """What a person reads of each response: special tokens left out."""
-    sequences = rollout.sequences
-    spans = zip(sequences.prompt_lengths.tolist(), sequences.lengths.tolist(), strict=True)
-    ids = [row[start:end] for row, (start, end) in zip(sequences.tokens.tolist(), spans, strict=True)]
-    return backbone.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return backbone.tokenizer.batch_decode(rollout.sequences.responses(), skip_special_tokens=True)

@@ -43,15 +43,14 @@ def export_dtype(recipe: Recipe, stage: Stage) -> torch.dtype:
     return compute_dtype(recipe.model) if STAGES[stage].scores else torch.bfloat16
 
 
-def write_merged(recipe: Recipe, stage: Stage, adapter: Path, folder: Path) -> None:
-    """The stage's model with the adapter in its weights, as the recipe's `export` has it, and its tokenizer."""
-    tokenizer = stage_tokenizer(recipe, stage, adapter)
+def write_merged(recipe: Recipe, stage: Stage, adapter: Path, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """The base model with the adapter in its weights, as the recipe's `export` has it, and the tokenizer."""
     dtype = export_dtype(recipe, stage)
     merged_model(recipe.model, adapter, stage, tokenizer, dtype, recipe.export.base).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def write_adapter(recipe: Recipe, stage: Stage, adapter: Path, folder: Path) -> None:
+def write_adapter(recipe: Recipe, adapter: Path, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """The adapter alone in plain PEFT format, with its tokenizer; it names no folder of this computer."""
     shutil.copyfile(adapter / "adapter_model.safetensors", folder / "adapter_model.safetensors")
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
@@ -62,12 +61,12 @@ def write_adapter(recipe: Recipe, stage: Stage, adapter: Path, folder: Path) -> 
     )
     if base := base_of(adapter):
         replace(base, name=name).save(folder)
-    stage_tokenizer(recipe, stage, adapter).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
-def stage_tokenizer(recipe: Recipe, stage: Stage, adapter: Path) -> PreTrainedTokenizerBase:
-    """As the stage left it, chat template included; padding on the side that its use calls for."""
-    tokenizer = AutoTokenizer.from_pretrained(adapter, trust_remote_code=recipe.model.trust_remote_code)
+def stage_tokenizer(recipe: Recipe, stage: Stage, finished: Path) -> PreTrainedTokenizerBase:
+    """As the stage left it in its folder, chat template included; padding on the side that its use calls for."""
+    tokenizer = AutoTokenizer.from_pretrained(finished, trust_remote_code=recipe.model.trust_remote_code)
     tokenizer.padding_side = "right" if STAGES[stage].scores else "left"
     return tokenizer
 

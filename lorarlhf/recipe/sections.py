@@ -188,6 +188,18 @@ class WeightedFunction(Section):
     weight: float = 1.0
 
 
+class StopWhen(Section):
+    """When ppo ends before its last iteration; a rule left out never does.
+
+    Attributes:
+        kl: nats a response that the mean KL of an iteration may reach.
+        held_out_worse: so many evaluations in a row worse than the best, by what `best` is chosen by.
+    """
+
+    kl: PositiveFloat | None = None
+    held_out_worse: PositiveInt | None = None
+
+
 class PPOConfig(TrainingConfig):
     """Reinforcement learning of the policy. Names follow TRL's PPOConfig; rates are scheduled by iteration.
 
@@ -243,6 +255,7 @@ class PPOConfig(TrainingConfig):
     eval_every: NonNegativeInt = 20
     eval_prompts: PositiveInt = 64
     save_every: NonNegativeInt = 20
+    stop_when: StopWhen | None = None
 
     @property
     def token_budget(self) -> int:
@@ -259,6 +272,11 @@ class PPOConfig(TrainingConfig):
     def generations(self) -> int:
         """`num_generations`, or how many responses to a prompt the algorithm asks for by itself."""
         return self.num_generations or (1 if self.advantage_estimator == "gae" else 4)
+
+    @property
+    def critic_only_iterations(self) -> int:
+        """How many iterations, at the start, leave the policy as it was; none where there is no critic to warm up."""
+        return self.critic_warmup_iterations if self.advantage_estimator == "gae" else 0
 
     @property
     def kl_is_in_loss(self) -> bool:
@@ -286,6 +304,17 @@ class PPOConfig(TrainingConfig):
             )
         if self.batch_size > self.kl_horizon:
             raise ValueError(f"kl_horizon {self.kl_horizon} must be at least batch_size {self.batch_size}")
+        return self
+
+    @model_validator(mode="after")
+    def _iterations(self) -> PPOConfig:
+        if self.iterations <= self.critic_only_iterations:
+            raise ValueError(
+                f"iterations {self.iterations} must be more than critic_warmup_iterations "
+                f"{self.critic_warmup_iterations}, in which the critic learns alone: the policy would stay as it was"
+            )
+        if self.stop_when and self.stop_when.held_out_worse and not self.eval_every:
+            raise ValueError("stop_when has held_out_worse, which counts evaluations, but eval_every is 0")
         return self
 
 

@@ -47,12 +47,12 @@ class Setup:
 
 
 def train(setup: Setup, algorithm: Algorithm, config: PPOConfig, state: TrainingState, learner: Learner) -> None:
-    """On-policy policy gradient with clipped updates (Schulman et al. 2017, algorithm 1), to the last iteration.
+    """On-policy policy gradient with clipped updates (Schulman et al. 2017, algorithm 1), to the end.
 
     `state` says where to go on from, and is kept up to date.
     """
     rows = learner.share.of(config.batch_size, config.generations)  # this process's responses
-    while state.iteration < config.iterations:
+    while not state.is_over(config):
         clock = Clock(learner.backbone.device)
         prompts = setup.prompts.batch(state.iteration, rows)
         uniforms = uniform_table(config.batch_size, config.response_length, "rollout", setup.seed, state.iteration)
@@ -81,10 +81,9 @@ def train(setup: Setup, algorithm: Algorithm, config: PPOConfig, state: Training
         state.end_iteration(config, stats, updated.steps)
         learner.schedule()
         setup.log({"iteration": state.iteration, "step": state.step, **row})
-        is_last = state.iteration == config.iterations
-        if setup.held_out is not None and is_due(state.iteration, config.eval_every, is_last):
+        if setup.held_out is not None and is_due(state.iteration, config.eval_every, state.is_over(config)):
             evaluate(setup, state, learner)
-        if is_due(state.iteration, config.save_every, is_last):
+        if is_due(state.iteration, config.save_every, state.is_over(config)):  # which the evaluation may have decided
             save_checkpoint(setup.folder, state, learner, config.save_total_limit)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -40,6 +41,7 @@ class TrainingState:
         moments: of all scores so far.
         last: the last iteration's statistics.
         first, best: the evaluation before training, and the best one yet; None without evaluations.
+        worse: evaluations in a row that were worse than the best.
     """
 
     kl_coef: float
@@ -49,6 +51,7 @@ class TrainingState:
     last: dict[str, float] = field(default_factory=dict)
     first: Evaluation | None = None
     best: Evaluation | None = None
+    worse: int = 0
 
     def shaped(self, config: PPOConfig, scores: Tensor, finished: Tensor) -> Tensor:
         """[B] what responses are worth at present: raw scores normalised, clipped and penalised."""
@@ -67,10 +70,36 @@ class TrainingState:
         """
         objective = self.objective(config, evaluation)
         evaluation.row["eval_objective"] = objective
-        if self.best is not None and objective <= self.objective(config, self.best):
+        best = -math.inf if self.best is None else self.objective(config, self.best)
+        # While the critic warms up it is the same policy again and again, and what differs is rounding.
+        self.worse = self.worse + 1 if objective < best and self.iteration > config.critic_only_iterations else 0
+        if self.best is not None and objective <= best:
             return False
         self.best = evaluation
         return True
+
+    def improved(self, config: PPOConfig) -> bool | None:
+        """Whether the best policy is one that was trained; None without evaluations, which alone could tell."""
+        return None if self.best is None else bool(self.best.row["iteration"] > config.critic_only_iterations)
+
+    def reason_to_stop(self, config: PPOConfig) -> str | None:
+        """Why training ends before its last iteration, by the recipe's `stop_when`; None if it goes on.
+
+        It is read off the last iteration and evaluation, so a run that is resumed stays stopped, unless the rules are
+        others now.
+        """
+        rules = config.stop_when
+        if rules is None or not self.iteration or self.iteration == config.iterations:
+            return None
+        if rules.kl is not None and self.last["kl"] > rules.kl:
+            return f"KL {self.last['kl']:.2f} nats a response (ppo.stop_when.kl {rules.kl:g})"
+        if rules.held_out_worse is not None and self.worse >= rules.held_out_worse:
+            return f"evaluations in a row worse than the best: {self.worse} (ppo.stop_when.held_out_worse)"
+        return None
+
+    def is_over(self, config: PPOConfig) -> bool:
+        """Whether no iteration is left to do."""
+        return self.iteration >= config.iterations or self.reason_to_stop(config) is not None
 
     def end_iteration(self, config: PPOConfig, stats: dict[str, float], steps: int) -> None:
         """Count an iteration, and adapt the KL coefficient to what it measured."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -35,11 +35,31 @@ class Clock:
         self.seconds[name] += time.perf_counter() - start
 
 
+NGRAM = 4
+
+
+def repetition(tokens: Sequence[int]) -> float:
+    """Share of a text's runs of four tokens that it has had before (Welleck et al. 2020, seq-rep-4); 0 if too short."""
+    runs = list(zip(*(tokens[start:] for start in range(NGRAM)), strict=False))
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+
+
+def first_of_their_kind(responses: Sequence[Sequence[int]], group: int) -> list[bool]:
+    """Of each response, whether none before it in its group of `group` is the same."""
+    earlier: list[set[tuple[int, ...]]] = [set() for _ in range(0, len(responses), group)]
+    first = []
+    for row, response in enumerate(map(tuple, responses)):
+        first.append(response not in earlier[row // group])
+        earlier[row // group].add(response)
+    return first
+
+
 def rollout_statistics(scored: ScoredRollout, learner: Learner) -> tuple[dict[str, float], torch.Tensor]:
     """Means over all processes' responses (or their tokens), and [B] the raw scores of all of them."""
     mask, rollout = scored.mask, scored.rollout
     kl = kl_estimate(scored.logprobs, scored.ref_logprobs, "k1")
     gap = (scored.logprobs - rollout.logprobs).abs()
+    responses, group = rollout.sequences.responses(), learner.config.generations
     columns = {
         "score": scored.scores,
         "length": rollout.sequences.response_lengths,
@@ -47,7 +67,10 @@ def rollout_statistics(scored: ScoredRollout, learner: Learner) -> tuple[dict[st
         "kl": torch.where(mask, kl, 0.0).sum(1),
         "entropy": torch.where(mask, scored.entropy, 0.0).sum(1),
         "gap": gap.amax(1) if mask.shape[1] else gap.sum(1),
+        "repetition": torch.tensor([repetition(response) for response in responses]),
     }
+    if group > 1:
+        columns["distinct"] = torch.tensor(first_of_their_kind(responses, group))
     if scored.values is not None:
         columns["value"] = torch.where(mask, scored.values, 0.0).sum(1)
     each = learner.gather_columns(columns)
@@ -60,7 +83,10 @@ def rollout_statistics(scored: ScoredRollout, learner: Learner) -> tuple[dict[st
         "response_length": each["length"].float().mean().item(),
         "finished": each["finished"].float().mean().item(),
         "rollout_gap": each["gap"].max().item(),
+        "repetition": each["repetition"].mean().item(),
     }
+    if "distinct" in each:
+        stats["distinct"] = each["distinct"].float().mean().item()
     if "value" in each:
         stats["value"] = (each["value"].sum() / tokens).item()
     return stats, scores

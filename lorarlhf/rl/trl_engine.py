@@ -54,6 +54,7 @@ NEUTRAL: dict[str, Any] = {
     "reward_model_weight": 1.0,
     "normalize_reward": False,
     "reward_clip": None,
+    "stop_when": None,
 }
 # TRL's logged numbers that are one of ours; the others keep TRL's name.
 LOGGED = {

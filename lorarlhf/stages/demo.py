@@ -42,6 +42,8 @@ def run_demo(output_dir: Path, seed: int, sets: Sequence[str] = (), console: Con
     console.print(f"   held-out accuracy {reward['eval_accuracy']:.1%} (a perfect judge would reach 90%)")
     console.print("\n[bold]2. PPO[/] against it")
     ppo = train_ppo(recipe, run, backbone=backbone)
+    if ppo["improved"] is False:
+        console.print("   the policy kept is the one from before training, as none was better on the held-out prompts")
     console.print("\n[bold]3. Evaluation[/] on questions never seen, by the rule the labels were drawn from")
     questions, before, after = _answers(backbone, recipe)
     summary = _summary(questions, before, after, reward, ppo)

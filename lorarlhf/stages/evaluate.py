@@ -22,7 +22,7 @@ from lorarlhf.recipe.sections import DataConfig, ObjectiveName, Recipe, Stage
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.rl.rewards import RewardFunction, WeightedReward, all_reward_functions, columns_wanted
 from lorarlhf.rl.score import RolloutScorer, ScoringPasses, response_scorer
-from lorarlhf.run import Run
+from lorarlhf.run import BEST, Run
 from lorarlhf.stages.reward import held_out_metrics
 from lorarlhf.training.objectives import OBJECTIVES
 
@@ -36,6 +36,7 @@ def evaluate(
     sets: Sequence[str] = (),
     reward_functions: Sequence[RewardFunction] = (),
     console: Console | None = None,
+    checkpoint: str | int = BEST,
     allow_other_base: bool = False,
 ) -> dict[str, Any]:
     """How well a reward model predicts held-out comparisons, or what a policy has come to answer.
@@ -47,6 +48,7 @@ def evaluate(
         sets: keys of the run's recipe that are to be different here, as `ppo.temperature=0.3`.
         reward_functions: part of the reward, each with weight 1, as `train_ppo` was given them.
         console: where progress is shown; None shows nothing.
+        checkpoint: another adapter than the one that was kept, see `Run.adapter`.
         allow_other_base: take adapters that say they were trained on another base model.
 
     Returns:
@@ -60,7 +62,7 @@ def evaluate(
     named = {} if dataset is None else {f"data.{STAGES[stage].data_key}_test": Option("dataset", dataset)}
     recipe = run.read_recipe(named, sets, stage)
     console = console or Console(quiet=True)
-    return evaluate_run(run, recipe, stage, console, reward_functions, allow_other_base)
+    return evaluate_run(run, recipe, stage, console, reward_functions, checkpoint, allow_other_base)
 
 
 def evaluate_run(
@@ -69,6 +71,7 @@ def evaluate_run(
     stage: Stage,
     console: Console,
     reward_functions: Sequence[RewardFunction] = (),
+    checkpoint: str | int = BEST,
     allow_other_base: bool = False,
 ) -> dict[str, Any]:
     """What `evaluation.json` holds: of a reward model how well it predicts, of a policy what has changed.
@@ -79,7 +82,7 @@ def evaluate_run(
     Raises:
         UserError: the stage has left no adapter, or there is nothing held out.
     """
-    adapter, info = run.adapter(stage), STAGES[stage]
+    adapter, info = run.adapter(stage, checkpoint), STAGES[stage]
     functions = all_reward_functions(recipe.ppo, reward_functions)
     prompts = None if info.scores else held_out_prompts(recipe.data, stage, functions)
     backbone = load_backbone(recipe.model, recipe.data)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from lorarlhf.backbone.base import check_base, identify_base
 from lorarlhf.backbone.load import load_model_config
@@ -20,7 +21,7 @@ from lorarlhf.publishing.folder import write_marker, written_beside
 from lorarlhf.publishing.merge import check_mergeable, export_dtype, stage_tokenizer, write_adapter, write_merged
 from lorarlhf.recipe.sections import MergeBase, ModelConfig, Recipe, Stage
 from lorarlhf.recipe.stages import STAGES
-from lorarlhf.run import Run
+from lorarlhf.run import BEST, Run
 from lorarlhf.stages.evaluate import report_lines
 from lorarlhf.stages.fidelity import fidelity_line, trained_model
 
@@ -33,6 +34,8 @@ def export(
     stage: Stage | None = None,
     merge: bool | None = None,
     dtype: DType | None = None,
+    checkpoint: str | int = BEST,
+    anyway: bool = False,
     base: MergeBase | None = None,
     allow_other_base: bool = False,
 ) -> Path:
@@ -47,16 +50,29 @@ def export(
         stage: None takes the last one that has finished.
         merge: fold the adapter into the base model's weights, or leave it a plain PEFT adapter.
         dtype: of merged weights.
+        checkpoint: another adapter than the one that was kept, see `Run.adapter`.
+        anyway: also a policy that is still the one from before training.
         base: what the adapter is merged onto: `dequantized` is the base as training multiplied it, `original` as it
-            was published. These three are as in the recipe (`export`) if None.
+            was published. It, `merge` and `dtype` are as in the recipe (`export`) if None.
         allow_other_base: take an adapter that says it was trained on another base model than the recipe's.
 
     Raises:
-        UserError: there is no such run or stage, or `to` holds anything else.
+        UserError: there is no such run, stage or checkpoint, or `to` holds anything else.
     """
     run, to = Run(run), Path(to)
-    export_run(run, to, stage or run.last_stage(), merge, dtype, base, allow_other_base)
+    stage = stage or run.last_stage()
+    check_improved(run, stage, checkpoint, anyway)
+    export_run(run, to, stage, merge, dtype, checkpoint, base=base, allow_other_base=allow_other_base)
     return to
+
+
+def check_improved(run: Run, stage: Stage, checkpoint: str | int, anyway: bool) -> None:
+    """Raise UserError if what is to leave is the policy that training began with, unless told `anyway`."""
+    if checkpoint == BEST and not anyway and run.read_summary(stage).get("improved") is False:
+        raise UserError(
+            f"{run.stage(stage)}: the policy kept is the one from before training, as none was better on the held-out "
+            "prompts; export it all the same with --anyway, or another with --checkpoint last"
+        )
 
 
 def export_run(
@@ -65,27 +81,29 @@ def export_run(
     stage: Stage,
     merge: bool | None = None,
     dtype: DType | None = None,
+    checkpoint: str | int = BEST,
     base: MergeBase | None = None,
     allow_other_base: bool = False,
 ) -> dict[str, Any]:
-    """The same; returns the figures of the comparison, nothing if there was none."""
+    """The same, improved or not; returns the figures of the comparison, nothing if there was none."""
     recipe = _with_options(run.read_recipe(stage=stage), {"merge": merge, "dtype": dtype, "base": base})
-    adapter = run.adapter(stage)
+    finished, adapter = run.adapter(stage), run.adapter(stage, checkpoint)
     if not allow_other_base:
         model_config = load_model_config(recipe.model)
         check_base(adapter, identify_base(recipe.model, getattr(model_config, "_commit_hash", None)))
     if recipe.export.merge:
         check_mergeable(recipe.model, stage)
     with written_beside(to) as folder:
+        tokenizer = stage_tokenizer(recipe, stage, finished)
+        compared = {}
         if recipe.export.merge:
-            compared = _write_compared(recipe, stage, adapter, folder)
+            compared = _write_compared(recipe, stage, adapter, tokenizer, folder)
         else:
-            compared = {}
-            write_adapter(recipe, stage, adapter, folder)
-        card = _card(run, recipe, stage, adapter, compared)
+            write_adapter(recipe, adapter, tokenizer, folder)
+        card = _card(run, recipe, stage, adapter, tokenizer, compared)
         (folder / "README.md").write_text(card, encoding="utf-8")
         write_marker(folder, {"stage": stage, "compared": compared or None})
-    if compared:
+    if compared and adapter == finished:
         run.write_summary(stage, {**run.read_summary(stage), "export": compared})
     return compared
 
@@ -95,11 +113,13 @@ def _with_options(recipe: Recipe, options: dict[str, Any]) -> Recipe:
     return recipe.model_copy(update={"export": recipe.export.model_copy(update=stated)})
 
 
-def _write_compared(recipe: Recipe, stage: Stage, adapter: Path, folder: Path) -> dict[str, Any]:
+def _write_compared(
+    recipe: Recipe, stage: Stage, adapter: Path, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> dict[str, Any]:
     """One model in memory at a time: the run's, the merged one, the merged one as it is loaded."""
     trained = trained_model(recipe, stage, adapter, allow_other_base=True)  # it has been checked
     _free()
-    write_merged(recipe, stage, adapter, folder)
+    write_merged(recipe, stage, adapter, tokenizer, folder)
     _free()
     if trained is None:
         return {}
@@ -114,9 +134,18 @@ def _free() -> None:
     free_cached_memory()
 
 
-def _card(run: Run, recipe: Recipe, stage: Stage, adapter: Path, compared: dict[str, Any]) -> str:
-    tokenizer = stage_tokenizer(recipe, stage, adapter)
+def _card(
+    run: Run,
+    recipe: Recipe,
+    stage: Stage,
+    adapter: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    compared: dict[str, Any],
+) -> str:
+    """Summary and evaluation are of what the stage kept; of another checkpoint the card only says which."""
     evaluation = adapter / "evaluation.json"
+    kept = adapter == run.stage(stage)
+    summary = run.read_summary(stage) if kept else {"checkpoint": adapter.parent.name}
     lines = []
     if evaluation.is_file():
         lines = report_lines(published(json.loads(evaluation.read_text(encoding="utf-8"))))
@@ -126,7 +155,7 @@ def _card(run: Run, recipe: Recipe, stage: Stage, adapter: Path, compared: dict[
         stage,
         tokenizer,
         merged,
-        summary={key: value for key, value in run.read_summary(stage).items() if key != "export"},
+        summary={key: value for key, value in summary.items() if key != "export"},
         evaluation=lines,
         compared=fidelity_line(compared) if compared else "",
         reads_text=not wraps_text(recipe.data, tokenizer) and _is_text(recipe, stage),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.examples import SPLITS, load_prompt_rows
 from lorarlhf.data.tokenize import PromptExample
 from lorarlhf.data.tokenized import read_by_model
-from lorarlhf.display import StageDisplay
+from lorarlhf.display import StageDisplay, read_metrics
 from lorarlhf.errors import UserError, first_line
 from lorarlhf.generation.sample import ResponseSampler
 from lorarlhf.manifest import find_checkpoint
@@ -35,6 +36,7 @@ from lorarlhf.rl.prompts import PromptStream
 from lorarlhf.rl.rewards import RewardFunction, WeightedReward, all_reward_functions, columns_wanted
 from lorarlhf.rl.score import ScoringPasses, response_scorer
 from lorarlhf.rl.state import TrainingState
+from lorarlhf.rl.symptoms import Watch
 from lorarlhf.rl.trl_engine import check_trl, train_with_trl
 from lorarlhf.run import Run
 from lorarlhf.stages.gpus import mention_other_gpus
@@ -98,10 +100,14 @@ def train_ppo(
         move_aside(folder)
     stage = STAGES["ppo"]
     title = stage.name if config.advantage_estimator == "gae" else config.advantage_estimator
-    display = StageDisplay(title, stage.unit, stage.columns, folder, resume, quiet=not learner.is_main)
+    display = StageDisplay(
+        title, stage.unit, stage.columns, folder, resume, quiet=not learner.is_main, phase=partial(_phase, config)
+    )
+    watch = Watch()
 
     def log(row: dict[str, Any]) -> None:
-        display.log(row)
+        warnings = watch.observe(row)
+        display.log({**row, "warnings": warnings} if warnings else row)
         learner.track(row)
 
     setup = make_setup(backbone, config, prompts, eval_prompts, functions, log, folder, recipe.seed)
@@ -110,6 +116,8 @@ def train_ppo(
     with display, learner.tracking(recipe.model_dump(mode="json")["ppo"]):
         state = TrainingState(config.kl_coef) if checkpoint is None else load_checkpoint(checkpoint, folder, learner)
         display.begin(config.iterations, state.iteration)
+        for row in read_metrics(display.path) if resume and learner.is_main else ():  # it alone shows what is observed
+            watch.observe(row)
         if checkpoint is None and setup.held_out is not None and config.eval_every:
             evaluate(setup, state, learner)
         if engine == "trl":
@@ -123,10 +131,12 @@ def train_ppo(
         "engine": engine,
         "advantage_estimator": config.advantage_estimator,
         "iterations": state.iteration,
+        "stopped": state.reason_to_stop(config),
         "reward": state.last["reward"],
         "kl": state.last["kl"],
         "before": state.first and state.first.row,
         "best": state.best and state.best.row,
+        "improved": state.improved(config),
         "reference": "sft" if has_sft else "base",
         "train_prompts": len(prompts),
         "eval_prompts": len(eval_prompts),
@@ -139,6 +149,12 @@ def train_ppo(
         run.write_summary("ppo", summary)
     learner.wait()
     return summary
+
+
+def _phase(config: PPOConfig, iteration: int) -> str:
+    """What an iteration (1 is the first) is for, where it is not for the policy."""
+    warmup = config.critic_only_iterations
+    return f"critic warm-up {iteration}/{warmup}" if 1 <= iteration <= warmup else ""
 
 
 def make_setup(

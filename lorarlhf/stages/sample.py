@@ -16,7 +16,7 @@ from lorarlhf.errors import UserError
 from lorarlhf.preferences.sampling import Sampler, finished_rows, write_pairs
 from lorarlhf.recipe.sections import DataConfig, ModelConfig, Recipe
 from lorarlhf.recipe.stages import POLICY_STAGES
-from lorarlhf.run import Run
+from lorarlhf.run import BEST, Run
 
 LENGTH, TEMPERATURE = 256, 1.0  # of a model, which has no recipe
 
@@ -37,11 +37,20 @@ class Respondent:
     reward: Path | None = None
 
 
-def of_run(run: Run, adapters: Sequence[str] | None = None) -> Respondent:
-    """The latest policy of a run, or other adapters on its model. Raises UserError if it is no run."""
+def of_run(run: Run, adapters: Sequence[str] | None = None, checkpoint: str | int = BEST) -> Respondent:
+    """The latest policy of a run, or other adapters on its model.
+
+    Args:
+        checkpoint: of the latest policy, see `Run.adapter`.
+
+    Raises:
+        UserError: it is no run, or has no such checkpoint.
+    """
     stage = next((stage for stage in POLICY_STAGES if run.has_adapter(stage)), None)
     recipe = run.read_recipe(stage=stage)
-    latest = str(run.stage(stage)) if stage else BASE
+    if stage is None and checkpoint != BEST:
+        raise UserError(f"--checkpoint {checkpoint}: no policy of {run.path} has finished; run `lorarlhf ppo` first")
+    latest = str(run.adapter(stage, checkpoint)) if stage else BASE
     reward = run.stage("reward") if run.has_adapter("reward") else None
     return Respondent(recipe.model, adapters or [latest], recipe, reward)
 

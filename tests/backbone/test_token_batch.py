@@ -27,6 +27,7 @@ def test_lists_come_back(sequences):
     assert sequences.tokens.dtype == torch.long
     assert sequences.lengths.tolist() == [5, 2, 6, 5]
     assert rows(sequences) == list(zip(PROMPTS, RESPONSES, strict=True))
+    assert sequences.responses() == RESPONSES
 
 
 def test_the_response_mask_goes_by_lengths_not_ids(sequences):

@@ -12,8 +12,10 @@ from lorarlhf.cli.main import main
 from lorarlhf.data.tokenized import prompt_examples
 from lorarlhf.errors import UserError
 from lorarlhf.generation import sample as sample_module
+from lorarlhf.manifest import written_whole
 from lorarlhf.preferences.pairs import read_pairs
 from lorarlhf.preferences.sampling import finished_rows
+from lorarlhf.recipe.load import load_recipe
 from lorarlhf.recipe.sections import DataConfig
 from lorarlhf.recipe.shipped import shipped_folder
 from lorarlhf.run import Run
@@ -160,6 +162,22 @@ def test_any_text_survives_a_stop(tmp_path):
     assert finished_rows(path, {"seed": 0}) == [row]
 
 
+def test_the_policy_of_a_run_or_of_one_of_its_checkpoints(tmp_path):
+    run = Run(tmp_path / "run")
+    run.write_recipe(load_recipe("demo"))
+    with pytest.raises(UserError, match=r"--checkpoint last: no policy of .* has finished"):
+        of_run(run, checkpoint="last")
+    assert of_run(run).sources == ["base"]
+    run.stage("ppo").mkdir()
+    (run.stage("ppo") / "adapter_config.json").touch()
+    with written_whole(run.stage("ppo") / "checkpoint-8") as part:
+        (part / "policy").mkdir()
+    assert of_run(run).sources == [str(run.stage("ppo"))]
+    assert of_run(run, checkpoint="8").sources == [str(run.stage("ppo") / "checkpoint-8" / "policy")]
+    with pytest.raises(UserError, match=r"--checkpoint 9: .* there is 8, last, best"):
+        of_run(run, checkpoint="9")
+
+
 def test_a_run_gives_its_own_temperature_and_length(monkeypatch, prompts, tmp_path):
     recipe = small_recipe(tmp_path, "ppo.temperature=0.3", "ppo.response_length=7")
     Run(tmp_path / "run").write_recipe(recipe)
@@ -268,6 +286,7 @@ def test_no_adapter_takes_the_place_of_another_role(monkeypatch, prompts, adapte
     [
         (["--prompts", "p.jsonl", "--out", "o.jsonl"], "give either --run or --model"),
         (["--run", "r", "--prompts", "p.jsonl", "--out", "o.jsonl", "--quantization", "nf4"], "it goes with --model"),
+        (["--model", "m", "--prompts", "p.jsonl", "--out", "o.jsonl", "--checkpoint", "last"], "which policy of --run"),
         (["--model", "m", "--prompts", "p.jsonl", "--out", "o.jsonl", "--n", "1"], "--n must be at least 2"),
         (["--model", "m", "--prompts", "p.jsonl", "--out", "o.txt"], "o.txt: must end in .jsonl"),
     ],

@@ -38,6 +38,9 @@ def test_only_the_models_name_is_required():
         ("ppo", "learning_rate", 0),
         ("ppo", "gamma", 1.1),
         ("ppo", "epochs", 4),
+        ("ppo", "stop_when", {"kl": 0}),
+        ("ppo", "stop_when", {"held_out_worse": 0}),
+        ("ppo", "stop_when", {"reward": 1}),
         ("ppo", "reward_functions", ["no_colon"]),
         ("ppo", "reward_functions", [{"function": "a.b:c", "weight": "2"}]),
         ("export", "dtype", "nf4"),
@@ -63,6 +66,22 @@ def test_reward_functions_by_name_or_with_weight():
 def test_minibatches_are_equal():
     with pytest.raises(ValidationError, match="batch_size 10 must be a multiple of num_mini_batches 4"):
         PPOConfig(batch_size=10)
+
+
+def test_a_policy_that_would_not_be_trained():
+    with pytest.raises(ValidationError, match="iterations 5 must be more than critic_warmup_iterations 5, in which"):
+        PPOConfig(iterations=5, critic_warmup_iterations=5)
+    assert PPOConfig(iterations=6, critic_warmup_iterations=5).critic_only_iterations == 5
+    without_critic = PPOConfig(iterations=5, critic_warmup_iterations=5, advantage_estimator="rloo")
+    assert without_critic.critic_only_iterations == 0
+
+
+def test_a_rule_that_counts_evaluations_needs_some():
+    rules = {"held_out_worse": 3}
+    assert PPOConfig(stop_when=rules).stop_when.kl is None
+    with pytest.raises(ValidationError, match="held_out_worse, which counts evaluations, but eval_every is 0"):
+        PPOConfig(stop_when=rules, eval_every=0)
+    assert PPOConfig(stop_when={"kl": 1}, eval_every=0)
 
 
 @pytest.mark.parametrize(

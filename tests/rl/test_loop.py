@@ -95,12 +95,75 @@ def test_frozen_means_frozen(loop, estimator):
 
 def test_critic_warmup_leaves_the_policy_untouched(loop):
     for warmup, policy_stays in [(2, True), (1, False)]:
-        made = loop("ppo.iterations=2", f"ppo.critic_warmup_iterations={warmup}", "ppo.weight_decay=0.1")
+        made = loop("ppo.iterations=3", f"ppo.critic_warmup_iterations={warmup}", "ppo.weight_decay=0.1")
+        made.configure(iterations=2)
         before = {role: weights(made.backbone, role) for role in ("policy", "critic")}
         made.train()
         assert equal(before["policy"], weights(made.backbone, "policy")) == policy_stays
         assert not equal(before["critic"], weights(made.backbone, "critic"))
         assert ["policy_loss" in row for row in rows_of(made)] == [False, not policy_stays]
+
+
+# When it ends
+
+
+def test_kl_beyond_the_rule_ends_the_run_with_what_is_due(loop, monkeypatch):
+    made = loop("ppo.iterations=6", "ppo.learning_rate=0.01", "ppo.eval_every=4", "ppo.save_every=4")
+    saved = []
+    monkeypatch.setattr(loop_module, "save_checkpoint", lambda folder, state, *_: saved.append(state.iteration))
+    made.train()
+    kl = [row["kl"] for row in rows_of(made) if "kl" in row]
+    limit = (max(kl[:2]) + kl[2]) / 2
+    assert kl[2] > limit > kl[1], "it grows"
+
+    stopped = loop(
+        "ppo.iterations=6",
+        "ppo.learning_rate=0.01",
+        "ppo.eval_every=4",
+        "ppo.save_every=4",
+        f"ppo.stop_when.kl={limit}",
+    )
+    saved.clear()
+    stopped.train()
+    rows = rows_of(stopped)
+    assert [row["iteration"] for row in rows] == [1, 2, 3, 3], "the last is an evaluation"
+    assert "eval_reward" in rows[-1]
+    assert saved == [3]
+    assert stopped.state.reason_to_stop(stopped.config) == (
+        f"KL {kl[2]:.2f} nats a response (ppo.stop_when.kl {limit:g})"
+    )
+
+
+def test_evaluations_worse_than_the_best_end_the_run(loop, monkeypatch):
+    made = loop(
+        *("ppo.iterations=9", "ppo.eval_every=1", "ppo.save_every=100", "ppo.kl_coef=0.0"),
+        "ppo.stop_when.held_out_worse=2",
+    )
+    saved = []
+    monkeypatch.setattr(loop_module, "save_checkpoint", lambda folder, state, *_: saved.append(state.iteration))
+    rewards = iter([1.0, 0.5, 1.0, 0.5, 2.0, 1.9, 1.95])  # an equal or a better one starts the count anew
+    made.setup.held_out.reward = lambda rollout, prompts, trunk: torch.full((len(prompts),), next(rewards))
+    made.train()
+    assert [row["eval_reward"] for row in rows_of(made) if "eval_reward" in row] == pytest.approx(
+        [1.0, 0.5, 1.0, 0.5, 2.0, 1.9, 1.95]
+    )
+    assert made.state.best.row["iteration"] == 5
+    assert saved == [7]
+    assert "evaluations in a row worse than the best: 2 " in made.state.reason_to_stop(made.config)
+
+
+def test_what_varies_while_the_critic_warms_up_counts_for_nothing(loop):
+    made = loop("ppo.iterations=9", "ppo.critic_warmup_iterations=2", "ppo.eval_every=1", "ppo.kl_coef=0.0")
+    rewards = iter([1.0, 0.5, 0.5, 0.5, 1.5])
+    made.setup.held_out.reward = lambda rollout, prompts, trunk: torch.full((len(prompts),), next(rewards))
+    counts = []
+    for iteration in range(5):
+        made.evaluate(iteration)
+        counts.append(made.state.worse)
+        if iteration < 4:
+            assert made.state.improved(made.config) is False
+    assert counts == [0, 0, 0, 1, 0]
+    assert made.state.improved(made.config) is True
 
 
 def test_early_stop_ends_the_iteration_and_not_the_run(loop):

@@ -79,7 +79,9 @@ def assert_same(ours: Path, expected: Path) -> None:
     for row, other in zip(rows, other_rows, strict=True):
         assert set(row) == set(other)
         for key, value in untimed(other).items():
-            if key != "rollout_gap":  # itself of the size of rounding
+            if key == "warnings":
+                assert row[key] == value
+            elif key != "rollout_gap":  # itself of the size of rounding
                 assert row[key] == pytest.approx(value, rel=2e-3, abs=2e-4), (other["iteration"], key)
     samples, other_samples = (read_jsonl(folder / "samples.jsonl") for folder in (ours, expected))
     assert [row["response"] for row in samples] == [row["response"] for row in other_samples]
@@ -96,6 +98,16 @@ def test_two_processes_do_what_one_does(start, alone):
     two = launch(start, "two", 2)
     assert_same(two, alone)
     assert json.loads((two / "summary.json").read_text())["iterations"] == 3
+
+
+def test_two_processes_stop_together(start):
+    """One that went on would wait for the other for ever."""
+    two = launch(start, "two-stopped", 2, "--set", "ppo.stop_when.kl=1e-6")
+    summary = json.loads((two / "summary.json").read_text())
+    rows = [row for row in read_jsonl(two / "metrics.jsonl") if "kl" in row]
+    assert [row["kl"] > 1e-6 for row in rows] == [False] * (len(rows) - 1) + [True]
+    assert (summary["iterations"], len(rows) < 3) == (len(rows), True)
+    assert "ppo.stop_when.kl 1e-06" in summary["stopped"]
 
 
 @pytest.mark.slow

@@ -81,6 +81,7 @@ def test_the_settings_it_names_are_accepted(with_trl):
         "critic_warmup_iterations": 1,
         "reward_functions": ["m:f"],
         "normalize_reward": True,
+        "stop_when": {"kl": 10},
     }
     unlike = dict.fromkeys(NEUTRAL, 0.5) | other
     assert set(unlike) == set(NEUTRAL)

@@ -9,6 +9,7 @@ from demo_runs import DEMO, read_jsonl, save_random_adapter, small_recipe, write
 
 from lorarlhf.cli.main import main
 from lorarlhf.data.examples import in_test_part
+from lorarlhf.manifest import written_whole
 from lorarlhf.run import Run
 from lorarlhf.stages.export import export_run
 from lorarlhf.stages.reward import train_reward
@@ -207,6 +208,20 @@ def test_another_base_is_refused_unless_it_is_allowed(evaluate, make_run, tmp_pa
     assert evaluate(run, "--set", f"model.name={other}", "--allow-other-base")[0] == 0
 
 
+def test_the_policy_of_a_checkpoint(evaluate, make_run):
+    """Here the checkpoint's is another than what was kept, whose evaluation stays as it is."""
+    run = make_run(["sft", "ppo"], 'ppo.reward_functions=["demo_runs:short_is_good"]')
+    with written_whole(run.stage("ppo") / "checkpoint-4") as part:
+        shutil.copytree(run.stage("sft"), part / "policy")
+    code, _, err = evaluate(run, "--checkpoint", "last")
+    assert code == 0, err
+    assert not (run.stage("ppo") / "evaluation.json").exists()
+    found = json.loads((run.stage("ppo") / "evaluation-checkpoint-4.json").read_text())
+    assert found["after"]["kl"] == pytest.approx(0, abs=1e-6), "that of its reference"
+    assert evaluate(run)[0] == 0
+    assert written(run, "ppo")["after"]["kl"] > 0.1
+
+
 @pytest.mark.parametrize(
     ("stages", "arguments", "message"),
     [
@@ -220,6 +235,7 @@ def test_another_base_is_refused_unless_it_is_allowed(evaluate, make_run, tmp_pa
         (["reward"], ["--quantization", "nf4"], "--quantization: a run has its recipe's; it goes with --model"),
         (["ppo"], ["--model", "gone/model"], "model.name: cannot load 'gone/model'"),
         (["reward"], ["--model", "gone/model"], "model.name: cannot load 'gone/model'"),
+        (["reward"], ["--checkpoint", "7"], "reward has no such checkpoint; there is best"),
         (["reward"], ["--out", "."], ".: cannot be written: Is a directory; give --out another place"),
     ],
 )

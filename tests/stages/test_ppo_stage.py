@@ -250,7 +250,7 @@ def test_a_run_and_what_it_leaves_behind(run, tmp_path):
     assert run.read_summary("ppo") == summary
     assert set(summary) == {
         *("engine", "iterations", "reward", "kl", "before", "best", "reference", "train_prompts", "eval_prompts"),
-        *("seconds", "peak_memory_gb", "advantage_estimator"),
+        *("seconds", "peak_memory_gb", "advantage_estimator", "improved", "stopped"),
     }
     assert (summary["iterations"], summary["reference"], summary["train_prompts"]) == (2, "sft", 20)
     rows = read_jsonl(run.stage("ppo") / "metrics.jsonl")
@@ -265,7 +265,9 @@ def test_a_run_and_what_it_leaves_behind(run, tmp_path):
     assert summary["before"]["eval_reward"] == rows[0]["eval_reward"]
     evaluations = [row for row in rows if "eval_reward" in row]
     best = max(evaluations, key=lambda row: row["eval_objective"])
-    assert summary["best"] == {key: value for key, value in best.items() if key != "step"}
+    assert summary["improved"] == (best["iteration"] > 0)
+    assert summary["stopped"] is None
+    assert summary["best"] == {key: value for key, value in best.items() if key not in ("step", "warnings")}
     assert (summary["reward"], summary["kl"]) == (rows[3]["reward"], rows[3]["kl"])
     assert run.read_recipe() == run.read_recipe(stage="ppo") == recipe
     assert (run.stage("ppo") / "recipe.yaml").is_file()
@@ -410,6 +412,42 @@ def test_resuming_a_finished_run_changes_nothing(run, tmp_path):
     after = outcome(run)
     for part in before:
         assert after[part] == before[part], part
+
+
+def test_a_stopped_run_stays_stopped_until_the_rule_is_loosened(run, tmp_path):
+    sets = (*BASE, "ppo.learning_rate=0.01")
+    straight = run(name="straight")
+    train_ppo(small_recipe(tmp_path, *sets), straight)
+    kl = [row["kl"] for row in read_jsonl(straight.stage("ppo") / "metrics.jsonl")]
+    limit = kl[1] / 2
+    assert kl[0] < limit, "it grows"
+    stopped = run()
+    strict = small_recipe(tmp_path, *sets, f"ppo.stop_when.kl={limit}")
+    summary = train_ppo(strict, stopped)
+    assert (summary["iterations"], summary["improved"]) == (2, None)
+    assert summary["stopped"] == f"KL {kl[1]:.2f} nats a response (ppo.stop_when.kl {limit:g})"
+    assert train_ppo(strict, stopped, resume=True)["stopped"] == summary["stopped"]
+    loosened = train_ppo(small_recipe(tmp_path, *sets, "ppo.stop_when.kl=1e6"), stopped, resume=True)
+    assert loosened["stopped"] is None
+    expected, resumed = outcome(straight), outcome(stopped)
+    assert all(resumed[part] == expected[part] for part in expected)
+
+
+def test_symptoms_are_said_once_also_by_a_resumed_run(run, tmp_path, monkeypatch, capsys):
+    recipe = small_recipe(
+        tmp_path, *BASE, "ppo.response_length=1", "ppo.save_every=1", "ppo.critic_warmup_iterations=1"
+    )
+    straight, broken = run(name="straight"), run()
+    train_ppo(recipe, straight)
+    out = capsys.readouterr().out
+    assert out.count("ppo: warning: all responses are cut off") == 1
+    assert "ppo 1/4  critic warm-up 1/1  reward" in out
+    assert out.count("critic warm-up") == 1
+    rows = read_jsonl(straight.stage("ppo") / "metrics.jsonl")
+    assert [list(row.get("warnings", {})) for row in rows] == [["cut_off"], [], [], []]
+    interrupted_train(recipe, broken, monkeypatch, 5)
+    train_ppo(recipe, broken, resume=True)
+    assert outcome(broken) == outcome(straight)
 
 
 @pytest.fixture

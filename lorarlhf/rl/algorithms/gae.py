@@ -24,7 +24,7 @@ class GAE(Algorithm):
 
     def roles(self, iteration: int) -> tuple[str, ...]:
         """The critic alone at first, where the recipe wants it warmed up."""
-        return ("critic",) if iteration < self.config.critic_warmup_iterations else ("policy", "critic")
+        return ("critic",) if iteration < self.config.critic_only_iterations else ("policy", "critic")
 
     def experience(self, scored: ScoredRollout, scores: Tensor, kl_coef: float) -> Experience:
         assert scored.values is not None
