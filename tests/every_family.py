@@ -10,11 +10,13 @@ import copy
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers.integrations.heterogeneity.configuration_utils import AmbiguousGlobalPerLayerAttributeError
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 EVERY_FAMILY = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 LAYERS = 4
 SIZES: dict[str, Any] = {
+    **dict.fromkeys(["hidden_size_global"], 32),
     **dict.fromkeys(["hidden_size", "d_model", "n_embd", "embedding_size", "lru_width", "decoder_hidden_size"], 32),
     **dict.fromkeys(["encoder_hidden_size", "cross_attention_hidden_size"], 32),
     **dict.fromkeys(["intermediate_size", "ffn_dim", "d_ff", "d_inner", "n_inner", "decoder_ffn_dim"], 64),
@@ -39,6 +41,8 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(["moe_shared_expert_intermediate_size"], 16),
     **dict.fromkeys(["max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"], 64),
     **dict.fromkeys(["sliding_window", "attention_window_size"], 8),
+    "image_size": 32,
+    "patch_size": 16,
     "mamba_expand": 2,
     "num_kv_shared_layers": 2,
 }
@@ -49,11 +53,11 @@ def tiny_config(family: str, **common: Any) -> PreTrainedConfig:
     config_class = CONFIG_MAPPING[family]
     default = config_class()
     sizes = {**SIZES, **common}
-    text = default.get_text_config()
-    if text is default:
-        return config_class(**_known(default, sizes))
     parts = {key: value for key, value in vars(default).items() if isinstance(value, PreTrainedConfig)}
-    return config_class(**{key: _known(part, sizes) for key, part in parts.items()})
+    known = {key: _known(part, sizes) for key, part in parts.items()}
+    if not parts or default.get_text_config() is default:
+        known |= _known(default, sizes)
+    return config_class(**known)
 
 
 def _known(config: PreTrainedConfig, sizes: dict[str, Any]) -> dict[str, Any]:
@@ -72,21 +76,49 @@ def _takes(config: PreTrainedConfig, key: str) -> bool:
         return hasattr(config, key)
     except NotImplementedError:
         return False
-    except AttributeError:  # one that differs from layer to layer
+    except (AttributeError, AmbiguousGlobalPerLayerAttributeError):  # one that differs from layer to layer
         return True
 
 
 HYBRID = ["linear_attention", "full_attention", "linear_attention", "linear_attention"]
 SHARED = ["sliding_attention", "full_attention"] * 2  # the upper two share keys with the lower
+INDEXER = {"index_n_heads": 8}  # with fewer, many scores of a tiny model are 0, and which are the best is chance
+GLOBAL = {"layer_types": SHARED, "num_kv_shared_layers": 2, "global_head_dim": 16}
+ROPE = {kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ("full_attention", "sliding_attention")}
+MUTUAL = ["linear_attention", "hybrid"] * 2  # the hybrids have a block in common
 OWN: dict[str, dict[str, Any]] = {
+    "axk2": INDEXER,
+    "blt": {"encoder_hash_byte_group_vocab": 64},
+    "cohere_compass_text": {"layer_types": SHARED, "rope_parameters": ROPE},
+    "dbrx": {
+        "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 16},
+        "attn_config": {"rope_theta": 1e4, "clip_qkv": 8.0},
+    },
+    "deepseek_v32": INDEXER,
+    "dots3_note_text": {
+        **INDEXER,
+        **{f"swa_{name}_heads": 2 for name in ("num_attention", "num_key_value")},
+        **{f"swa_{name}": 16 for name in ("q_lora_rank", "kv_lora_rank", "head_dim", "v_head_dim")},
+        "swa_qk_nope_head_dim": 8,
+    },
+    "hy_v4": INDEXER,
+    "qwen4_exp_text": {
+        "indexer_n_heads": 8,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 16,
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 2,
+        "hc_lowrank": 8,
+    },
+    "zamba": {"layers_block_type": MUTUAL},
     "bailing_hybrid": {"layer_types": HYBRID},
     "bamba": {"attn_layer_indices": [1]},
     "codegen": {"n_head": 4, "rotary_dim": 8},
     "cohere": {"logit_scale": 0.25},
     "cpmant": {"dim_head": 16, "dim_ff": 64},
     "gemma3n_text": {"layer_types": SHARED, "num_kv_shared_layers": 2},
-    "gemma4_text": {"layer_types": SHARED, "num_kv_shared_layers": 2},
-    "gemma4_unified_text": {"layer_types": SHARED, "num_kv_shared_layers": 2},
+    "gemma4_text": GLOBAL,
+    "gemma4_unified_text": GLOBAL,
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 8},
     "granite": {"logits_scaling": 8.0},
     "granitemoehybrid": {"layer_types": HYBRID},
@@ -96,12 +128,21 @@ OWN: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv"]},
     "longcat_flash": {"ffn_hidden_size": 64, "expert_ffn_hidden_size": 16, "zero_expert_num": 2, "head_dim": 8},
     "mamba2": {"num_heads": 4, "head_dim": 16},
+    "mimo_v2_flash": {"num_attention_heads": 4, "num_key_value_heads": 2},
     "minicpm3": {"dim_model_base": 16},
     "prophetnet": {"num_decoder_layers": LAYERS},
     "qwen3_5_text": {"layer_types": HYBRID},
     "reformer": {"axial_pos_embds": False, "is_decoder": True},
     "roc_bert": {"shape_vocab_size": 48, "pronunciation_vocab_size": 48},
     "xmod": {"default_language": "en_XX"},
-    "zamba2": {"layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"]},
+    "zamba2": {"layers_block_type": MUTUAL},
     "zaya": {"num_experts_per_tok": 1},
+}
+
+# Families of which there is no tiny model here, and why.
+NOT_TRIED: dict[str, str] = {
+    **dict.fromkeys(["gemma4_assistant", "gemma4_unified_assistant"], "it drafts tokens for another model"),
+    **dict.fromkeys(["musicgen", "musicgen_melody"], "its tokens are sound"),
+    "dots3_note": "its towers have no small form; its text model is dots3_note_text",
+    "gemma3n": "its vision tower needs the package timm; its text model is gemma3n_text",
 }

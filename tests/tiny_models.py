@@ -94,6 +94,8 @@ def make_model(family: str, folder: Path) -> Path:
             if parameter.dim() == 1:  # biases start at 0 and norms at 1: nobody would notice one missing
                 parameter.add_(0.1 * torch.randn_like(parameter))
     model.save_pretrained(folder)
+    if type(model.config) is not type(config):  # of a model that takes images too, it is published whole
+        config.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
 

@@ -9,12 +9,14 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes as bnb
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, TaskType, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
+from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -31,6 +33,7 @@ BASE = "base"  # stands for the bare base model wherever the name of an adapter 
 SCALAR_ROLES = ("reward", "critic")  # always have a head; other adapters have one if their file does
 # The jobs of RL. Until one has an adapter it computes as the bare base does, which is what a fresh adapter would do.
 ROLES = ("policy", "reference", *SCALAR_ROLES)
+PLAIN_PRODUCTS = [kind.forward for kind in (nn.Linear, Conv1D, bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)]
 SCORE_KEY = "base_model.model.score.weight"  # where PEFT keeps the head of a sequence classifier
 
 
@@ -114,9 +117,11 @@ class Adapters:
 
         So do the towers of a model of text and images, and what BERT's relatives have before their head.
         """
-        inside = {name.split(".")[-1] for name, _ in self.layers.named_modules()}
+        endings = tuple(f".{target}" for target in targets)
+        inside = [f".{path}" for path, _ in self.layers.named_modules()]
+        endings = tuple(ending for ending in endings if any(path.endswith(ending) for path in inside))
         for path, _ in self.causal_lm.named_modules():
-            if path.split(".")[-1] in inside.intersection(targets) and not path.startswith(f"{self._path}."):
+            if f".{path}".endswith(endings) and not path.startswith(f"{self._path}."):
                 return rf"(?!{re.escape(self._path)}\.).*"
         return None
 
@@ -311,12 +316,42 @@ class _NoSuchLayersError(ValueError):
 
 def _linear_names(causal_lm: PreTrainedModel, layers: nn.ModuleList) -> list[str]:
     """Names of the linear modules in all layers: a hybrid model has several kinds, each with names of its own."""
-    linear = [name for name, module in layers.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
-    config = PeftLoraConfig(target_modules=list({name.split(".")[-1] for name in linear}))
+    linear = {path: module for path, module in layers.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
+    special = {_name(path) for path, module in linear.items() if not _only_multiplies(module)}
+    names = {name for name in map(_name, linear) if name not in special and _peft_takes(causal_lm, name)}
+    config = PeftLoraConfig(target_modules=list(names))
     # PEFT takes some names for those that the experts of a mixture had before transformers stacked them, and would
     # adapt the stacks: in every layer, and each by making its whole sum anew in every pass.
     convert_peft_config_for_transformers(config, causal_lm, get_model_conversion_mapping(causal_lm))
     return sorted(config.target_modules or ())
+
+
+def _name(path: str) -> str:
+    """The end of a path that says which module it is: with its numbers, the one of a sequence (`ffn.0`)."""
+    parts = path.split(".")
+    start = max(index for index, part in enumerate(parts) if not part.isdigit())
+    return ".".join(parts[start:])
+
+
+@torch.no_grad()
+def _only_multiplies(linear: Any) -> bool:
+    """Whether a token in is a product out. The routers of some mixtures are linear layers that return their choice."""
+    if type(linear).forward in PLAIN_PRODUCTS:
+        return True
+    try:
+        product = linear(linear.weight.new_zeros(1, linear.in_features))
+    except Exception:  # of any kind: it takes something else than tokens
+        return False
+    return isinstance(product, Tensor) and product.shape == (1, linear.out_features)
+
+
+def _peft_takes(causal_lm: PreTrainedModel, name: str) -> bool:
+    """Not `out_proj` of some state-space models, whose kernels read its weight past the adapter."""
+    try:
+        _check_lora_target_modules_mamba(PeftLoraConfig(), causal_lm, name)
+    except ValueError:
+        return False
+    return True
 
 
 def read_adapter(folder: Path) -> tuple[PeftLoraConfig, dict[str, Tensor]]:

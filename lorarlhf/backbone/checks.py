@@ -32,7 +32,10 @@ def check_model(backbone: SharedBackbone) -> None:
         UserError: log-probabilities or samples would not be the model's.
     """
     sequences = _sequences(backbone)
-    whole = backbone.hidden_states(BASE, sequences)
+    try:
+        whole = backbone.hidden_states(BASE, sequences)
+    except Exception as error:  # of any kind: quantising alone can break what a family does with its weights
+        raise _refusal(backbone, f"its forward pass fails ({_quoted(error)})") from error
     _check_logits(backbone, sequences, whole)
     _check_causal(backbone, sequences, whole)
     _check_cache(backbone, sequences, whole)

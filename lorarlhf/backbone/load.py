@@ -25,6 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from lorarlhf.backbone.base import identify_base
 from lorarlhf.backbone.checks import check_model
 from lorarlhf.backbone.shared import SharedBackbone
+from lorarlhf.backbone.trunk import layers_path
 from lorarlhf.data.tokenizer import prepare_tokenizer
 from lorarlhf.errors import UserError, first_line
 from lorarlhf.memory import accelerator
@@ -47,8 +48,7 @@ def load_backbone(config: ModelConfig, data: DataConfig = PLAIN_DATA) -> SharedB
     model_config = load_model_config(config)
     tokenizer = load_tokenizer(config)
     dtype = compute_dtype(config)
-    if config.quantization != "none":
-        _check_quantisable(config, model_config)
+    _check_family(config, model_config)
     device = PartialState(cpu=accelerator() is None).device  # of several processes, each has its own
     with _plain_errors(config):
         causal_lm = AutoModelForCausalLM.from_pretrained(
@@ -153,20 +153,31 @@ def quantization_config(config: ModelConfig, dtype: torch.dtype) -> BitsAndBytes
     )
 
 
-def _check_quantisable(config: ModelConfig, model_config: PreTrainedConfig) -> None:
-    """Raise UserError if most of the weights would keep their 16 bits: bitsandbytes takes linear layers alone."""
-    with torch.device("meta"):
+def _check_family(config: ModelConfig, model_config: PreTrainedConfig) -> None:
+    """Raise UserError for what cannot be trained, as far as that shows without the weights (the rest: `checks.py`)."""
+    if model_config.is_encoder_decoder:
+        raise UserError(
+            f"model.name: '{config.name}' is an encoder and a decoder; choose a model that is a decoder only"
+        )
+    with _plain_errors(config), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
+    layers_path(model)
+    if config.quantization != "none":
+        _check_quantisable(config, model)
+
+
+def _check_quantisable(config: ModelConfig, model: PreTrainedModel) -> None:
+    """Raise UserError if most of the weights would keep their 16 bits: bitsandbytes takes linear layers alone."""
     # Embedding and head are not counted: they stay in 16 bits in every model, and are most of a very small one.
     ends = {id(end.weight) for end in (model.get_input_embeddings(), model.get_output_embeddings())}
     total = sum(p.numel() for p in model.parameters() if id(p) not in ends)
-    modules = [module for module in model.modules() if isinstance(module, (nn.Linear, Conv1D))]
+    modules = [module for module in model.modules() if type(module) is nn.Linear or isinstance(module, Conv1D)]
     linear = sum(module.weight.numel() for module in modules if id(module.weight) not in ends)
     if 2 * linear < total:
         bits = {"nf4": 4, "int8": 8}[config.quantization]
         raise UserError(
             f"model.quantization: only {linear / total:.0%} of {config.name} could be held in {bits} bits, as the rest "
-            "is no linear layers (experts of a mixture are not); set it to none or choose another model"
+            "is no plain linear layers (experts of a mixture are not); set it to none or choose another model"
         )
 
 
@@ -182,6 +193,9 @@ def _plain_errors(config: ModelConfig) -> Iterator[None]:
     """Turn what `from_pretrained` raises about a wrong name into one line."""
     try:
         yield
+    except ImportError as error:  # transformers' own says which package, on its second line
+        reason = " ".join(str(error).split())
+        raise UserError(f"model.name: '{config.name}' needs a package that is not installed: {reason}") from error
     except (OSError, ValueError) as error:
         reason = first_line(error)
         if os.path.isdir(resolve_path(config.name)):

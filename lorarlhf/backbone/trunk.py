@@ -47,7 +47,7 @@ def layers_path(causal_lm: PreTrainedModel) -> str:
     decoder = causal_lm.get_decoder()  # of text and images: the text model, as either may have that many layers
     if not isinstance(decoder, PreTrainedModel):  # ModernBERT calls its head so
         decoder = causal_lm
-    count = causal_lm.config.get_text_config(decoder=True).num_hidden_layers
+    count = getattr(causal_lm.config.get_text_config(decoder=True), "num_hidden_layers", None)
     inside = {id(module) for module in decoder.modules()}
     for path, module in causal_lm.named_modules():
         if id(module) in inside and isinstance(module, nn.ModuleList) and len(module) == count:

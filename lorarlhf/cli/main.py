@@ -20,6 +20,7 @@ from lorarlhf.cli.ppo import ppo
 from lorarlhf.cli.recipes import recipes_app
 from lorarlhf.cli.reward import reward
 from lorarlhf.cli.sample import sample
+from lorarlhf.cli.score import score
 from lorarlhf.cli.sft import sft
 from lorarlhf.errors import UserError, first_line, is_out_of_memory
 from lorarlhf.recipe.stages import STAGES
@@ -43,6 +44,7 @@ app.command()(ppo)
 app.command()(evaluate)
 app.command()(export)
 app.command()(sample)
+app.command()(score)
 
 
 def _print_version(wanted: bool) -> None:

@@ -72,28 +72,32 @@ def encode_completion(
     return encode_prompt(tokenizer, prompt), [*response_ids, end_id]
 
 
-def tokenize_preferences(rows: Iterable[Preference], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokenized:
+def tokenize_preferences(
+    rows: Iterable[Preference], tokenizer: PreTrainedTokenizerBase, max_length: int, numbered: bool = False
+) -> Tokenized:
     """Columns `chosen_ids`, `rejected_ids` and, if every row has one, `margin`: what TRL's RewardTrainer takes.
 
     And `tie` where some row is one; a tie needs no margin, and gets 0. Pairs with a side over `max_length` tokens are
-    dropped whole.
+    dropped whole: `numbered` adds a column `row` that says which of `rows` each of the others is.
     """
 
     end_id = end_of_turn(tokenizer)
 
     def encoded() -> Iterator[tuple[int, dict[str, Any]]]:
-        for row in rows:
+        for number, row in enumerate(rows):
             chosen_prompt, chosen = encode_completion(tokenizer, row.prompt, row.chosen, end_id)
             rejected_prompt, rejected = encode_completion(tokenizer, row.prompt, row.rejected, end_id)
             pair = {"chosen_ids": chosen_prompt + chosen, "rejected_ids": rejected_prompt + rejected}
             margin = 0.0 if row.tie else row.margin
-            yield max(map(len, pair.values())), pair | {"margin": margin, "tie": row.tie}
+            yield max(map(len, pair.values())), pair | {"margin": margin, "tie": row.tie, "row": number}
 
-    fields = [("chosen_ids", _IDS), ("rejected_ids", _IDS), ("margin", pa.float32()), ("tie", pa.bool_())]
+    columns = {"margin": pa.float32(), "tie": pa.bool_(), "row": pa.int32()}
+    fields = [("chosen_ids", _IDS), ("rejected_ids", _IDS), *columns.items()]
     tokenized = _table(encoded(), fields, max_length)
     margins, ties = (tokenized.dataset.data.column(name) for name in ("margin", "tie"))
     tied = pc.sum(ties).as_py() or 0
     unused = ["margin"] * (margins.null_count > 0 or tied == len(ties)) + ["tie"] * (not tied)
+    unused += ["row"] * (not numbered)
     return replace(tokenized, dataset=tokenized.dataset.remove_columns(unused))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -16,7 +17,7 @@ from lorarlhf.data.examples import (
     stream_preferences,
     stream_scored,
 )
-from lorarlhf.data.rows import NO_COLUMNS, AnyExample, PromptRow, in_turns, is_text
+from lorarlhf.data.rows import NO_COLUMNS, AnyExample, ColumnsWanted, Preference, PromptRow, in_turns, is_text
 from lorarlhf.data.tokenize import (
     PromptExample,
     Tokenized,
@@ -29,6 +30,7 @@ from lorarlhf.data.tokenizer import has_chat_template, wraps_text
 from lorarlhf.recipe.sections import DataConfig
 
 logger = logging.getLogger(__name__)
+GROUPS = frozenset({"subset", "source", "category"})  # columns by which data sets say what a row is about
 
 
 def sft_examples(config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split) -> Tokenized:
@@ -39,6 +41,31 @@ def sft_examples(config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: 
 def preference_examples(config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split) -> Tokenized:
     """Comparisons."""
     return _examples(stream_preferences(config, split), tokenize_preferences, tokenizer)
+
+
+def grouped_preferences(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split
+) -> tuple[Tokenized, dict[str, list[str]]]:
+    """The same comparisons, and by each column that groups them (`GROUPS`, `annotator`) the groups [N] they are in.
+
+    Of several annotators of one comparison the first is named; "" is no group.
+    """
+    stream = stream_preferences(config, split)
+    groups: list[dict[str, str]] = []
+
+    def rows() -> Iterator[Preference]:
+        for row, columns in stream.with_columns(ColumnsWanted(welcome=GROUPS)):
+            groups.append({name: str(value) for name, value in columns.items() if value is not None})
+            if row.annotators:
+                groups[-1]["annotator"] = row.annotators[0]
+            yield row
+
+    read = _for_the_model(rows(), stream.source, config, tokenizer, split)
+    tokenized = tokenize_preferences(read, tokenizer, config.max_length, numbered=True)
+    _say_what_was_too_long(tokenized, stream)
+    kept = [groups[number] for number in tokenized.dataset["row"]]
+    names = sorted({name for group in kept for name in group})
+    return tokenized, {name: [group.get(name, "") for group in kept] for name in names}
 
 
 def scored_examples(config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split) -> Tokenized:
@@ -66,11 +93,15 @@ def _examples(
     tokenize: Callable[[Iterable[AnyExample], PreTrainedTokenizerBase, int], Tokenized],
     tokenizer: PreTrainedTokenizerBase,
 ) -> Tokenized:
-    config, source, split = stream.config, stream.source, stream.split
-    tokenized = tokenize(_for_the_model(stream, source, config, tokenizer, split), tokenizer, config.max_length)
-    rows = len(tokenized.dataset) + tokenized.dropped
-    _say_dropped(tokenized.dropped, rows, f"data.max_length {config.max_length}", source, split)
+    read = _for_the_model(stream, stream.source, stream.config, tokenizer, stream.split)
+    tokenized = tokenize(read, tokenizer, stream.config.max_length)
+    _say_what_was_too_long(tokenized, stream)
     return tokenized
+
+
+def _say_what_was_too_long(tokenized: Tokenized, stream: Stream[Any]) -> None:
+    rows, limit = len(tokenized.dataset) + tokenized.dropped, f"data.max_length {stream.config.max_length}"
+    _say_dropped(tokenized.dropped, rows, limit, stream.source, stream.split)
 
 
 def _for_the_model(

@@ -93,7 +93,7 @@ class RewardModel:
         """
         if isinstance(prompts, str) or isinstance(responses, str) or len(prompts) != len(responses):
             raise UserError("score: give a list of prompts and a list of as many responses")
-        rows = []
+        pairs = []
         for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
             if not isinstance(response, str):
                 raise UserError(f"score: responses[{i}] is a {type(response).__name__}, not text")
@@ -101,8 +101,12 @@ class RewardModel:
                 asked = prompt if isinstance(prompt, str) else messages({"prompt": prompt}, "prompt")
             except BadRow as bad:
                 raise UserError(f"score: prompts[{i}]: {bad}") from None
-            rows.append(self._encoded(Demonstration(asked, response)))
-        scores: list[float] = score_tokens(self.backbone, rows).tolist()
+            pairs.append(Demonstration(asked, response))
+        return self.scores(pairs)
+
+    def scores(self, rows: Sequence[Demonstration]) -> list[float]:
+        """The same of canonical rows, which are not checked."""
+        scores: list[float] = score_tokens(self.backbone, [self._encoded(row) for row in rows]).tolist()
         return scores
 
     def _encoded(self, said: Demonstration) -> list[int]:

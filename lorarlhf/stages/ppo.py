@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -41,8 +42,10 @@ from lorarlhf.rl.trl_engine import check_trl, train_with_trl
 from lorarlhf.run import Run
 from lorarlhf.stages.gpus import mention_other_gpus
 from lorarlhf.training.arguments import check_optimizer
+from lorarlhf.training.baselines import verdict
 from lorarlhf.training.checkpoint import move_aside
 
+logger = logging.getLogger(__name__)
 Engine = Literal["lorarlhf", "trl"]
 
 
@@ -73,6 +76,8 @@ def train_ppo(
     start, run = time.perf_counter(), Run(run)
     functions = all_reward_functions(recipe.ppo, reward_functions)
     reward_folder = _check(recipe.ppo, run, reward, functions, engine, resume)
+    if reward_folder == run.stage("reward") and (doubt := verdict(run.read_summary("reward"))):
+        logger.warning(doubt)
     folder, has_sft = run.stage("ppo"), run.has_adapter("sft")
     checkpoint = find_checkpoint(folder) if resume else None
     wanted = columns_wanted(functions)

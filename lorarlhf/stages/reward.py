@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,11 +23,14 @@ from lorarlhf.recipe.stages import STAGES
 from lorarlhf.run import Run
 from lorarlhf.stages.gpus import mention_other_gpus
 from lorarlhf.training.arguments import check_optimizer
+from lorarlhf.training.baselines import verdict
 from lorarlhf.training.checkpoint import move_aside
 from lorarlhf.training.objectives import OBJECTIVES, Objective
 from lorarlhf.training.progress import show_progress
 from lorarlhf.training.results import NOTHING_HELD_OUT, save_results, training_summary
 from lorarlhf.training.reward import RewardModelTrainer
+
+logger = logging.getLogger(__name__)
 
 
 def train_reward(
@@ -66,9 +70,12 @@ def train_reward(
     summary = {
         "objective": config.objective,
         **held_out_metrics(backbone, objective, test.dataset),
+        **(objective.baselines(train.dataset, test.dataset) if len(test.dataset) else {}),
         **training_summary(train, test, result.global_step, start),
     }
     save_results(run, "reward", backbone, "reward", summary)
+    if doubt := verdict(summary):
+        logger.warning(doubt)
     return summary
 
 

@@ -19,7 +19,8 @@ from lorarlhf.data.examples import Split
 from lorarlhf.data.tokenize import Tokenized
 from lorarlhf.data.tokenized import preference_examples, scored_examples
 from lorarlhf.recipe.sections import DataConfig, ObjectiveName, RewardConfig
-from lorarlhf.training.reward_metrics import longer_wins, preference_metrics, regression_metrics
+from lorarlhf.training.baselines import bag_of_words
+from lorarlhf.training.reward_metrics import longer_wins, preference_metrics, regression_metrics, share_won
 
 Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
 LossAndNumbers = tuple[Tensor, dict[str, Tensor]]
@@ -54,6 +55,10 @@ class Objective(ABC):
     @abstractmethod
     def held_out(self, test: Dataset, scores: Sequence[Tensor]) -> dict[str, Any]:
         """Metrics `eval_...` of [N] scores for each of `sequences`."""
+
+    def baselines(self, train: Dataset, test: Dataset) -> dict[str, Any]:
+        """What plain models of the same rows reach, learnt from some of `train`; nothing where there are none."""
+        return {}
 
     @abstractmethod
     def result(self, summary: Mapping[str, Any]) -> str:
@@ -92,10 +97,14 @@ class BradleyTerry(Objective):
         longer = longer_wins(*(test[column] for column in self.sequences))  # read as they are iterated
         return {**preference_metrics(*scores), "longer_wins_accuracy": longer}
 
+    def baselines(self, train: Dataset, test: Dataset) -> dict[str, Any]:
+        return {"bag_of_words_accuracy": share_won(bag_of_words(train, test))}
+
     def result(self, summary: Mapping[str, Any]) -> str:
+        rivals = {"the longer": "longer_wins_accuracy", "a bag of words": "bag_of_words_accuracy"}
+        beside = ", ".join(f"{name}: {summary[key]:.1%}" for name, key in rivals.items())
         return (
-            f"held-out accuracy {summary['eval_accuracy']:.1%} (preferring the longer: "
-            f"{summary['longer_wins_accuracy']:.1%}), margin {summary['eval_margin']:.2f} "
+            f"held-out accuracy {summary['eval_accuracy']:.1%} ({beside}), margin {summary['eval_margin']:.2f} "
             f"on {summary['eval_examples']} pairs"
         )
 
@@ -105,6 +114,7 @@ class BradleyTerry(Objective):
             ("", f"reward on {evaluation['examples']:,} comparisons of {evaluation['data']}"),
             ("accuracy", f"{evaluation['eval_accuracy']:.1%}  (95%: {low:.1%} to {high:.1%})"),
             ("longer wins", f"{evaluation['longer_wins_accuracy']:.1%}"),
+            ("bag of words", f"{evaluation['bag_of_words_accuracy']:.1%}"),
             ("margin", f"{evaluation['eval_margin']:.3f}"),
             ("loss", f"{evaluation['eval_loss']:.3f}"),
             ("calibration error", f"{evaluation['eval_calibration_error']:.3f}"),

@@ -16,7 +16,7 @@ def preference_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, Any]:
     """Accuracy (equal scores count half) with its 95% interval, mean margin, loss and calibration error over [N] pairs
     of scores."""
     margins = chosen - rejected
-    accuracy = wilson(_share_won(margins), len(margins))
+    accuracy = wilson(share_won(margins), len(margins))
     return {
         "eval_accuracy": accuracy.value,
         "eval_accuracy_interval": [accuracy.low, accuracy.high],
@@ -26,9 +26,30 @@ def preference_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, Any]:
     }
 
 
+def reliability(margins: Tensor, bins: int = 10) -> list[dict[str, float]]:
+    """The curve that `pair_calibration` is the area of: mean confidence and accuracy of each bin that has pairs."""
+    confidence = torch.sigmoid(margins.abs().double())
+    correct = (margins > 0).double()
+    index = ((confidence - 0.5) * 2 * bins).long().clamp(max=bins - 1)
+    curve = []
+    for number in index.unique().tolist():
+        inside = index == number
+        right = wilson(correct[inside].mean().item(), int(inside.sum()))
+        curve.append(
+            {
+                "pairs": int(inside.sum()),
+                "confidence": confidence[inside].mean().item(),
+                "accuracy": right.value,
+                "accuracy_low": right.low,
+                "accuracy_high": right.high,
+            }
+        )
+    return curve
+
+
 def longer_wins(chosen: Sequence[Sequence[int]], rejected: Sequence[Sequence[int]]) -> float:
     """Accuracy of preferring whichever is longer in tokens: what a reward model has to beat."""
-    return _share_won(torch.tensor([len(c) - len(r) for c, r in zip(chosen, rejected, strict=True)]))
+    return share_won(torch.tensor([len(c) - len(r) for c, r in zip(chosen, rejected, strict=True)]))
 
 
 def regression_metrics(scores: Tensor, targets: Tensor) -> dict[str, float | None]:
@@ -56,5 +77,6 @@ def pair_calibration(margins: Tensor, bins: int = 10) -> float:
     return float(gaps.abs().sum() / len(margins))
 
 
-def _share_won(margins: Tensor) -> float:
+def share_won(margins: Tensor) -> float:
+    """Share of [N] margins above 0; those of 0 count half."""
     return ((margins > 0).float() + 0.5 * (margins == 0).float()).mean().item()

@@ -207,3 +207,34 @@ def test_a_mixture_whose_experts_stay_in_16_bits_is_refused_before_it_loads(
     with pytest.raises(UserError, match=rf"only \d+% of .* could be held in {bits} bits") as error:
         load_backbone(ModelConfig(name=str(tiny_model("mixtral")), quantization=quantization))
     assert "\n" not in str(error.value)
+
+
+def test_linear_layers_that_bitsandbytes_passes_over_do_not_count(tiny_model, monkeypatch):
+    """Falcon has a kind of its own, which would stay as it is."""
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)
+    with pytest.raises(UserError, match=r"only 0% of .* could be held in 4 bits"):
+        load_backbone(ModelConfig(name=str(tiny_model("falcon"))))
+
+
+def test_an_encoder_and_decoder_is_refused_before_it_loads(tiny_model, tmp_path, monkeypatch):
+    folder = shutil.copytree(tiny_model("bart"), tmp_path / "model")
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"is_encoder_decoder": True}))
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)
+    with pytest.raises(UserError, match="is an encoder and a decoder; choose a model that is a decoder only"):
+        load_backbone(ModelConfig(name=str(folder)))
+
+
+def test_a_model_without_a_list_of_layers_is_refused_before_it_loads(tiny_model, monkeypatch):
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)
+    with pytest.raises(UserError, match="HrmTextForCausalLM does not keep its layers in one list"):
+        load_backbone(ModelConfig(name=str(tiny_model("hrm_text")), quantization="none"))
+
+
+def test_a_package_that_the_model_needs_is_one_line(tiny_model, monkeypatch):
+    def needs(*args, **kwargs):
+        raise ImportError("\nAModel requires the timm library\nbut it was not found")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_config", needs)
+    with pytest.raises(UserError, match="needs a package that is not installed: AModel requires the timm library but"):
+        load_backbone(ModelConfig(name=str(tiny_model("llama"))))

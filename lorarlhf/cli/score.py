@@ -1,0 +1,32 @@
+"""`lorarlhf score`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorarlhf.cli.options import SOURCE, RunFolder
+from lorarlhf.recipe.sections import DataConfig
+
+
+def score(
+    source: Annotated[str, typer.Argument(metavar="FILE", help=SOURCE, show_default=False)],
+    run: RunFolder,
+    out: Annotated[Path, typer.Option(help="Where to: a new .jsonl file.", show_default=False)],
+    split: Annotated[str, typer.Option(help="Which split to read, of a source that has several.")] = (
+        DataConfig().train_split
+    ),
+) -> None:
+    """Score prompts with responses, or both sides of pairs, with a run's reward model."""
+    from rich.console import Console
+
+    from lorarlhf.cli.quiet import quiet_libraries
+
+    quiet_libraries()
+    from lorarlhf.run import Run
+    from lorarlhf.stages.score import score_file
+
+    count = score_file(Run(run), source, split, out, Console())
+    typer.echo(f"score: {count:,} rows in {out}; only scores of one reward model can be compared")

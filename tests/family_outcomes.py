@@ -1,0 +1,89 @@
+"""What becomes of a tiny model of each family: the table in docs/families.md, which this file writes anew when run.
+
+PYTHONPATH=. python tests/family_outcomes.py
+"""
+
+from __future__ import annotations
+
+import html
+import logging
+import re
+import tempfile
+from pathlib import Path
+
+import torch
+import transformers
+from every_family import EVERY_FAMILY, NOT_TRIED
+from tiny_models import attach_all, make_model, mixed_sequences
+from torch.testing import assert_close
+
+from lorarlhf.backbone.load import load_backbone
+from lorarlhf.errors import UserError
+from lorarlhf.generation.draw import uniform_table
+from lorarlhf.generation.sample import sample_responses
+from lorarlhf.recipe.sections import ModelConfig
+
+PAGE = Path(__file__).parents[1] / "docs" / "families.md"
+ROW = re.compile(r"^\| `(\S+)` \| (.*) \|$", re.MULTILINE)
+PROMPTS = [[5, 6, 7], [9], [20, 21, 22, 23, 24]]
+
+
+def outcome(family: str, folder: Path) -> str:
+    """Load it, take a step of policy and critic, sample from it and score what was sampled.
+
+    Args:
+        folder: an empty one, for the model.
+
+    Returns:
+        "works", "works without sharing", "refused: ..." with the reason as a user reads it, or "not tried: ...".
+    """
+    if family in NOT_TRIED:
+        return f"not tried: {NOT_TRIED[family]}"
+    try:
+        backbone = load_backbone(
+            ModelConfig(name=str(make_model(family, folder)), quantization="none", compute_dtype="float32")
+        )
+    except UserError as error:
+        reason = str(error).removeprefix("model.name: ").split(" cannot be trained: ")[-1].split("; choose ")[0]
+        return f"refused: {html.escape(reason, quote=False)}"
+    attach_all(backbone).train()
+    sequences = mixed_sequences()
+    (backbone.logprobs("policy", sequences)[0].sum() + backbone.values(sequences).sum()).backward()
+    for role in ("policy", "critic"):
+        assert any(p.grad is not None and p.grad.any() for p in backbone.role_parameters(role)), role
+    rollout = sample_responses(backbone.eval(), PROMPTS, uniform_table(len(PROMPTS), 6, 0), 1.0)
+    with torch.no_grad():
+        logprobs, _ = backbone.logprobs("policy", rollout.sequences)
+    assert_close(rollout.logprobs, logprobs, rtol=1e-2, atol=1e-2)
+    return "works" if backbone.shares_trunk else "works without sharing"
+
+
+def table() -> dict[str, str]:
+    """The outcomes as the page has them."""
+    return dict(ROW.findall(PAGE.read_text(encoding="utf-8")))
+
+
+def write(outcomes: dict[str, str]) -> None:
+    kinds = {
+        kind: sum(said.startswith(kind) for said in outcomes.values()) for kind in ("works", "refused", "not tried")
+    }
+    summary = f"Of {len(outcomes)} families of transformers {transformers.__version__}, {kinds['works']} work, "
+    summary += f"{kinds['refused']} are refused, {kinds['not tried']} are not tried."
+    text = PAGE.read_text(encoding="utf-8").split("\n| family")[0]
+    head = re.sub(r"^Of \d+ families.*$", summary, text, flags=re.MULTILINE)
+    rows = [f"| `{family}` | {outcomes[family]} |" for family in sorted(outcomes)]
+    PAGE.write_text("\n".join([head, "| family | what becomes of it |", "|---|---|", *rows, ""]), encoding="utf-8")
+
+
+def main() -> None:
+    logging.disable()
+    outcomes = {}
+    for family in EVERY_FAMILY:
+        with tempfile.TemporaryDirectory() as folder:
+            outcomes[family] = outcome(family, Path(folder))
+        print(family, outcomes[family], sep=": ", flush=True)
+    write(outcomes)
+
+
+if __name__ == "__main__":
+    main()
