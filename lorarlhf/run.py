@@ -1,4 +1,5 @@
-"""The folder of a run: `recipe.yaml`, and a folder a stage with its adapter, `summary.json` and `metrics.jsonl`."""
+"""The folder of a run: `recipe.yaml`, and a folder a stage with its own `recipe.yaml`, its adapter, `summary.json` and
+`metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -15,6 +16,8 @@ from lorarlhf.recipe.sections import Recipe, Stage
 from lorarlhf.recipe.stages import LAST_FIRST, STAGES
 
 BEST = "best"  # stands for what a stage keeps
+
+RECIPE = "recipe.yaml"
 
 
 @dataclass(frozen=True, init=False)
@@ -63,13 +66,22 @@ class Run:
                 return stage
         raise UserError(f"{self.path}: no stage of this run has an adapter; run `lorarlhf reward` or `ppo` first")
 
-    def write_recipe(self, recipe: Recipe) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    def write_recipe(self, recipe: Recipe, stage: Stage | None = None) -> None:
+        """Write the recipe of the run, which is that of its latest stage, and beside it that of the stage."""
+        for folder in (self.path, *([self.stage(stage)] if stage else [])):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / RECIPE).write_text(dump_recipe(recipe), encoding="utf-8")
 
-    def read_recipe(self, named: Mapping[str, Option] | None = None, sets: Sequence[str] = ()) -> Recipe:
-        """What the stages were run with, with these on top (see `load_recipe`)."""
-        path = self.path / "recipe.yaml"
+    def read_recipe(
+        self, named: Mapping[str, Option] | None = None, sets: Sequence[str] = (), stage: Stage | None = None
+    ) -> Recipe:
+        """What the run, or one stage of it, was run with, with these on top (see `load_recipe`).
+
+        Later stages may have been told otherwise: whoever describes a stage or goes on from it names it.
+        """
+        path = self.path / RECIPE
+        if stage is not None and (self.stage(stage) / RECIPE).is_file():  # stages of earlier versions have none
+            path = self.stage(stage) / RECIPE
         if not path.is_file():
             raise UserError(
                 f"{self.path}: not a run, there is no recipe.yaml; give the --output-dir of an earlier stage"

@@ -94,6 +94,7 @@ def save_random_adapter(recipe: Recipe, run: Run, stage: str) -> None:
         for parameter in backbone.role_parameters(role):
             parameter.add_(0.05 * torch.randn_like(parameter))
     backbone.save_role(role, run.path / stage)
+    backbone.tokenizer.save_pretrained(run.path / stage)
 
 
 # Rewards from Python, as `demo_runs:short_is_good`.

@@ -99,6 +99,15 @@ def test_a_run_is_read_with_changes(tmp_path):
     assert run.read_recipe() == load_recipe("demo")
 
 
+def test_each_stage_keeps_the_recipe_it_was_run_with(tmp_path):
+    run = Run(tmp_path)
+    run.write_recipe(load_recipe("demo", sets=["seed=1"]), "reward")
+    run.write_recipe(load_recipe("demo", sets=["seed=2"]), "ppo")
+    assert [run.read_recipe(stage=stage).seed for stage in ("reward", "ppo", None)] == [1, 2, 2]
+    assert run.read_recipe(sets=["ppo.iterations=3"], stage="reward").ppo.iterations == 3
+    assert run.read_recipe(stage="sft").seed == 2, "a stage of an earlier version has none: the run's"
+
+
 def test_summaries(tmp_path):
     run = Run(tmp_path)
     assert run.read_summary("reward") == {}

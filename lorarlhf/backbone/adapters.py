@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.pytorch_utils import Conv1D
 
+from lorarlhf.backbone.base import BaseModel, check_base
 from lorarlhf.backbone.lora import use_fused_forward
 from lorarlhf.errors import UserError, first_line
 from lorarlhf.recipe.sections import LoraShape
@@ -60,6 +61,7 @@ class Adapters:
     Args:
         causal_lm: the model; every parameter of it is frozen here.
         layers: its decoder layers.
+        base: what adapters are said to be trained on in their files; None says nothing, and compares nothing.
 
     Attributes:
         peft_model: PEFT's wrapper of the model; None before the first adapter.
@@ -69,9 +71,10 @@ class Adapters:
         trained: the adapters that train.
     """
 
-    def __init__(self, causal_lm: PreTrainedModel, layers: nn.ModuleList) -> None:
+    def __init__(self, causal_lm: PreTrainedModel, layers: nn.ModuleList, base: BaseModel | None = None) -> None:
         self.causal_lm = causal_lm
         self.layers = layers
+        self.base = base
         self.peft_model: PeftModel | None = None
         self.lora_layers: list[LoraLayer] = []
         hidden_size = causal_lm.get_output_embeddings().in_features  # not always the config's: OPT projects
@@ -218,18 +221,23 @@ class Adapters:
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {key: value.detach().float().cpu().contiguous() for key, value in state.items()}
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        if self.base is not None:
+            self.base.save(folder)
         config.save_pretrained(str(folder))
 
-    def load(self, name: str, folder: Path, with_head: bool = False) -> None:
+    def load(self, name: str, folder: Path, with_head: bool = False, allow_other_base: bool = False) -> None:
         """Read what `save` or plain PEFT wrote, in place of what the adapter and its head were.
 
         Args:
             with_head: the adapter is to score, so its file must hold a head; those of SCALAR_ROLES always must.
+            allow_other_base: also one that says it was trained on another model.
 
         Raises:
-            UserError: it is no plain LoRA adapter, does not fit the model, or lacks the head.
+            UserError: it is no plain LoRA adapter, does not fit the model, was trained on another, or lacks the head.
         """
         config, state = read_adapter(folder)
+        if self.base is not None and not allow_other_base:
+            check_base(folder, self.base)
         score = state.pop(SCORE_KEY, None)
         if score is None and (with_head or name in SCALAR_ROLES):
             raise UserError(f"{folder}: the adapter has no score head ({SCORE_KEY}); train one with lorarlhf reward")

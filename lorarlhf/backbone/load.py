@@ -22,6 +22,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from lorarlhf.backbone.base import identify_base
 from lorarlhf.backbone.checks import check_model
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.backbone.trunk import layers_path
@@ -70,7 +71,8 @@ def load_backbone(config: ModelConfig, data: DataConfig = PLAIN_DATA) -> SharedB
     _keep_autograd_on_cpu(causal_lm)
     for choice in prepare_tokenizer(tokenizer, causal_lm.config.get_text_config().vocab_size, data):
         logger.warning(choice)
-    backbone = SharedBackbone(causal_lm, tokenizer, dtype)
+    base = identify_base(config, getattr(model_config, "_commit_hash", None))
+    backbone = SharedBackbone(causal_lm, tokenizer, dtype, base)
     check_model(backbone)
     return backbone
 

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from lorarlhf.backbone.adapters import BASE, Adapters, ScalarHead
+from lorarlhf.backbone.base import BaseModel
 from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.logprobs import chunked_logprobs, rows_a_chunk
 from lorarlhf.backbone.trunk import (
@@ -42,13 +43,18 @@ class SharedBackbone(nn.Module):
         causal_lm: the loaded base model; every parameter of it is frozen here.
         tokenizer: with a pad token that differs from eos.
         compute_dtype: bfloat16 runs the trunk under autocast; float32 runs it as it is.
+        base: which model it is, for the files of its adapters.
 
     Attributes:
         shares_trunk: whether a pass can be taken up from the middle; see `checks.py`.
     """
 
     def __init__(
-        self, causal_lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, compute_dtype: torch.dtype
+        self,
+        causal_lm: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        compute_dtype: torch.dtype,
+        base: BaseModel | None = None,
     ) -> None:
         super().__init__()
         self.causal_lm = causal_lm
@@ -56,7 +62,7 @@ class SharedBackbone(nn.Module):
         self.compute_dtype = compute_dtype
         self._layers_path = layers_path(causal_lm)
         self._trunk_path = trunk_path(causal_lm, self._layers_path)
-        self.adapters = Adapters(causal_lm, self.layers)
+        self.adapters = Adapters(causal_lm, self.layers, base)
         self.heads = self.adapters.heads  # known to torch here, where the adapters' other tensors are: in causal_lm
         self.shares_trunk = True
 
@@ -130,16 +136,18 @@ class SharedBackbone(nn.Module):
         """Write a role's adapter in plain PEFT format; one with a head as sequence classification."""
         self.adapters.save(role, folder)
 
-    def load_role(self, role: str, folder: Path, with_head: bool = False) -> None:
+    def load_role(self, role: str, folder: Path, with_head: bool = False, allow_other_base: bool = False) -> None:
         """Read what `save_role` (or plain PEFT) wrote, in place of what the role had.
 
         Args:
             with_head: the role is to score: its file must hold a head, as those of reward and critic must.
+            allow_other_base: also an adapter that says it was trained on another base model.
 
         Raises:
-            UserError: it is no plain LoRA adapter, does not fit the base model, or lacks the head.
+            UserError: it is no plain LoRA adapter, does not fit the base model, was trained on another, or lacks the
+                head.
         """
-        self.adapters.load(role, folder, with_head)
+        self.adapters.load(role, folder, with_head, allow_other_base)
 
     def first_layer(self, role: str) -> int:
         """Index of the lowest layer that the role's adapter changes; the number of layers if it changes none.

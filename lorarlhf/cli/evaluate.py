@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from lorarlhf.cli.options import SOURCE, Checkpoint, RunFolder, Set
+from lorarlhf.cli.options import SOURCE, AllowOtherBase, Checkpoint, RunFolder, Set
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.load import Option
-from lorarlhf.recipe.sections import Stage
+from lorarlhf.recipe.sections import Quantization, Stage
 from lorarlhf.recipe.stages import STAGES
 
 
@@ -22,16 +22,28 @@ def evaluate(
         typer.Option(help=f"{SOURCE} All of it, or its test split.", show_default="held-out data"),
     ] = None,
     set_: Set = None,
-    out: Annotated[Path | None, typer.Option(help="Where to.", show_default="RUN/STAGE/evaluation.json")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Folder or Hub id of an export of the stage, in its place.", show_default=False)
+    ] = None,
+    quantization: Annotated[
+        Quantization | None, typer.Option(help="Of --model, as it is computed with.", show_default="none")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where to.", show_default="RUN/STAGE/evaluation.json, of a --model evaluation_of_model.json"),
+    ] = None,
     checkpoint: Checkpoint = "best",
+    allow_other_base: AllowOtherBase = False,
 ) -> None:
     """Say how well a reward model predicts held-out comparisons, or what a policy has come to answer."""
+    if model is None and quantization is not None:
+        raise UserError("--quantization: a run has its recipe's; it goes with --model")
     from lorarlhf.run import Run, write_json
 
     folder = Run(run)
     chosen = stage or folder.last_stage()
     named = {} if dataset is None else {f"data.{STAGES[chosen].data_key}_test": Option("--dataset", dataset)}
-    recipe = folder.read_recipe(named, set_ or [])
+    recipe = folder.read_recipe(named, set_ or [], chosen)
     adapter = folder.adapter(chosen, checkpoint)  # says so before anything is loaded
     from rich.console import Console
 
@@ -40,15 +52,23 @@ def evaluate(
     quiet_libraries()
     from lorarlhf.evaluation.report import show_samples
     from lorarlhf.stages.evaluate import evaluate_run, report_lines
+    from lorarlhf.stages.evaluate_model import evaluate_model
 
     console = Console()
-    evaluation = evaluate_run(folder, recipe, chosen, console, checkpoint=checkpoint)
+    if model is None:
+        evaluation = evaluate_run(
+            folder, recipe, chosen, console, checkpoint=checkpoint, allow_other_base=allow_other_base
+        )
+    else:
+        evaluation = evaluate_model(
+            folder, recipe, chosen, model, quantization or "none", console, allow_other_base=allow_other_base
+        )
     if samples := evaluation.get("samples"):
         prompts, before, after = ([row[key] for row in samples] for key in ("prompt", "before", "after"))
         show_samples(console, prompts, before, after)
     typer.echo("\n".join(f"  {name:18} {text}" if name else text for name, text in report_lines(evaluation)))
     of_another = "" if adapter == folder.stage(chosen) else f"-{adapter.parent.name}"
-    path = out or folder.stage(chosen) / f"evaluation{of_another}.json"
+    path = out or folder.stage(chosen) / ("evaluation_of_model.json" if model else f"evaluation{of_another}.json")
     try:
         write_json(path, evaluation)
     except OSError as error:

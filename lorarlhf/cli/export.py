@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from lorarlhf.cli.options import Checkpoint, RunFolder
+from lorarlhf.cli.options import AllowOtherBase, Checkpoint, RunFolder
 from lorarlhf.errors import UserError
-from lorarlhf.recipe.sections import Stage
+from lorarlhf.recipe.sections import MergeBase, Stage
 
 
 def export(
@@ -24,6 +24,14 @@ def export(
         Literal["bfloat16", "float16", "float32"] | None,
         typer.Option(help="Type of merged weights.", show_default="as in the recipe"),
     ] = None,
+    base: Annotated[
+        MergeBase | None,
+        typer.Option(
+            help="What to merge onto: the base as training multiplied it, or as it was published.",
+            show_default="as in the recipe",
+        ),
+    ] = None,
+    allow_other_base: AllowOtherBase = False,
     checkpoint: Checkpoint = "best",
     anyway: Annotated[bool, typer.Option("--anyway", help="Even if training has improved nothing.")] = False,
     push_to_hub: Annotated[str | None, typer.Option(metavar="REPO", help="Upload to this Hub repository.")] = None,
@@ -36,13 +44,15 @@ def export(
 
     quiet_libraries()
     from lorarlhf.publishing.hub import push_to_hub as push
-    from lorarlhf.publishing.merge import export_run
     from lorarlhf.run import Run
-    from lorarlhf.stages.export import check_improved
+    from lorarlhf.stages.export import check_improved, export_run
+    from lorarlhf.stages.fidelity import fidelity_line
 
     chosen = stage or Run(run).last_stage()
     check_improved(Run(run), chosen, checkpoint, anyway)
-    export_run(Run(run), to, chosen, merge, dtype, checkpoint)
+    compared = export_run(Run(run), to, chosen, merge, dtype, checkpoint, base=base, allow_other_base=allow_other_base)
     typer.echo(f"export: the {chosen} stage of {run} is in {to}")
+    if compared:
+        typer.echo(f"export: {fidelity_line(compared)}")
     if push_to_hub is not None:
         typer.echo(f"export: uploaded to {push(to, push_to_hub, private)}")

@@ -27,4 +27,7 @@ Checkpoint = Annotated[
     ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of an interrupted run.")]
+AllowOtherBase = Annotated[
+    bool, typer.Option("--allow-other-base", help="Load adapters that were trained on another base model, too.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and the plan; load no weights.")]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from lorarlhf.cli.options import Dataset, DryRun, Model, OutputDir, RecipeOption, Resume, Set
+from lorarlhf.cli.options import AllowOtherBase, Dataset, DryRun, Model, OutputDir, RecipeOption, Resume, Set
 from lorarlhf.cli.stage import print_dry_run, resolve
 
 
@@ -25,6 +25,7 @@ def ppo(
         Literal["lorarlhf", "trl"],
         typer.Option(help="Whose PPO loop: this project's, or TRL 1.12's on the same backbone, to compare."),
     ] = "lorarlhf",
+    allow_other_base: AllowOtherBase = False,
 ) -> None:
     """Improve the policy against the reward with PPO (or RLOO, GRPO: --set ppo.advantage_estimator=rloo)."""
     resolved, run_path = resolve("ppo", recipe, model, dataset, output_dir, set_)
@@ -40,7 +41,7 @@ def ppo(
     from lorarlhf.run import Run
     from lorarlhf.stages.ppo import train_ppo
 
-    summary = train_ppo(resolved, Run(run_path), resume, reward, engine=engine)
+    summary = train_ppo(resolved, Run(run_path), resume, reward, engine=engine, allow_other_base=allow_other_base)
     before, best = summary["before"], summary["best"]
     if best:
         Console().print(samples_table(run_path / "ppo" / "samples.jsonl", best["iteration"]))

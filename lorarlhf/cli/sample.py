@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from lorarlhf.cli.options import Checkpoint
+from lorarlhf.cli.options import AllowOtherBase, Checkpoint
 from lorarlhf.data.endings import LINES, check_ending
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import Quantization
@@ -37,6 +37,7 @@ def sample(
     reward: Annotated[Path | None, typer.Option(help="Reward adapter for --pick.", show_default="that of RUN")] = None,
     checkpoint: Checkpoint = "best",
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    allow_other_base: AllowOtherBase = False,
 ) -> None:
     """Sample pairs of different responses, to be compared with `lorarlhf collect`."""
     if (run is None) == (model is None):
@@ -59,5 +60,7 @@ def sample(
         respondent = of_run(Run(run), adapters, checkpoint)
     else:
         respondent = of_model(ModelConfig(name=str(model), quantization=quantization or "none"), adapters)
-    count = sample_pairs(respondent, prompts, out, n, temperature, response_length, pick, reward, seed)
+    count = sample_pairs(
+        respondent, prompts, out, n, temperature, response_length, pick, reward, seed, allow_other_base
+    )
     typer.echo(f"sample: {count} pairs in {out}; label them with lorarlhf collect --pairs {out} --out labels.jsonl")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Generic, Literal, TypeVar
@@ -24,13 +24,12 @@ from lorarlhf.data.rows import (
 )
 from lorarlhf.data.sources import iter_rows, splits_of
 from lorarlhf.errors import UserError
-from lorarlhf.recipe.sections import DataConfig
+from lorarlhf.recipe.sections import DataConfig, DataKey
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, Split] = ("train", "test")
-Key = Literal["sft", "preferences", "prompts"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Stream(Generic[T]):
     """
 
     config: DataConfig
-    key: Key
+    key: DataKey
     split: Split
     table: Table[T]
     prompt_of: Callable[[T], Prompt]
@@ -154,7 +153,7 @@ def load_prompts(config: DataConfig, split: Split) -> Loaded[Prompt]:
 def load_prompt_rows(config: DataConfig, split: Split, wanted: ColumnsWanted) -> Loaded[PromptRow]:
     """The same with columns; a prompt that comes again with other values in them is another one."""
     source = config.prompts or (config.prompts_test if split == "test" else None)
-    key: Key = "prompts" if source or not config.preferences else "preferences"
+    key: DataKey = "prompts" if source or not config.preferences else "preferences"
     stream = Stream(config, key, split, PROMPTS, lambda prompt: prompt)
     distinct: dict[str, PromptRow] = {}
     repeated = 0
@@ -166,13 +165,19 @@ def load_prompt_rows(config: DataConfig, split: Split, wanted: ColumnsWanted) ->
     return Loaded(list(distinct.values()), stream.source, skipped)
 
 
+def first_prompt(config: DataConfig, keys: Sequence[DataKey]) -> Prompt:
+    """A prompt of the first of these sources that is set, to see of which form they are."""
+    key = next((key for key in keys if getattr(config, key)), keys[0])
+    return next(iter(Stream(config, key, "train", PROMPTS, lambda prompt: prompt)))
+
+
 def in_test_part(prompt: Prompt, test_size: float) -> bool:
     """Whether a prompt belongs to the held-out share, by a hash of its text: no seed, no order, no list to keep."""
     digest = blake2b(prompt_text(prompt).encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") < test_size * 2**64
 
 
-def _place(config: DataConfig, key: Key, split: Split) -> Place:
+def _place(config: DataConfig, key: DataKey, split: Split) -> Place:
     source: str | None = getattr(config, key)
     test_source: str | None = getattr(config, f"{key}_test")
     if split == "test" and test_source:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from lorarlhf.backbone.budget import FORWARD_TOKENS
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.tokenize import PromptExample
 from lorarlhf.generation.draw import uniform_table
-from lorarlhf.generation.sample import ResponseSampler, response_texts
+from lorarlhf.generation.sample import ResponseSampler, Rollout, response_texts
 from lorarlhf.intervals import wilson
 from lorarlhf.recipe.sections import PPOConfig
 from lorarlhf.rl.score import RolloutScorer, ScoringPasses
@@ -46,7 +46,18 @@ class Answers:
         return None if self.scores is None else self.scores.mean().item()
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Responses:
+    """Responses to a batch of prompts, with what the model that drew them says of their tokens: [B, R] each."""
+
+    rollout: Rollout
+    logprobs: Tensor
+    entropy: Tensor
+
+    def to(self, device: torch.device) -> Responses:
+        return Responses(self.rollout.to(device), self.logprobs.to(device), self.entropy.to(device))
+
+
 def answer(
     backbone: SharedBackbone,
     role: str,
@@ -63,26 +74,56 @@ def answer(
         score: the reward [B] of each response of a rollout.
         advance: called with the number of prompts just answered.
     """
+    responses = respond(backbone, role, prompts, config, seed)
+    return measure(backbone, responses, prompts, config, score, advance, by_reference=role == "reference")
+
+
+@torch.no_grad()
+def respond(
+    backbone: SharedBackbone, role: str, prompts: Sequence[PromptExample], config: PPOConfig, seed: int
+) -> Iterator[Responses]:
+    """The first half of `answer`, batch by batch."""
     passes = ScoringPasses(backbone, config.temperature, FORWARD_TOKENS)
     sampler = ResponseSampler(backbone, config.response_length, config.temperature, "evaluation")
     uniforms = uniform_table(len(prompts), config.response_length, "evaluation", seed)
-    texts: list[str] = []
-    parts: dict[str, list[Tensor]] = defaultdict(list)
     for start in range(0, len(prompts), config.batch_size):
         rows = slice(start, start + config.batch_size)
-        batch = prompts[rows]
-        rollout = sampler.sample([example.ids for example in batch], uniforms[rows], role)
-        logprobs, entropy = passes.logprobs(role, rollout.sequences)
-        reference = logprobs if role == "reference" else passes.logprobs("reference", rollout.sequences)[0]
+        rollout = sampler.sample([example.ids for example in prompts[rows]], uniforms[rows], role)
+        yield Responses(rollout, *passes.logprobs(role, rollout.sequences))
+
+
+@torch.no_grad()
+def measure(
+    backbone: SharedBackbone,
+    responses: Iterable[Responses],
+    prompts: Sequence[PromptExample],
+    config: PPOConfig,
+    score: RolloutScorer | None,
+    advance: Callable[[int], None] | None = None,
+    by_reference: bool = False,
+) -> Answers:
+    """The second half: what reference and reward say of responses, which may be another model's.
+
+    Args:
+        by_reference: the reference itself has drawn them.
+    """
+    passes = ScoringPasses(backbone, config.temperature, FORWARD_TOKENS)
+    texts: list[str] = []
+    parts: dict[str, list[Tensor]] = defaultdict(list)
+    for batch in responses:
+        asked = prompts[len(texts) : len(texts) + len(batch.logprobs)]
+        batch = batch.to(backbone.device)
+        rollout = batch.rollout
+        reference = batch.logprobs if by_reference else passes.logprobs("reference", rollout.sequences)[0]
         texts += response_texts(backbone, rollout)
-        parts["kl"].append((logprobs - reference).sum(1))
-        parts["entropy"].append(entropy.sum(1))
+        parts["kl"].append((batch.logprobs - reference).sum(1))
+        parts["entropy"].append(batch.entropy.sum(1))
         parts["length"].append(rollout.sequences.response_lengths)
         parts["finished"].append(rollout.finished)
         if score:
-            parts["scores"].append(score(rollout, batch, None))
+            parts["scores"].append(score(rollout, asked, None))
         if advance:
-            advance(len(batch))
+            advance(len(asked))
     each = {name: torch.cat(columns).float().cpu() for name, columns in parts.items()}
     return Answers(
         texts=texts,

@@ -69,8 +69,12 @@ def samples_table(path: Path, iteration: int, rows: int = SAMPLES_SHOWN) -> Tabl
 def policy_lines(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What a policy has come to answer line by line, each with its heading."""
     before, after = evaluation["before"], evaluation["after"]
-    stage, reference, prompts = evaluation["stage"], evaluation["reference"], evaluation["prompts"]
-    lines = [("", f"{stage} against {reference} on {prompts:,} prompts of {evaluation['data']}")]
+    who, reference, prompts = (
+        evaluation.get("model", evaluation["stage"]),
+        evaluation["reference"],
+        evaluation["prompts"],
+    )
+    lines = [("", f"{who} against {reference} on {prompts:,} prompts of {evaluation['data']}")]
     lines += [
         (key.replace("_", " "), f"{before[key]:.3f} -> {after[key]:.3f}")
         for key in ("reward", "entropy", "response_length", "finished")

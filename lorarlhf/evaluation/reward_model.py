@@ -76,7 +76,7 @@ class RewardModel:
             UserError: there is no such run, or its reward stage has not finished.
         """
         run = Run(run)
-        recipe, adapter = run.read_recipe(), run.adapter("reward")
+        recipe, adapter = run.read_recipe(stage="reward"), run.adapter("reward")
         backbone = load_backbone(recipe.model, recipe.data)
         backbone.load_role("reward", adapter)
         return cls(backbone, wraps_text(recipe.data, backbone.tokenizer))

@@ -33,6 +33,11 @@ class Rollout:
     entropy: Tensor
     finished: Tensor
 
+    def to(self, device: torch.device) -> Rollout:
+        return Rollout(
+            self.sequences.to(device), self.logprobs.to(device), self.entropy.to(device), self.finished.to(device)
+        )
+
 
 def response_lengths(tokens: Tensor, stop_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Where each response ends: with its first stop token, which counts, or at the limit.

@@ -3,39 +3,69 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from lorarlhf import __version__
 from lorarlhf.data.endings import file_kind
+from lorarlhf.publishing.snippets import generation_code, scoring_code
 from lorarlhf.recipe.sections import DataConfig, Recipe, Stage
 from lorarlhf.recipe.shipped import SHIPPED
 from lorarlhf.recipe.stages import STAGES, StageInfo
 from lorarlhf.recipe.yaml import dump_yaml
 
 LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
+# Of summaries, what a person would say. A key not named here is read as its words.
+LABELS = {
+    "kl": "KL to the reference, nats a response",
+    "response_length": "response length, tokens",
+    "finished": "share of responses that end themselves",
+    "objective": "objective",
+    "longer_wins_accuracy": "accuracy of preferring the longer response",
+    "dropped_too_long": "examples left out for their length",
+    "seconds": "time, s",
+    "peak_memory_gb": "peak memory, GB",
+    "eval_examples": "held-out examples",
+    "eval_prompts": "held-out prompts",
+}
+PARTS = {"before": "before training", "best": "policy that was kept"}
 QUANTIZED = {"nf4": "4-bit NF4", "int8": "8-bit", "none": "unquantised"}
 
 
-def model_card(recipe: Recipe, stage: Stage, summary: dict[str, Any], merged: torch.dtype | None) -> str:
+def model_card(
+    recipe: Recipe,
+    stage: Stage,
+    tokenizer: PreTrainedTokenizerBase,
+    merged: torch.dtype | None,
+    summary: Mapping[str, Any],
+    evaluation: Sequence[tuple[str, str]] = (),
+    compared: str = "",
+    reads_text: bool = False,
+) -> str:
     """The README.md of an export, with the metadata that the Hub reads. It names no folder of this computer.
 
     Args:
-        summary: what `summary.json` of the stage holds; nothing in it is no section.
+        recipe: what the stage was run with, with whatever the export was told.
         merged: type of the merged weights, None for an adapter.
+        summary: what `summary.json` of the stage holds; nothing in it is no section.
+        evaluation: what `lorarlhf evaluate` said line by line, each with its heading.
+        compared: how near the merged model is to the one that was trained.
+        reads_text: prompts were plain text that goes on, not conversations.
     """
     info, base = STAGES[stage], without_folders(recipe.model.name)
-    public = {key: _public(value) for key, value in recipe.model_dump(mode="json").items()}
+    code = (scoring_code if info.scores else generation_code)(recipe, tokenizer, base, merged is not None, reads_text)
     sections = {
-        f"{PurePosixPath(base).name}-{stage}": _about(recipe, info, base, merged),
-        "Use": f"```python\n{_usage(recipe, info, base, merged)}\n```\n\n{_advice(info)}",
+        f"{PurePosixPath(base).name}-{stage}": _about(recipe, info, base, merged, compared),
+        "Use": f"```python\n{code}\n```\n\n{_advice(info, reads_text)}",
         "Data": _data(recipe.data, info),
-        "Results": _results(summary),
-        "Recipe": f"```yaml\n{dump_yaml(public)}```",
+        "Evaluation": _evaluation(evaluation),
+        "Training": results_table(summary),
+        "Recipe": f"```yaml\n{dump_yaml(published(recipe.model_dump(mode='json')))}```",
         "Versions": f"Exported with {_versions()}.",
     }
     title, *titles = [title for title, text in sections.items() if text]
@@ -74,59 +104,42 @@ def _metadata(recipe: Recipe, stage: StageInfo, merged: torch.dtype | None) -> d
     return metadata
 
 
-def _about(recipe: Recipe, stage: StageInfo, base: str, merged: torch.dtype | None) -> str:
+def _about(recipe: Recipe, stage: StageInfo, base: str, merged: torch.dtype | None, compared: str) -> str:
     precision = QUANTIZED[recipe.model.quantization]
     product = stage.product.format(algorithm=recipe.ppo.algorithm)
     lines = [f"This is {product}. It was made from `{base}` with LoRA on the {precision} base model by lorarlhf."]
     if merged is None:
         lines.append("This folder holds the adapter alone, in PEFT format; the base model is loaded beside it.")
-    else:
-        onto = "full-precision base model"
-        if stage.scores and recipe.model.quantization != "none":
-            onto = (
-                f"{precision} base model dequantised, which is what it was trained on, so that its scores stay the same"
-            )
-        lines.append(f"The adapter is merged onto the {onto}; weights are {str(merged).removeprefix('torch.')}.")
+        return "\n".join(lines)
+    onto = f"{precision} base model dequantised, which is what it was trained on"
+    if recipe.model.quantization == "none":
+        onto = "base model it was trained on"
+    elif recipe.export.base == "original":
+        onto = f"base model as it was published, which is not quite what it was trained on ({precision})"
+    lines.append(f"The adapter is merged onto the {onto}; weights are {str(merged).removeprefix('torch.')}.")
+    if compared:
+        lines.append(f"Loaded back and laid {compared}.")
     return "\n".join(lines)
 
 
-def _usage(recipe: Recipe, stage: StageInfo, base: str, merged: torch.dtype | None) -> str:
-    auto = "AutoModelForSequenceClassification" if stage.scores else "AutoModelForCausalLM"
-    if merged is not None:
-        return (
-            f"from transformers import {auto}, AutoTokenizer\n"
-            f'model = {auto}.from_pretrained("PATH_OR_REPO")\n'
-            'tokenizer = AutoTokenizer.from_pretrained("PATH_OR_REPO")'
-        )
-    quantization = {
-        "nf4": f'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant={recipe.model.double_quant}',
-        "int8": "load_in_8bit=True",
-        "none": "",
-    }[recipe.model.quantization]
-    arguments = [f'"{base}"', *(["num_labels=1"] if stage.scores else [])]
-    lines = [
-        "from peft import PeftModel",
-        f"from transformers import {auto}, AutoTokenizer{', BitsAndBytesConfig' if quantization else ''}",
-        'tokenizer = AutoTokenizer.from_pretrained("PATH_OR_REPO")',
-    ]
-    if quantization:
-        lines.append(f"quantization = BitsAndBytesConfig({quantization})")
-        arguments.append("quantization_config=quantization")
-    lines.append(f"base = {auto}.from_pretrained({', '.join(arguments)})")
-    if stage.scores:
-        lines.append("base.config.pad_token_id = tokenizer.pad_token_id")
-    return "\n".join([*lines, 'model = PeftModel.from_pretrained(base, "PATH_OR_REPO")'])
+def _advice(stage: StageInfo, reads_text: bool) -> str:
+    prompts = (
+        "Prompts were plain text, read as it is, with the special tokens that the tokenizer sets."
+        if reads_text
+        else "Prompts were conversations, written by the chat template of this tokenizer; it sets all special tokens."
+    )
+    if not stage.scores:
+        return prompts
+    return (
+        f"{prompts}\nPrompt and response are tokenised apart, as in training. Of a score only the difference between "
+        "responses to one prompt counts."
+    )
 
 
-def _advice(stage: StageInfo) -> str:
-    template = "`tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)`"
-    lines = [f"A conversation goes through {template}, a plain text stays as it is."]
-    if stage.scores:
-        lines += [
-            "What is scored is that, the response and `tokenizer.eos_token`, one after the other.",
-            "The score is `model(...).logits`; what counts is the difference between responses to one prompt.",
-        ]
-    return "\n".join(lines)
+def _evaluation(lines: Sequence[tuple[str, str]]) -> str:
+    about = [text for name, text in lines if not name]
+    rows = [(name, text) for name, text in lines if name]
+    return "\n".join([f"{text[:1].upper()}{text[1:]}, of the run's own model.\n" for text in about] + _table(rows))
 
 
 def _data(data: DataConfig, stage: StageInfo) -> str:
@@ -136,28 +149,40 @@ def _data(data: DataConfig, stage: StageInfo) -> str:
     )
 
 
-def _results(summary: dict[str, Any]) -> str:
-    rows = [
-        f"| {name} | {value:.4g} |" if isinstance(value, float) else f"| {name} | {value} |"
-        for name, value in _flat(summary)
-    ]
-    return "\n".join(["| metric | value |", "|---|---|", *rows]) if rows else ""
+def results_table(summary: Mapping[str, Any]) -> str:
+    """What a stage reported, in words."""
+    rows = [(label, f"{value:.4g}" if isinstance(value, float) else str(value)) for label, value in _flat(summary)]
+    return "\n".join(_table(rows))
 
 
-def _flat(summary: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
+    return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)] if rows else []
+
+
+def _flat(summary: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in summary.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _flat(value, f"{PARTS.get(key, key)}: ")
         elif isinstance(value, (int, float, str)):
-            yield f"{prefix}{key}", _public(value)
+            interval = summary.get(f"{key}_interval")
+            said = f"{value:.4g} (95%: {interval[0]:.4g} to {interval[1]:.4g})" if interval else published(value)
+            yield f"{prefix}{_label(key)}", said
 
 
-def _public(value: Any) -> Any:
+def _label(key: str) -> str:
+    """`eval_` means held out."""
+    if key in LABELS:
+        return LABELS[key]
+    name = f"held-out {LABELS.get(rest, rest)}" if (rest := key.removeprefix("eval_")) != key else key
+    return name.replace("_", " ")
+
+
+def published(value: Any) -> Any:
     """The same data with absolute paths cut to their names."""
-    if isinstance(value, dict):
-        return {key: _public(item) for key, item in value.items()}
+    if isinstance(value, Mapping):
+        return {key: published(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_public(item) for item in value]
+        return [published(item) for item in value]
     return without_folders(value) if isinstance(value, str) else value
 
 

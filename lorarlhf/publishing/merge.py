@@ -1,10 +1,10 @@
-"""Export a stage of a run as a folder that stands alone: weights, tokenizer, chat template, model card."""
+"""The weights of an export: an adapter merged into its base model, or alone, with the tokenizer."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,113 +23,112 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from lorarlhf import __version__
+from lorarlhf.backbone.base import base_of
 from lorarlhf.backbone.load import compute_dtype, load_model_config, quantization_config
 from lorarlhf.data.tokenizer import end_of_turn
 from lorarlhf.errors import UserError
-from lorarlhf.publishing.card import model_card, without_folders
-from lorarlhf.recipe.sections import ModelConfig, Recipe, Stage
+from lorarlhf.publishing.card import without_folders
+from lorarlhf.recipe.sections import MergeBase, ModelConfig, Recipe, Stage
 from lorarlhf.recipe.shipped import resolve_path
 from lorarlhf.recipe.stages import STAGES
-from lorarlhf.run import BEST, Run, write_json
+from lorarlhf.run import write_json
 
-MARKER = "lorarlhf_export.json"  # written last; lists the export's files, so that a later one may replace them
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-def export_run(
-    run: Run,
-    to: Path,
-    stage: Stage,
-    merge: bool | None = None,
-    dtype: str | None = None,
-    checkpoint: str | int = BEST,
-) -> None:
-    """Write a stage's model into the folder `to`, whole or not at all.
+def export_dtype(recipe: Recipe, stage: Stage) -> torch.dtype:
+    """The recipe's `export.dtype`; `auto` is bfloat16, but for a reward model what the run computes in."""
+    if recipe.export.dtype != "auto":
+        return DTYPES[recipe.export.dtype]
+    return compute_dtype(recipe.model) if STAGES[stage].scores else torch.bfloat16
 
-    Args:
-        merge: fold the adapter into the base model's weights (see `merged_model`), or copy it in plain PEFT format.
-        dtype: of merged weights. Both are the recipe's (`export`) unless given; its dtype `auto` is bfloat16, but for a
-            reward model what the run computes in, as rounding moves its scores.
-        checkpoint: another adapter than the one that was kept, see `Run.adapter`.
 
-    Raises:
-        UserError: the stage has no adapter, or `to` cannot be written or holds anything but an earlier export.
-    """
-    recipe = run.read_recipe()
-    finished, source = run.adapter(stage), run.adapter(stage, checkpoint)
-    summary = run.read_summary(stage) if source == finished else {"checkpoint": source.parent.name}
-    merge = recipe.export.merge if merge is None else merge
-    torch_dtype = _dtype(recipe, stage, dtype)
-    _check_replaceable(to)
-    to = to.resolve()
-    try:
-        to.parent.mkdir(parents=True, exist_ok=True)
-        work = tempfile.TemporaryDirectory(dir=to.parent, prefix=f".{to.name}-")  # beside it: a rename is atomic
-    except OSError as error:
-        raise UserError(f"{to}: cannot be written: {error.strerror}; give --to another place") from error
-    with work:
-        folder = Path(work.name) / "new"
-        folder.mkdir()
-        tokenizer = _tokenizer(recipe, finished, stage)
-        if merge:
-            merged_model(recipe.model, source, stage, tokenizer, torch_dtype).save_pretrained(folder)
-        else:
-            _copy_adapter(recipe.model, source, folder)
-        tokenizer.save_pretrained(folder)
-        card = model_card(recipe, stage, summary, torch_dtype if merge else None)
-        (folder / "README.md").write_text(card, encoding="utf-8")
-        _write_marker(folder)
-        if to.exists():
-            to.rename(Path(work.name) / "old")
-        folder.rename(to)
+def write_merged(recipe: Recipe, stage: Stage, adapter: Path, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """The base model with the adapter in its weights, as the recipe's `export` has it, and the tokenizer."""
+    dtype = export_dtype(recipe, stage)
+    merged_model(recipe.model, adapter, stage, tokenizer, dtype, recipe.export.base).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def write_adapter(recipe: Recipe, adapter: Path, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """The adapter alone in plain PEFT format, with its tokenizer; it names no folder of this computer."""
+    shutil.copyfile(adapter / "adapter_model.safetensors", folder / "adapter_model.safetensors")
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    name = without_folders(recipe.model.name)
+    write_json(
+        folder / "adapter_config.json",
+        {**config, "base_model_name_or_path": name, "revision": recipe.model.revision},
+    )
+    if base := base_of(adapter):
+        replace(base, name=name).save(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def stage_tokenizer(recipe: Recipe, stage: Stage, finished: Path) -> PreTrainedTokenizerBase:
+    """As the stage left it in its folder, chat template included; padding on the side that its use calls for."""
+    tokenizer = AutoTokenizer.from_pretrained(finished, trust_remote_code=recipe.model.trust_remote_code)
+    tokenizer.padding_side = "right" if STAGES[stage].scores else "left"
+    return tokenizer
+
+
+def check_mergeable(config: ModelConfig, stage: Stage) -> None:
+    """Raise UserError, without loading weights, for a wrong or missing model and for one that cannot score."""
+    model_config = load_model_config(config)
+    if STAGES[stage].scores and type(model_config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise _no_classifier(config)
 
 
 def merged_model(
-    config: ModelConfig, adapter: Path, stage: Stage, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
+    config: ModelConfig,
+    adapter: Path,
+    stage: Stage,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype,
+    base: MergeBase = "dequantized",
 ) -> PreTrainedModel:
     """The base model with an adapter folded into its weights, on the CPU, each sum rounded to `dtype` once.
 
-    A policy goes onto the full-precision base. A reward model goes onto the base it was trained on: quantised and
-    dequantised again, because scores are compared with each other and with those of training. On the demo's reward
-    model (NF4, computed in float32; scores spread by 1.2), the greatest change of a score is 2e-6 that way, 0.25 on the
-    full-precision base with 2% of all pairs swapped, and 0.02 if rounded to bfloat16. After int8, which rounds
-    activations as well, scores are close, not equal.
+    Args:
+        base: `dequantized` is what training multiplied: quantised, and dequantised again. An adapter has learnt to mend
+            what quantising broke, so that on the `original` weights it makes another model. After int8, which rounds
+            activations as well, the dequantised one is close, not equal.
     """
-    model_config = load_model_config(config)  # a wrong or missing model is one plain line
+    check_mergeable(config, stage)
     if STAGES[stage].scores:
-        if type(model_config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        model = _load_base(AutoModelForSequenceClassification, config, base, num_labels=1)
+        if not isinstance(getattr(model, "score", None), nn.Linear):  # under another name PEFT would not find it
             raise _no_classifier(config)
-        base = _load_classifier(config, tokenizer)
+        model.score.float()  # PEFT gives the adapter's head the type of this one
     else:
-        base = AutoModelForCausalLM.from_pretrained(**_from_pretrained(config), dtype="auto")
-        _set_special_tokens(base.generation_config, tokenizer)
-    base.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    model = PeftModel.from_pretrained(base, str(adapter))
-    for layer in model.modules():
+        model = _load_base(AutoModelForCausalLM, config, base)
+        _set_special_tokens(model.generation_config, tokenizer)
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    adapted = PeftModel.from_pretrained(model, str(adapter))
+    for layer in adapted.modules():
         if isinstance(layer, LoraLayer):  # one layer at a time in float32
             weight = layer.get_base_layer().weight
             weight.data = weight.data.float()
             layer.merge()
             weight.data = weight.data.to(dtype)
-    merged: PreTrainedModel = model.unload().to(dtype)
+    merged: PreTrainedModel = adapted.unload().to(dtype)
     return merged
 
 
-def _load_classifier(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The base as training multiplied it, in full, with a head for one score."""
+def _load_base(auto: Any, config: ModelConfig, base: MergeBase, **options: Any) -> PreTrainedModel:
+    """The base in full: as training multiplied it, or as it was published."""
     trained_in = compute_dtype(config)
-    quantization = quantization_config(config, trained_in)
-    base: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-        **_from_pretrained(config), num_labels=1, dtype=trained_in, quantization_config=quantization, device_map="cpu"
+    quantization = quantization_config(config, trained_in) if base == "dequantized" else None
+    model: PreTrainedModel = auto.from_pretrained(
+        **_from_pretrained(config),
+        dtype=trained_in if base == "dequantized" else "auto",
+        quantization_config=quantization,
+        device_map="cpu",
+        **options,
     )
     if quantization is not None:
-        base = base.dequantize(dtype=trained_in)
-        _restore_conv1d(base)
-    if not isinstance(getattr(base, "score", None), nn.Linear):  # under another name PEFT would not find it
-        raise _no_classifier(config)
-    base.score.float()  # PEFT gives the adapter's head the type of this one
-    return base
+        model = model.dequantize(dtype=trained_in)
+        _restore_conv1d(model)
+    return model
 
 
 def _no_classifier(config: ModelConfig) -> UserError:
@@ -162,13 +161,6 @@ def _from_pretrained(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _dtype(recipe: Recipe, stage: Stage, option: str | None) -> torch.dtype:
-    name = option or recipe.export.dtype
-    if name != "auto":
-        return DTYPES[name]
-    return compute_dtype(recipe.model) if STAGES[stage].scores else torch.bfloat16
-
-
 def _set_special_tokens(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """Pad is the tokenizer's; a response ends with its eos, as its turns do, or as the base model's did."""
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
@@ -180,42 +172,3 @@ def _set_special_tokens(config: GenerationConfig, tokenizer: PreTrainedTokenizer
         config.validate(strict=True)
     except ValueError:  # some models set a temperature but not do_sample, and would not be saved so
         config.do_sample = True
-
-
-def _tokenizer(recipe: Recipe, folder: Path, stage: Stage) -> PreTrainedTokenizerBase:
-    """As the stage left it, chat template included; padding on the side that its use calls for."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=recipe.model.trust_remote_code)
-    tokenizer.padding_side = "right" if STAGES[stage].scores else "left"
-    return tokenizer
-
-
-def _copy_adapter(config: ModelConfig, source: Path, folder: Path) -> None:
-    shutil.copyfile(source / "adapter_model.safetensors", folder / "adapter_model.safetensors")
-    adapter = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
-    base = {"base_model_name_or_path": without_folders(config.name), "revision": config.revision}
-    write_json(folder / "adapter_config.json", {**adapter, **base})
-
-
-def _write_marker(folder: Path) -> None:
-    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    write_json(folder / MARKER, {"lorarlhf": __version__, "files": files})
-
-
-def _check_replaceable(to: Path) -> None:
-    """Only what an earlier export wrote may go: not a file beside it, nor one of its own that was edited since."""
-    if not to.exists():
-        return
-    if not to.is_dir():
-        raise UserError(f"{to}: a file of that name exists and is not overwritten; give --to a new folder")
-    marker = to / MARKER
-    written, when = [MARKER], 0
-    if marker.is_file():
-        written += json.loads(marker.read_text(encoding="utf-8"))["files"]
-        when = marker.stat().st_mtime_ns
-    for path in sorted(to.rglob("*")):
-        name = path.relative_to(to).as_posix()
-        if not path.is_dir() and (name not in written or path.stat().st_mtime_ns > when):
-            raise UserError(
-                f"{to}: not empty, and {name} is not as an earlier export wrote it; nothing is overwritten, give --to "
-                "a new folder"
-            )

@@ -35,6 +35,8 @@ Role = Literal["policy", "reference", "reward", "critic"]
 Stage = Literal["sft", "reward", "ppo"]
 Quantization = Literal["nf4", "int8", "none"]
 ObjectiveName = Literal["bradley_terry", "regression"]
+DataKey = Literal["sft", "preferences", "prompts"]
+MergeBase = Literal["dequantized", "original"]
 Column = Literal["prompt", "chosen", "rejected", "margin", "tie", "completion", "score", "messages"]
 
 
@@ -317,9 +319,10 @@ class PPOConfig(TrainingConfig):
 
 
 class ExportConfig(Section):
-    """How a trained adapter leaves the run."""
+    """How a trained adapter leaves the run: merged onto the base as training multiplied it, or as it was published."""
 
     merge: bool = True
+    base: MergeBase = "dequantized"
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     license: str | None = None
 

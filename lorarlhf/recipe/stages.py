@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lorarlhf.recipe.sections import DataConfig, Role, Stage
+from lorarlhf.recipe.sections import DataConfig, DataKey, Role, Stage
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class StageInfo:
 
     name: Stage
     title: str
-    data_keys: tuple[str, ...]
+    data_keys: tuple[DataKey, ...]
     role: Role
     product: str
     tags: tuple[str, ...]
@@ -41,7 +41,7 @@ class StageInfo:
     needs: Stage | None = None
 
     @property
-    def data_key(self) -> str:
+    def data_key(self) -> DataKey:
         """The key of `data` that is this stage's own."""
         return self.data_keys[0]
 

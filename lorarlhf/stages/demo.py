@@ -17,11 +17,12 @@ from lorarlhf.demo.world import gold_score, is_fluent
 from lorarlhf.errors import UserError
 from lorarlhf.evaluation.policy import Answers, answer, win_rate
 from lorarlhf.evaluation.report import show_samples
-from lorarlhf.publishing.merge import export_run
 from lorarlhf.recipe.load import load_recipe
 from lorarlhf.recipe.sections import Recipe
 from lorarlhf.rl.score import ScoringPasses, response_scorer
 from lorarlhf.run import Run, write_json
+from lorarlhf.stages.export import export_run
+from lorarlhf.stages.fidelity import fidelity_line
 from lorarlhf.stages.ppo import train_ppo
 from lorarlhf.stages.reward import train_reward
 
@@ -48,7 +49,8 @@ def run_demo(output_dir: Path, seed: int, sets: Sequence[str] = (), console: Con
     summary = _summary(questions, before, after, reward, ppo)
     _show(console, questions, before, after, summary)
     console.print("\n[bold]4. Export[/] of the tuned policy, merged")
-    export_run(run, output_dir / "export", "ppo")
+    compared = export_run(run, output_dir / "export", "ppo")
+    console.print(f"   {fidelity_line(compared)}", highlight=False, soft_wrap=True)
     summary = {"seconds": time.perf_counter() - start, **summary}
     write_json(output_dir / "summary.json", summary)
     console.print(f"   {output_dir / 'export'} loads with AutoModelForCausalLM.from_pretrained")

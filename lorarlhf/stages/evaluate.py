@@ -15,7 +15,7 @@ from lorarlhf.data.examples import Loaded, load_prompt_rows
 from lorarlhf.data.rows import PromptRow, request_text
 from lorarlhf.data.tokenized import read_by_model
 from lorarlhf.errors import UserError
-from lorarlhf.evaluation.policy import answer, policy_metrics
+from lorarlhf.evaluation.policy import Responses, answer, measure, policy_metrics
 from lorarlhf.evaluation.report import SAMPLES_SHOWN, counting, policy_lines
 from lorarlhf.recipe.load import Option
 from lorarlhf.recipe.sections import DataConfig, ObjectiveName, Recipe, Stage
@@ -37,6 +37,7 @@ def evaluate(
     reward_functions: Sequence[RewardFunction] = (),
     console: Console | None = None,
     checkpoint: str | int = BEST,
+    allow_other_base: bool = False,
 ) -> dict[str, Any]:
     """How well a reward model predicts held-out comparisons, or what a policy has come to answer.
 
@@ -48,6 +49,7 @@ def evaluate(
         reward_functions: part of the reward, each with weight 1, as `train_ppo` was given them.
         console: where progress is shown; None shows nothing.
         checkpoint: another adapter than the one that was kept, see `Run.adapter`.
+        allow_other_base: take adapters that say they were trained on another base model.
 
     Returns:
         What `lorarlhf evaluate` writes to `evaluation.json`; nothing is written here.
@@ -58,8 +60,9 @@ def evaluate(
     run = Run(run)
     stage = stage or run.last_stage()
     named = {} if dataset is None else {f"data.{STAGES[stage].data_key}_test": Option("dataset", dataset)}
+    recipe = run.read_recipe(named, sets, stage)
     console = console or Console(quiet=True)
-    return evaluate_run(run, run.read_recipe(named, sets), stage, console, reward_functions, checkpoint)
+    return evaluate_run(run, recipe, stage, console, reward_functions, checkpoint, allow_other_base)
 
 
 def evaluate_run(
@@ -69,6 +72,7 @@ def evaluate_run(
     console: Console,
     reward_functions: Sequence[RewardFunction] = (),
     checkpoint: str | int = BEST,
+    allow_other_base: bool = False,
 ) -> dict[str, Any]:
     """What `evaluation.json` holds: of a reward model how well it predicts, of a policy what has changed.
 
@@ -80,18 +84,26 @@ def evaluate_run(
     """
     adapter, info = run.adapter(stage, checkpoint), STAGES[stage]
     functions = all_reward_functions(recipe.ppo, reward_functions)
-    prompts = None if info.scores else _held_out_prompts(recipe.data, stage, functions)
+    prompts = None if info.scores else held_out_prompts(recipe.data, stage, functions)
     backbone = load_backbone(recipe.model, recipe.data)
-    backbone.load_role(info.role, adapter)
+    backbone.load_role(info.role, adapter, allow_other_base=allow_other_base)
     if prompts is None:
         return evaluate_reward(backbone, recipe.data, recipe.reward.objective, console)
-    reference = reference_of(run, stage)
-    if reference != BASE_MODEL:
-        backbone.load_role("reference", run.stage(reference))
-    if run.has_adapter("reward"):
-        backbone.load_role("reward", run.stage("reward"))
+    reference = load_judges(backbone, run, stage, allow_other_base)
     evaluation = evaluate_policy(backbone, recipe, prompts, functions, console)
     return {"stage": stage, "reference": reference, **evaluation}
+
+
+def load_judges(
+    backbone: SharedBackbone, run: Run, stage: Stage, allow_other_base: bool = False
+) -> Stage | Literal["base"]:
+    """Give a backbone what the policy of a stage is measured by: its reference, which is returned, and the reward."""
+    reference = reference_of(run, stage)
+    if reference != BASE_MODEL:
+        backbone.load_role("reference", run.stage(reference), allow_other_base=allow_other_base)
+    if run.has_adapter("reward"):
+        backbone.load_role("reward", run.stage("reward"), allow_other_base=allow_other_base)
+    return reference
 
 
 def reference_of(run: Run, stage: Stage) -> Stage | Literal["base"]:
@@ -111,7 +123,7 @@ def evaluate_reward(
     aim = OBJECTIVES[objective]
     test = aim.examples(data, backbone.tokenizer, "test")
     if not len(test.dataset):
-        raise _nothing_held_out()
+        raise nothing_held_out()
     with counting(console, "scored", len(test.dataset) * len(aim.sequences)) as advance:
         metrics = held_out_metrics(backbone, aim, test.dataset, advance)
     return {
@@ -130,14 +142,21 @@ def evaluate_policy(
     loaded: Loaded[PromptRow],
     functions: Sequence[WeightedReward],
     console: Console,
+    responses: Sequence[Responses] | None = None,
 ) -> dict[str, Any]:
-    """The policy role beside the reference on prompts, each answered once by both."""
+    """The policy role beside the reference on prompts, each answered once by both.
+
+    Args:
+        responses: another model's, in place of those of the policy role.
+    """
     prompts = read_by_model(loaded, recipe.data, backbone.tokenizer, "test")
-    score = _scorer(backbone, recipe, functions)
+    config, score = recipe.ppo, _scorer(backbone, recipe, functions)
     with counting(console, "answered", 2 * len(prompts)) as advance:
-        before, after = (
-            answer(backbone, role, prompts, recipe.ppo, recipe.seed, score, advance) for role in ("reference", "policy")
-        )
+        before = answer(backbone, "reference", prompts, config, recipe.seed, score, advance)
+        if responses is None:
+            after = answer(backbone, "policy", prompts, config, recipe.seed, score, advance)
+        else:
+            after = measure(backbone, responses, prompts, config, score, advance)
     samples = []
     for i in range(min(SAMPLES_SHOWN, len(prompts))):
         sample: dict[str, Any] = {
@@ -167,21 +186,21 @@ def _scorer(backbone: SharedBackbone, recipe: Recipe, functions: Sequence[Weight
     return response_scorer(passes, recipe.ppo.reward_model_weight, functions)
 
 
-def _prompts_of(data: DataConfig, stage: Stage) -> DataConfig:
+def prompts_of(data: DataConfig, stage: Stage) -> DataConfig:
     """With the prompts of what the stage trained on: fine-tuning has those of the demonstrations."""
     key = STAGES[stage].data_key
     train, test = getattr(data, key), getattr(data, f"{key}_test")
     return data.model_copy(update={"prompts": train, "prompts_test": test}) if train or test else data
 
 
-def _held_out_prompts(data: DataConfig, stage: Stage, functions: Sequence[WeightedReward]) -> Loaded[PromptRow]:
-    loaded = load_prompt_rows(_prompts_of(data, stage), "test", columns_wanted(functions))
+def held_out_prompts(data: DataConfig, stage: Stage, functions: Sequence[WeightedReward]) -> Loaded[PromptRow]:
+    loaded = load_prompt_rows(prompts_of(data, stage), "test", columns_wanted(functions))
     if not loaded.rows:
-        raise _nothing_held_out()
+        raise nothing_held_out()
     return loaded
 
 
-def _nothing_held_out() -> UserError:
+def nothing_held_out() -> UserError:
     return UserError("nothing is held out, as data.test_size is 0; give data to evaluate on with --dataset")
 
 

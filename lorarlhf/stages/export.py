@@ -1,14 +1,31 @@
-"""Export a stage of a run, from Python."""
+"""Export a stage of a run as a folder that stands alone, and see that what leaves is what was trained."""
 
 from __future__ import annotations
 
+import gc
+import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from lorarlhf.backbone.base import check_base, identify_base
+from lorarlhf.backbone.load import load_model_config
+from lorarlhf.data.examples import first_prompt
+from lorarlhf.data.tokenizer import wraps_text
 from lorarlhf.errors import UserError
-from lorarlhf.publishing.merge import export_run
-from lorarlhf.recipe.sections import Stage
+from lorarlhf.memory import free_cached_memory
+from lorarlhf.publishing.card import model_card, published
+from lorarlhf.publishing.folder import write_marker, written_beside
+from lorarlhf.publishing.merge import check_mergeable, export_dtype, stage_tokenizer, write_adapter, write_merged
+from lorarlhf.recipe.sections import MergeBase, ModelConfig, Recipe, Stage
+from lorarlhf.recipe.stages import STAGES
 from lorarlhf.run import BEST, Run
+from lorarlhf.stages.evaluate import report_lines
+from lorarlhf.stages.fidelity import fidelity_line, trained_model
+
+DType = Literal["bfloat16", "float16", "float32"]
 
 
 def export(
@@ -16,20 +33,28 @@ def export(
     to: Path | str,
     stage: Stage | None = None,
     merge: bool | None = None,
-    dtype: Literal["bfloat16", "float16", "float32"] | None = None,
+    dtype: DType | None = None,
     checkpoint: str | int = BEST,
     anyway: bool = False,
+    base: MergeBase | None = None,
+    allow_other_base: bool = False,
 ) -> Path:
     """Write a stage's model with tokenizer and model card into the folder `to`, whole or not at all; return `to`.
+
+    A merged model is loaded back and compared with the run's own: the figures go into its card, into its
+    `lorarlhf_export.json` and, as `export`, into the stage's `summary.json`.
 
     Args:
         run: a run, or its folder.
         to: a new folder, or that of an earlier export.
         stage: None takes the last one that has finished.
         merge: fold the adapter into the base model's weights, or leave it a plain PEFT adapter.
-        dtype: of merged weights. Both are as in the run's recipe (`export`) if None.
+        dtype: of merged weights.
         checkpoint: another adapter than the one that was kept, see `Run.adapter`.
         anyway: also a policy that is still the one from before training.
+        base: what the adapter is merged onto: `dequantized` is the base as training multiplied it, `original` as it
+            was published. It, `merge` and `dtype` are as in the recipe (`export`) if None.
+        allow_other_base: take an adapter that says it was trained on another base model than the recipe's.
 
     Raises:
         UserError: there is no such run, stage or checkpoint, or `to` holds anything else.
@@ -37,7 +62,7 @@ def export(
     run, to = Run(run), Path(to)
     stage = stage or run.last_stage()
     check_improved(run, stage, checkpoint, anyway)
-    export_run(run, to, stage, merge, dtype, checkpoint)
+    export_run(run, to, stage, merge, dtype, checkpoint, base=base, allow_other_base=allow_other_base)
     return to
 
 
@@ -48,3 +73,98 @@ def check_improved(run: Run, stage: Stage, checkpoint: str | int, anyway: bool) 
             f"{run.stage(stage)}: the policy kept is the one from before training, as none was better on the held-out "
             "prompts; export it all the same with --anyway, or another with --checkpoint last"
         )
+
+
+def export_run(
+    run: Run,
+    to: Path,
+    stage: Stage,
+    merge: bool | None = None,
+    dtype: DType | None = None,
+    checkpoint: str | int = BEST,
+    base: MergeBase | None = None,
+    allow_other_base: bool = False,
+) -> dict[str, Any]:
+    """The same, improved or not; returns the figures of the comparison, nothing if there was none."""
+    recipe = _with_options(run.read_recipe(stage=stage), {"merge": merge, "dtype": dtype, "base": base})
+    finished, adapter = run.adapter(stage), run.adapter(stage, checkpoint)
+    if not allow_other_base:
+        model_config = load_model_config(recipe.model)
+        check_base(adapter, identify_base(recipe.model, getattr(model_config, "_commit_hash", None)))
+    if recipe.export.merge:
+        check_mergeable(recipe.model, stage)
+    with written_beside(to) as folder:
+        tokenizer = stage_tokenizer(recipe, stage, finished)
+        compared = {}
+        if recipe.export.merge:
+            compared = _write_compared(recipe, stage, adapter, tokenizer, folder)
+        else:
+            write_adapter(recipe, adapter, tokenizer, folder)
+        card = _card(run, recipe, stage, adapter, tokenizer, compared)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        write_marker(folder, {"stage": stage, "compared": compared or None})
+    if compared and adapter == finished:
+        run.write_summary(stage, {**run.read_summary(stage), "export": compared})
+    return compared
+
+
+def _with_options(recipe: Recipe, options: dict[str, Any]) -> Recipe:
+    stated = {key: value for key, value in options.items() if value is not None}
+    return recipe.model_copy(update={"export": recipe.export.model_copy(update=stated)})
+
+
+def _write_compared(
+    recipe: Recipe, stage: Stage, adapter: Path, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> dict[str, Any]:
+    """One model in memory at a time: the run's, the merged one, the merged one as it is loaded."""
+    trained = trained_model(recipe, stage, adapter, allow_other_base=True)  # it has been checked
+    _free()
+    write_merged(recipe, stage, adapter, tokenizer, folder)
+    _free()
+    if trained is None:
+        return {}
+    dtype = str(export_dtype(recipe, stage)).removeprefix("torch.")
+    exported = ModelConfig(name=str(folder), quantization="none", trust_remote_code=recipe.model.trust_remote_code)
+    compared = trained.compare(exported)
+    return {"base": recipe.export.base, "dtype": dtype, **compared}
+
+
+def _free() -> None:
+    gc.collect()  # PEFT's wrapper and the model point to each other
+    free_cached_memory()
+
+
+def _card(
+    run: Run,
+    recipe: Recipe,
+    stage: Stage,
+    adapter: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    compared: dict[str, Any],
+) -> str:
+    """Summary and evaluation are of what the stage kept; of another checkpoint the card only says which."""
+    evaluation = adapter / "evaluation.json"
+    kept = adapter == run.stage(stage)
+    summary = run.read_summary(stage) if kept else {"checkpoint": adapter.parent.name}
+    lines = []
+    if evaluation.is_file():
+        lines = report_lines(published(json.loads(evaluation.read_text(encoding="utf-8"))))
+    merged: torch.dtype | None = export_dtype(recipe, stage) if recipe.export.merge else None
+    return model_card(
+        recipe,
+        stage,
+        tokenizer,
+        merged,
+        summary={key: value for key, value in summary.items() if key != "export"},
+        evaluation=lines,
+        compared=fidelity_line(compared) if compared else "",
+        reads_text=not wraps_text(recipe.data, tokenizer) and _is_text(recipe, stage),
+    )
+
+
+def _is_text(recipe: Recipe, stage: Stage) -> bool:
+    """Whether the stage's prompts are plain text; a conversation is taken for granted where they are gone."""
+    try:
+        return isinstance(first_prompt(recipe.data, STAGES[stage].data_keys), str)
+    except UserError:
+        return False

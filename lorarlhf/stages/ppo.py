@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from lorarlhf.backbone.base import BASE_FILE
 from lorarlhf.backbone.budget import TokenBudget
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
@@ -56,6 +57,7 @@ def train_ppo(
     backbone: SharedBackbone | None = None,
     engine: Engine = "lorarlhf",
     reward_functions: Sequence[RewardFunction] = (),
+    allow_other_base: bool = False,
 ) -> dict[str, Any]:
     """Improve the policy against the reward, save its best adapter; return what `summary.json` holds.
 
@@ -69,6 +71,7 @@ def train_ppo(
         engine: whose loop updates policy and critic. Everything around it is the same.
         reward_functions: `f(prompts, responses) -> numbers`, added to the reward, each with weight 1, beside those
             that the recipe names. Further parameters get the columns of the prompt data that they name.
+        allow_other_base: take adapters that say they were trained on another base model.
     """
     start, run = time.perf_counter(), Run(run)
     functions = all_reward_functions(recipe.ppo, reward_functions)
@@ -93,7 +96,7 @@ def train_ppo(
 
     algorithm = make_algorithm(config)
     torch.manual_seed(recipe.seed)
-    attach_roles(backbone, algorithm, recipe.lora, run, reward_folder)
+    attach_roles(backbone, algorithm, recipe.lora, run, reward_folder, allow_other_base)
     if config.gradient_checkpointing:
         backbone.enable_gradient_checkpointing()
     learner = Learner(backbone, config, backbone.trained_roles, folder)
@@ -114,7 +117,7 @@ def train_ppo(
 
     setup = make_setup(backbone, config, prompts, eval_prompts, functions, log, folder, recipe.seed)
     if learner.is_main:
-        run.write_recipe(recipe)
+        run.write_recipe(recipe, "ppo")
     with display, learner.tracking(recipe.model_dump(mode="json")["ppo"]):
         state = TrainingState(config.kl_coef) if checkpoint is None else load_checkpoint(checkpoint, folder, learner)
         display.begin(config.iterations, state.iteration)
@@ -239,7 +242,7 @@ def find_reward_adapter(weight: float, has_functions: bool, run: Run, reward: st
     folder = Path(reward).expanduser()
     if not folder.is_dir():
         try:
-            folder = Path(snapshot_download(reward, allow_patterns=["adapter_*"]))
+            folder = Path(snapshot_download(reward, allow_patterns=["adapter_*", BASE_FILE]))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             raise UserError(
                 f"--reward {reward}: neither a folder nor a Hub id that can be read: {first_line(error)}"
@@ -250,7 +253,12 @@ def find_reward_adapter(weight: float, has_functions: bool, run: Run, reward: st
 
 
 def attach_roles(
-    backbone: SharedBackbone, algorithm: Algorithm, lora: LoraConfig, run: Run, reward_folder: Path | None
+    backbone: SharedBackbone,
+    algorithm: Algorithm,
+    lora: LoraConfig,
+    run: Run,
+    reward_folder: Path | None,
+    allow_other_base: bool = False,
 ) -> None:
     """Policy, reference, reward model and critic, each where it starts from; only policy and critic train.
 
@@ -258,12 +266,12 @@ def attach_roles(
     has none, there is none.
     """
     if run.has_adapter("sft"):
-        backbone.load_role("policy", run.stage("sft"))
+        backbone.load_role("policy", run.stage("sft"), allow_other_base=allow_other_base)
         backbone.copy_role("policy", "reference")
     else:
         backbone.attach("policy", lora.for_role("policy"))
     if reward_folder is not None:
-        backbone.load_role("reward", reward_folder)
+        backbone.load_role("reward", reward_folder, allow_other_base=allow_other_base)
     if not algorithm.has_critic:
         backbone.train_roles("policy")
         return

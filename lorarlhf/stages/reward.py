@@ -64,7 +64,7 @@ def train_reward(
     stage = STAGES["reward"]
     display = show_progress(trainer, stage, {**stage.columns, **objective.columns}, resume)
     if trainer.is_world_process_zero():
-        run.write_recipe(recipe)
+        run.write_recipe(recipe, "reward")
     with display, backbone.role("reward"):
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     summary = {

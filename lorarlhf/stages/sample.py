@@ -46,8 +46,8 @@ def of_run(run: Run, adapters: Sequence[str] | None = None, checkpoint: str | in
     Raises:
         UserError: it is no run, or has no such checkpoint.
     """
-    recipe = run.read_recipe()
     stage = next((stage for stage in POLICY_STAGES if run.has_adapter(stage)), None)
+    recipe = run.read_recipe(stage=stage)
     if stage is None and checkpoint != BEST:
         raise UserError(f"--checkpoint {checkpoint}: no policy of {run.path} has finished; run `lorarlhf ppo` first")
     latest = str(run.adapter(stage, checkpoint)) if stage else BASE
@@ -70,6 +70,7 @@ def sample_pairs(
     pick: Literal["all", "uncertain"] = "all",
     reward: Path | None = None,
     seed: int = 0,
+    allow_other_base: bool = False,
 ) -> int:
     """Write pairs of different responses into `out`, or go on with it where it was cut off; return how many it holds.
 
@@ -79,6 +80,7 @@ def sample_pairs(
         temperature, response_length: None takes the recipe's; of a model 1.0 and 256.
         pick: `uncertain` puts the pairs first whose scores are nearest.
         reward: adapter that scores them then; None takes the run's.
+        allow_other_base: take adapters that say they were trained on another model.
 
     Raises:
         UserError: `out` holds something else, there is no reward adapter to pick by, or no pair came out.
@@ -109,9 +111,9 @@ def sample_pairs(
     roles = [BASE if source == BASE else name for name, source in zip(names, respondent.sources, strict=False)]
     for role, source in zip(roles, respondent.sources, strict=True):
         if role != BASE:
-            backbone.load_role(role, Path(source))
+            backbone.load_role(role, Path(source), allow_other_base=allow_other_base)
     if scored_by:
-        backbone.load_role("reward", scored_by)
+        backbone.load_role("reward", scored_by, allow_other_base=allow_other_base)
     sampler = Sampler(backbone, roles, respondent.sources, n, response_length, temperature, seed, options)
     out.parent.mkdir(parents=True, exist_ok=True)
     with Progress() as progress:

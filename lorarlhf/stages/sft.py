@@ -60,7 +60,7 @@ def train_sft(
     stage = STAGES["sft"]
     display = show_progress(trainer, stage, stage.columns, resume)
     if trainer.is_world_process_zero():
-        run.write_recipe(recipe)
+        run.write_recipe(recipe, "sft")
     with display, backbone.role("policy"):
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         held_out = _held_out(trainer.evaluate()) if len(test.dataset) else {}

@@ -114,7 +114,11 @@ class BradleyTerry(Objective):
             ("", f"reward on {evaluation['examples']:,} comparisons of {evaluation['data']}"),
             ("accuracy", f"{evaluation['eval_accuracy']:.1%}  (95%: {low:.1%} to {high:.1%})"),
             ("longer wins", f"{evaluation['longer_wins_accuracy']:.1%}"),
-            ("bag of words", f"{evaluation['bag_of_words_accuracy']:.1%}"),
+            *(  # not in an evaluation of an earlier version, which a card may tell of
+                [("bag of words", f"{evaluation['bag_of_words_accuracy']:.1%}")]
+                if "bag_of_words_accuracy" in evaluation
+                else []
+            ),
             ("margin", f"{evaluation['eval_margin']:.3f}"),
             ("loss", f"{evaluation['eval_loss']:.3f}"),
             ("calibration error", f"{evaluation['eval_calibration_error']:.3f}"),

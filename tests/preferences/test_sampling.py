@@ -1,10 +1,11 @@
 """`lorarlhf sample`: pairs of different responses, resumable, ranked by how close the call is."""
 
 import json
+import shutil
 import sys
 
 import pytest
-from demo_runs import small_recipe, write_jsonl
+from demo_runs import save_random_adapter, small_recipe, write_jsonl
 
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.cli.main import main
@@ -16,6 +17,7 @@ from lorarlhf.preferences.pairs import read_pairs
 from lorarlhf.preferences.sampling import finished_rows
 from lorarlhf.recipe.load import load_recipe
 from lorarlhf.recipe.sections import DataConfig
+from lorarlhf.recipe.shipped import shipped_folder
 from lorarlhf.run import Run
 from lorarlhf.stages.sample import of_run
 
@@ -184,6 +186,28 @@ def test_a_run_gives_its_own_temperature_and_length(monkeypatch, prompts, tmp_pa
     arguments = ["--run", tmp_path / "run", "--prompts", prompts, "--out", tmp_path / "new" / "o.jsonl"]
     assert run(monkeypatch, *arguments) == run(monkeypatch, *arguments, "--temperature", 2) == 0
     assert [(sampler.temperature, sampler.response_length) for sampler in given] == [(0.3, 7), (2.0, 7)]
+
+
+def test_the_policy_of_a_run_samples_by_its_own_recipe(prompts, tmp_path):
+    recipe, run = small_recipe(tmp_path, "ppo.response_length=7"), Run(tmp_path / "run")
+    run.write_recipe(recipe, "sft")
+    run.write_recipe(small_recipe(tmp_path, "ppo.response_length=9"), "reward")
+    save_random_adapter(recipe, run, "sft")
+    respondent = of_run(run)
+    assert respondent.recipe == recipe
+    assert respondent.sources == [str(run.stage("sft"))]
+
+
+def test_an_adapter_of_another_base_is_refused_unless_it_is_allowed(monkeypatch, prompts, adapters, tmp_path, capsys):
+    other = shutil.copytree(shipped_folder("data") / "demo" / "model", tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "rope_theta": 1234.0}))
+    arguments = [*base(prompts, tmp_path / "pairs.jsonl"), "--adapters", adapters[0], "base"]
+    arguments[1] = other
+    assert run(monkeypatch, *arguments) == 2
+    assert "the adapter was trained on shipped:demo/model, which has another config than" in capsys.readouterr().err
+    monkeypatch.setattr("lorarlhf.stages.sample.write_pairs", lambda *args: 1)
+    assert run(monkeypatch, *arguments, "--allow-other-base") == 0
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,11 @@ from transformers import (
 from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.load import attention, load_backbone
 from lorarlhf.errors import UserError
-from lorarlhf.publishing import merge
-from lorarlhf.publishing.merge import export_run
+from lorarlhf.publishing.folder import MARKER
 from lorarlhf.recipe.shipped import shipped_folder
-from lorarlhf.run import Run
+from lorarlhf.run import Run, write_json
+from lorarlhf.stages import export
+from lorarlhf.stages.export import export_run
 
 BASE = shipped_folder("data") / "demo" / "model"
 ROWS = 24
@@ -48,9 +49,9 @@ def same_order(scores: torch.Tensor, expected: torch.Tensor) -> bool:
 
 
 @pytest.mark.parametrize("stage", ["sft", "ppo"])
-def test_a_merged_policy_loads_alone_and_gives_the_logits_of_base_and_adapter(make_run, tmp_path, stage):
+def test_a_policy_merged_onto_the_original_gives_the_logits_of_base_and_adapter(make_run, tmp_path, stage):
     run = make_run([stage])
-    export_run(run, tmp_path / "out", stage, dtype="float32")
+    export_run(run, tmp_path / "out", stage, dtype="float32", base="original")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     base = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
     with torch.no_grad():
@@ -62,9 +63,70 @@ def test_a_merged_policy_loads_alone_and_gives_the_logits_of_base_and_adapter(ma
     assert (expected - before).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+def test_a_merged_policy_gives_the_logprobs_that_training_saw(make_run, tmp_path, quantization):
+    run = make_run(["ppo"], [f"model.quantization={quantization}"])
+    compared = export_run(run, tmp_path / "out", "ppo", dtype="float32")
+    backbone = load_backbone(run.read_recipe().model)
+    backbone.load_role("policy", run.stage("ppo"))
+    sequences = TokenBatch(TOKENS, torch.full_like(LENGTHS, 2), LENGTHS - 2)
+    with torch.no_grad():
+        expected, _ = backbone.eval().logprobs("policy", sequences)
+        before, _ = backbone.logprobs("reference", sequences)
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+        logprobs = merged(TOKENS).logits.log_softmax(-1)[:, 1:-1].gather(2, TOKENS[:, 2:, None]).squeeze(2)
+    mask = sequences.response_mask
+    torch.testing.assert_close(logprobs[:, : mask.shape[1]][mask], expected[mask], rtol=0, atol=1e-3)
+    assert (expected - before).abs().max() > 0.1
+    assert compared["largest_gap"] < 1e-3
+    assert compared["responses"] == 8
+
+
+def test_the_original_base_makes_another_policy_and_the_figures_say_so(make_run, tmp_path):
+    run = make_run(["ppo"])
+    near, far = (
+        export_run(run, tmp_path / base, "ppo", dtype="float32", base=base) for base in ("dequantized", "original")
+    )
+    assert near["kl"] < 1e-4 < 0.01 < far["kl"]
+    marker = json.loads((tmp_path / "original" / MARKER).read_text())
+    assert marker["compared"] == far
+    assert run.read_summary("ppo")["export"] == far
+    assert f"KL {far['kl']:.2g} nats a response" in (tmp_path / "original" / "README.md").read_text()
+
+
+def test_the_comparison_of_a_reward_model_counts_what_rounding_swaps(make_run, tmp_path):
+    run = make_run(["reward"])
+    exact, rounded = (export_run(run, tmp_path / dtype, "reward", dtype=dtype) for dtype in ("float32", "bfloat16"))
+    assert (exact["comparisons"], exact["swapped"]) == (64, 0)
+    assert exact["mean_gap"] < 1e-4 < rounded["mean_gap"] < 0.1 * rounded["spread"]
+    assert exact["spread"] == rounded["spread"]
+
+
+def test_without_its_data_a_model_is_exported_and_not_compared(make_run, tmp_path, caplog):
+    run = make_run(["ppo"], [f"data.prompts={tmp_path}/gone.jsonl", "data.prompts_test=null"])
+    assert export_run(run, tmp_path / "out", "ppo") == {}
+    assert "not compared with the run's own model" in caplog.text
+    assert "gone.jsonl: no such file" in caplog.text
+    assert json.loads((tmp_path / "out" / MARKER).read_text())["compared"] is None
+    assert "export" not in run.read_summary("ppo")
+
+
+def test_an_adapter_of_another_base_is_refused(make_run, tmp_path):
+    run = make_run(["ppo"])
+    other = shutil.copytree(BASE, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "rope_theta": 1234.0}))
+    recipe = run.read_recipe()
+    run.write_recipe(recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": str(other)})}))
+    with pytest.raises(UserError, match="trained on shipped:demo/model, which has another config than"):
+        export_run(run, tmp_path / "out", "ppo")
+    assert not (tmp_path / "out").exists()
+    export_run(run, tmp_path / "out", "ppo", merge=False, allow_other_base=True)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_merged_weights_are_the_exact_sum_rounded_once(make_run, tmp_path, dtype):
-    run = make_run(["ppo"])
+    run = make_run(["ppo"], ["export.base=original"])
     export_run(run, tmp_path / "out", "ppo", dtype=dtype)
     adapter = load_file(run.stage("ppo") / "adapter_model.safetensors")
     base, merged = (load_file(folder / "model.safetensors") for folder in (BASE, tmp_path / "out"))
@@ -189,7 +251,28 @@ def test_tokenizer_and_card_go_along(make_run, tmp_path, stage, side, merged):
     assert tokenizer.get_vocab() == original.get_vocab()
     assert (tokenizer.pad_token, tokenizer.eos_token) == (original.pad_token, original.eos_token)
     assert tokenizer.padding_side == side
-    assert "eval_accuracy | 0.8125" in (tmp_path / "out" / "README.md").read_text()
+    assert "held-out accuracy | 0.8125" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_evaluation_of_the_stage_stands_in_the_card_without_folders(make_run, tmp_path):
+    run = make_run(["ppo"])
+    of_one = {"reward": 1.0, "entropy": 0.5, "response_length": 9.0, "finished": 1.0}
+    evaluation = {
+        "stage": "ppo",
+        "reference": "base",
+        "prompts": 40,
+        "data": f"{tmp_path}/prompts.jsonl",
+        "before": of_one,
+        "after": {**of_one, "reward": 2.0, "kl": 3.0},
+        "win_rate": 0.75,
+        "win_rate_interval": [0.6, 0.86],
+    }
+    write_json(run.stage("ppo") / "evaluation.json", evaluation)
+    export_run(run, tmp_path / "out", "ppo", merge=False)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| wins by reward | 75.0%  (95%: 60.0% to 86.0%) |" in card
+    assert "Ppo against base on 40 prompts of prompts.jsonl, of the run's own model." in card
+    assert str(tmp_path) not in card
 
 
 @pytest.fixture
@@ -258,7 +341,7 @@ def test_what_an_export_did_not_write_is_never_overwritten(make_run, tmp_path, c
     else:
         (out / "notes.txt").write_text("mine")
     if change == "no export":
-        (out / merge.MARKER).unlink()
+        (out / MARKER).unlink()
     before = {path: path.read_bytes() for path in out.iterdir()}
     with pytest.raises(UserError, match="nothing is overwritten"):
         export_run(run, out, "ppo", merge=False)
@@ -268,11 +351,11 @@ def test_what_an_export_did_not_write_is_never_overwritten(make_run, tmp_path, c
 def test_an_interrupted_export_leaves_things_as_they_were(make_run, tmp_path, monkeypatch):
     run, out = make_run(["ppo"]), tmp_path / "out"
 
-    def interrupt(*args):
+    def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(merge, "model_card", interrupt)
+        patch.setattr(export, "model_card", interrupt)
         with pytest.raises(KeyboardInterrupt):
             export_run(run, out, "ppo")
     assert {path.name for path in tmp_path.iterdir()} == {"run"}

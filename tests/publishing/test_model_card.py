@@ -1,13 +1,28 @@
-"""The model card: its metadata, how it says to load the model, and what it leaves out."""
+"""The model card: its metadata, the code that it shows, what it tells of the run, and what it leaves out."""
+
+import contextlib
+import io
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer
 
+from lorarlhf.backbone.load import load_backbone
+from lorarlhf.data.tokenize import encode_prompt
+from lorarlhf.evaluation.reward_model import RewardModel
 from lorarlhf.publishing.card import is_hub_id, model_card, without_folders
+from lorarlhf.publishing.snippets import BEGINNING, QUESTION, RESPONSE
 from lorarlhf.recipe.load import load_recipe
 from lorarlhf.recipe.sections import Recipe
+from lorarlhf.recipe.shipped import shipped_folder
+from lorarlhf.recipe.stages import STAGES
+from lorarlhf.run import Run
+from lorarlhf.stages.export import export_run
 
+TOKENIZER = AutoTokenizer.from_pretrained(shipped_folder("data") / "demo" / "model")
 SUMMARY = {"eval_accuracy": 0.81254321, "steps": 20, "best": {"eval_reward": 1.5, "iteration": 8}, "before": None}
 
 
@@ -16,8 +31,8 @@ def recipe(**sections) -> Recipe:
     return Recipe.model_validate({**base, **sections})
 
 
-def card(stage="ppo", merged=torch.bfloat16, summary=SUMMARY, **sections) -> str:
-    return model_card(recipe(**sections), stage, summary, merged)
+def card(stage="ppo", merged=torch.bfloat16, summary=SUMMARY, evaluation=(), compared="", **sections) -> str:
+    return model_card(recipe(**sections), stage, TOKENIZER, merged, summary, evaluation, compared)
 
 
 def metadata(text: str) -> dict:
@@ -110,14 +125,31 @@ def test_the_recipe_in_the_card_can_be_run_again(tmp_path):
 
 
 def test_results_are_a_table_of_what_the_stage_reported():
-    rows = section(card(), "Results").strip().splitlines()
+    rows = section(card(), "Training").strip().splitlines()
     assert rows[2:] == [
-        "| eval_accuracy | 0.8125 |",
+        "| held-out accuracy | 0.8125 |",
         "| steps | 20 |",
-        "| best.eval_reward | 1.5 |",
-        "| best.iteration | 8 |",
+        "| policy that was kept: held-out reward | 1.5 |",
+        "| policy that was kept: iteration | 8 |",
     ]
-    assert "Results" not in card(summary={})
+    assert "## Training" not in card(summary={})
+
+
+def test_an_interval_stands_beside_its_figure():
+    summary = {"eval_accuracy": 0.75, "eval_accuracy_interval": [0.5, 0.9], "eval_kl": 1.5, "peak_memory_gb": 2.0}
+    assert section(card(summary=summary), "Training").strip().splitlines()[2:] == [
+        "| held-out accuracy | 0.75 (95%: 0.5 to 0.9) |",
+        "| held-out KL to the reference, nats a response | 1.5 |",
+        "| peak memory, GB | 2 |",
+    ]
+
+
+def test_the_evaluation_stands_in_it_if_there_is_one():
+    lines = [("", "ppo against sft on 8 prompts of x"), ("wins by reward", "75.0%  (95%: 40.0% to 93.0%)")]
+    text = section(card(evaluation=lines), "Evaluation")
+    assert "Ppo against sft on 8 prompts of x, of the run's own model." in text
+    assert "| wins by reward | 75.0%  (95%: 40.0% to 93.0%) |" in text
+    assert "## Evaluation" not in card()
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
@@ -130,14 +162,15 @@ def test_the_code_to_load_it_is_for_this_kind(stage, merged, quantization):
     assert ("AutoModelForSequenceClassification" in source) == (stage == "reward")
     assert ("PeftModel" in source) == (merged is None)
     assert ("BitsAndBytesConfig" in source) == (merged is None and quantization != "none")
-    if merged:
-        assert len(source.splitlines()) == 3
 
 
-def test_the_card_says_which_base_was_merged_and_with_which_versions():
-    assert "full-precision base model" in card("ppo")
-    assert "4-bit NF4 base model dequantised" in card("reward")
-    assert "full-precision base model" in card("reward", model={"name": "acme/base-1b", "quantization": "none"})
+def test_the_card_says_which_base_was_merged_how_near_that_is_and_with_which_versions():
+    assert all("onto the 4-bit NF4 base model dequantised, which is what it was trained on" in card(s) for s in STAGES)
+    assert "onto the base model as it was published, which is not quite" in card(export={"base": "original"})
+    assert "onto the base model it was trained on" in card(model={"name": "acme/base-1b", "quantization": "none"})
+    assert "Loaded back and laid beside the run's own model: KL 0.1" in card(
+        compared="beside the run's own model: KL 0.1"
+    )
     versions = section(card(), "Versions")
     assert all(f"{name} " in versions for name in ("lorarlhf", "torch", "transformers", "peft", "trl"))
     assert torch.__version__ in versions
@@ -148,3 +181,95 @@ def test_the_card_names_the_algorithm():
     assert "trained with RLOO against a reward model" in rloo
     assert "rloo" in metadata(rloo)["tags"]
     assert "trained with PPO against a reward model" in card()
+
+
+# The code, run
+
+
+def run_code(text: str, folder) -> tuple[dict[str, Any], str]:
+    """Names and output of the code that a card shows, with the export's folder put in."""
+    source = code(section(text, "Use"), "python").replace("PATH_OR_REPO", str(folder))
+    source = source.replace("shipped:demo/model", str(shipped_folder("data") / "demo" / "model"))
+    names: dict[str, Any] = {}
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(compile(source, "card", "exec"), names)
+    return names, printed.getvalue()
+
+
+@pytest.fixture
+def make_export(make_run, tmp_path):
+    """`make_export(stage, sets, merge)`: a run, the folder of its export, and the card."""
+
+    def make(stage, sets=(), merge=True) -> tuple[Run, Any, str]:
+        run = make_run([stage], ["ppo.response_length=6", *sets])
+        export_run(run, tmp_path / "out", stage, merge, "float32" if merge else None)
+        return run, tmp_path / "out", (tmp_path / "out" / "README.md").read_text()
+
+    return make
+
+
+@pytest.fixture
+def sets_of(tmp_path):
+    """`sets_of(form)`: keys of a recipe whose prompts are of that form."""
+    rows = tmp_path / "texts.jsonl"
+    rows.write_text('{"prompt": "Where is", "chosen": "my parcel", "rejected": "it"}\n' * 3)
+
+    def sets(form) -> list[str]:
+        keys = ("prompts", "preferences")
+        texts = [f"data.{key}={rows}" for key in keys] + [f"data.{key}_test=null" for key in keys]
+        return [] if form == "conversations" else ["data.wrap_text=never", "data.test_size=0", *texts]
+
+    return sets
+
+
+@pytest.mark.parametrize("form", ["conversations", "text"])
+@pytest.mark.parametrize("merge", [True, False])
+def test_the_code_of_a_policy_responds_to_the_prompt_as_training_wrote_it(make_export, sets_of, form, merge):
+    run, folder, text = make_export("ppo", sets_of(form), merge)
+    names, printed = run_code(text, folder)
+    tokenizer = load_backbone(run.read_recipe().model).tokenizer
+    asked = BEGINNING if form == "text" else [{"role": "user", "content": QUESTION}]
+    ids = names["inputs"]["input_ids"][0].tolist()
+    assert ids == encode_prompt(tokenizer, asked)
+    assert ids.count(tokenizer.bos_token_id) == (form == "conversations")
+    response = names["output"][0, len(ids) :].tolist()
+    assert 1 <= len(response) <= 6
+    assert printed.strip() == tokenizer.decode(response, skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("form", ["conversations", "text"])
+@pytest.mark.parametrize("merge", [True, False])
+def test_the_code_of_a_reward_model_gives_the_score_that_training_saw(make_export, sets_of, form, merge):
+    run, folder, text = make_export("reward", sets_of(form), merge)
+    names, printed = run_code(text, folder)
+    judge = RewardModel.from_run(run)
+    asked = BEGINNING if form == "text" else [{"role": "user", "content": QUESTION}]
+    [expected] = judge.score([asked], [RESPONSE])
+    assert float(printed) == pytest.approx(expected, abs=1e-3)
+    assert names["score"](asked, "No.") == pytest.approx(judge.score([asked], ["No."])[0], abs=1e-3)
+
+
+@pytest.mark.parametrize("stage", ["ppo", "reward"])
+def test_a_tokenizer_that_sets_bos_itself_does_not_double_it(make_export, stage):
+    run, folder, text = make_export(stage)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    bos = (tokenizer.bos_token, tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
+    tokenizer.save_pretrained(folder)
+    assert AutoTokenizer.from_pretrained(folder)("a")["input_ids"][0] == bos[1]
+    names, printed = run_code(text, folder)
+    if stage == "ppo":
+        assert names["inputs"]["input_ids"][0].tolist().count(bos[1]) == 1
+    else:
+        expected = RewardModel.from_run(run).score([[{"role": "user", "content": QUESTION}]], [RESPONSE])
+        assert float(printed) == pytest.approx(expected[0], abs=1e-3)
+
+
+def test_the_code_stops_where_turns_of_the_template_end(make_export, tmp_path):
+    """A tokenizer whose turns do not end with eos, as Gemma's."""
+    _, folder, _ = make_export("reward")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = tokenizer.chat_template.replace("eos_token }}", "'<|system|>' }}")
+    policy = model_card(recipe(), "ppo", tokenizer, None, {})
+    assert "convert_tokens_to_ids(['<|system|>', '" in policy
+    assert "convert_tokens_to_ids('<|system|>')" in model_card(recipe(), "reward", tokenizer, None, {})

@@ -11,6 +11,7 @@ from lorarlhf.cli.main import main
 from lorarlhf.data.examples import in_test_part
 from lorarlhf.manifest import written_whole
 from lorarlhf.run import Run
+from lorarlhf.stages.export import export_run
 from lorarlhf.stages.reward import train_reward
 
 
@@ -134,6 +135,79 @@ def test_functions_give_a_reward_too(evaluate, make_run):
     assert sample["reward_after"] == pytest.approx(-len(sample["after"]) / 10)
 
 
+def test_an_exported_policy_is_measured_as_the_run_measures_its_own(evaluate, make_run, tmp_path):
+    run = make_run(["sft", "reward", "ppo"])
+    export_run(run, tmp_path / "out", "ppo", dtype="float32")
+    assert evaluate(run)[0] == 0
+    own = written(run, "ppo")
+    code, out, err = evaluate(run, "--model", tmp_path / "out")
+    assert code == 0, err
+    assert written(run, "ppo") == own
+    exported = json.loads((run.stage("ppo") / "evaluation_of_model.json").read_text())
+    assert (exported["model"], exported["quantization"], exported["reference"]) == (
+        str(tmp_path / "out"),
+        "none",
+        "sft",
+    )
+    assert f"{tmp_path / 'out'} against sft on 8 prompts" in out
+    for key in ("reward", "entropy", "response_length", "kl"):
+        assert exported["after"][key] == pytest.approx(own["after"][key], abs=1e-2), key
+    assert exported["before"] == own["before"]
+    assert evaluate(run, "--model", tmp_path / "out", "--quantization", "nf4", "--out", tmp_path / "e.json")[0] == 0
+    quantised = json.loads((tmp_path / "e.json").read_text())
+    assert quantised["quantization"] == "nf4"
+    assert quantised["after"]["entropy"] != pytest.approx(own["after"]["entropy"], abs=1e-4)
+
+
+def test_an_exported_reward_model_on_the_runs_comparisons(evaluate, make_run, tmp_path):
+    run = make_run(["reward"])
+    export_run(run, tmp_path / "out", "reward", dtype="float32")
+    assert evaluate(run)[0] == 0
+    code, out, err = evaluate(run, "--model", tmp_path / "out")
+    assert code == 0, err
+    exported = json.loads((run.stage("reward") / "evaluation_of_model.json").read_text())
+    assert exported["eval_margin"] == pytest.approx(written(run, "reward")["eval_margin"], abs=1e-3)
+    assert exported["eval_accuracy"] == written(run, "reward")["eval_accuracy"]
+    assert "reward on 12 comparisons" in out
+
+
+def test_a_model_that_reads_prompts_otherwise_is_refused(evaluate, make_run, tmp_path):
+    run = make_run(["ppo"])
+    export_run(run, tmp_path / "out", "ppo")
+    template = tmp_path / "out" / "chat_template.jinja"
+    template.write_text(template.read_text().replace("bos_token", "bos_token + bos_token", 1))
+    code, _, err = evaluate(run, "--model", tmp_path / "out")
+    assert code == 2
+    assert "out: reads prompts otherwise than the run" in err
+
+
+def test_a_stage_is_evaluated_with_its_own_recipe(evaluate, make_run, tmp_path):
+    run = make_run(["reward"])
+    recipe = run.read_recipe()
+    other = write_jsonl(tmp_path / "few.jsonl", read_jsonl(tmp_path / "data" / "preferences_test.jsonl")[:3])
+    run.write_recipe(
+        recipe.model_copy(update={"data": recipe.data.model_copy(update={"preferences_test": str(other)})}), "ppo"
+    )
+    assert evaluate(run, "--stage", "reward")[0] == 0
+    assert written(run, "reward")["examples"] == 3, "a run made before stages had recipes: the run's"
+    run.write_recipe(recipe, "reward")
+    run.write_recipe(run.read_recipe(stage="ppo"), "ppo")
+    assert evaluate(run, "--stage", "reward")[0] == 0
+    assert written(run, "reward")["examples"] == 12
+
+
+def test_another_base_is_refused_unless_it_is_allowed(evaluate, make_run, tmp_path):
+    run = make_run(["reward"])
+    other = shutil.copytree(DEMO / "model", tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "rope_theta": 1234.0}))
+    code, _, err = evaluate(run, "--set", f"model.name={other}")
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    assert "run/reward: the adapter was trained on shipped:demo/model, which has another config than" in err
+    assert evaluate(run, "--set", f"model.name={other}", "--allow-other-base")[0] == 0
+
+
 def test_the_policy_of_a_checkpoint(evaluate, make_run):
     """Here the checkpoint's is another than what was kept, whose evaluation stays as it is."""
     run = make_run(["sft", "ppo"], 'ppo.reward_functions=["demo_runs:short_is_good"]')
@@ -158,6 +232,9 @@ def test_the_policy_of_a_checkpoint(evaluate, make_run):
         (["reward"], ["--dataset", "none.jsonl"], "none.jsonl: no such file"),
         (["reward"], ["--set", "data.preferences_test=null", "--set", "data.test_size=0"], "nothing is held out"),
         (["ppo"], ["--set", "data.prompts_test=null", "--set", "data.test_size=0"], "nothing is held out"),
+        (["reward"], ["--quantization", "nf4"], "--quantization: a run has its recipe's; it goes with --model"),
+        (["ppo"], ["--model", "gone/model"], "model.name: cannot load 'gone/model'"),
+        (["reward"], ["--model", "gone/model"], "model.name: cannot load 'gone/model'"),
         (["reward"], ["--checkpoint", "7"], "reward has no such checkpoint; there is best"),
         (["reward"], ["--out", "."], ".: cannot be written: Is a directory; give --out another place"),
     ],

@@ -17,6 +17,7 @@ from demo_runs import (
 )
 from safetensors.torch import load_file, save_file
 
+from lorarlhf.backbone.base import base_of
 from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.data.tokenize import PromptExample
@@ -101,8 +102,12 @@ def test_no_reward(tmp_path, weight, reward, message):
 
 def test_an_adapter_of_another_model_is_refused(run, tmp_path, tiny_model):
     recipe = small_recipe(tmp_path, f"model.name={tiny_model('llama')}", "data.max_prompt_length=200")
+    run = run("reward")
+    with pytest.raises(UserError, match="the adapter was trained on shipped:demo/model, which has another config than"):
+        train_ppo(recipe, run)
     with pytest.raises(UserError, match="the adapter was made for another model than"):
-        train_ppo(recipe, run("reward"))
+        train_ppo(recipe, run, allow_other_base=True)
+    assert not run.stage("ppo").exists()
 
 
 # The score
@@ -264,7 +269,11 @@ def test_a_run_and_what_it_leaves_behind(run, tmp_path):
     assert summary["stopped"] is None
     assert summary["best"] == {key: value for key, value in best.items() if key not in ("step", "warnings")}
     assert (summary["reward"], summary["kl"]) == (rows[3]["reward"], rows[3]["kl"])
-    assert run.read_recipe() == recipe
+    assert run.read_recipe() == run.read_recipe(stage="ppo") == recipe
+    assert (run.stage("ppo") / "recipe.yaml").is_file()
+    assert all(
+        base_of(run.stage("ppo") / name) == backbone.adapters.base for name in ("", "best", "checkpoint-2/policy")
+    )
     for role, before in frozen.items():
         assert equal(before, weights(backbone, role))
     assert not any(p.requires_grad for p in backbone.parameters())
