@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from datasets import Dataset
 from rich.console import Console
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from lorarlhf.backbone.budget import FORWARD_TOKENS
 from lorarlhf.backbone.load import load_backbone
@@ -17,15 +21,16 @@ from lorarlhf.data.tokenized import read_by_model
 from lorarlhf.errors import UserError
 from lorarlhf.evaluation.policy import Responses, answer, measure, policy_metrics
 from lorarlhf.evaluation.report import SAMPLES_SHOWN, counting, policy_lines
+from lorarlhf.evaluation.reward_model import score_tokens
 from lorarlhf.recipe.load import Option
 from lorarlhf.recipe.sections import DataConfig, ObjectiveName, Recipe, Stage
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.rl.rewards import RewardFunction, WeightedReward, all_reward_functions, columns_wanted
 from lorarlhf.rl.score import RolloutScorer, ScoringPasses, response_scorer
 from lorarlhf.run import BEST, Run
-from lorarlhf.stages.reward import held_out_metrics
-from lorarlhf.training.objectives import OBJECTIVES
+from lorarlhf.training.objectives import OBJECTIVES, Objective
 
+logger = logging.getLogger(__name__)
 BASE_MODEL: Literal["base"] = "base"  # where a policy starts that starts from no stage
 
 
@@ -120,20 +125,52 @@ def evaluate_reward(
     backbone: SharedBackbone, data: DataConfig, objective: ObjectiveName, console: Console
 ) -> dict[str, Any]:
     """The reward role on the held-out comparisons (or ratings)."""
-    aim = OBJECTIVES[objective]
-    test = aim.examples(data, backbone.tokenizer, "test")
+
+    def score(rows: Sequence[Sequence[int]]) -> Tensor:
+        with counting(console, "scored", len(rows)) as advance:
+            return score_tokens(backbone, rows, advance)
+
+    return reward_figures(objective, data, backbone.tokenizer, score)
+
+
+def reward_figures(
+    name: ObjectiveName,
+    data: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    score: Callable[[Sequence[Sequence[int]]], Tensor],
+) -> dict[str, Any]:
+    """What `evaluation.json` holds of any scorer of token sequences, on the held-out rows.
+
+    Raises:
+        UserError: nothing is held out.
+    """
+    objective = OBJECTIVES[name]
+    test, groups = objective.grouped(data, tokenizer)
     if not len(test.dataset):
         raise nothing_held_out()
-    with counting(console, "scored", len(test.dataset) * len(aim.sequences)) as advance:
-        metrics = held_out_metrics(backbone, aim, test.dataset, advance)
+    scores = [score(test.dataset[column]) for column in objective.sequences]
     return {
         "stage": "reward",
-        "objective": objective,
+        "objective": name,
         "data": data.preferences_test or data.preferences,
         "examples": len(test.dataset),
         "dropped_too_long": test.dropped,
-        **metrics,
+        **objective.held_out(test.dataset, scores),
+        **_baselines(objective, data, tokenizer, test.dataset),
+        **objective.breakdown(test.dataset, scores, groups),
     }
+
+
+def _baselines(
+    objective: Objective, data: DataConfig, tokenizer: PreTrainedTokenizerBase, test: Dataset
+) -> dict[str, Any]:
+    """Learnt from the rows that the run trained on, if they are still there."""
+    try:
+        train = objective.examples(data, tokenizer, "train").dataset
+    except UserError as error:
+        logger.warning("a bag of words is not measured, as what the run trained on cannot be read: %s", error)
+        return {}
+    return objective.baselines(train, test)
 
 
 def evaluate_policy(

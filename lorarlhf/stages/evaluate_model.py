@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,9 +23,8 @@ from lorarlhf.recipe.sections import ModelConfig, Quantization, Recipe, Stage
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.rl.rewards import RewardFunction, all_reward_functions
 from lorarlhf.run import Run
-from lorarlhf.stages.evaluate import evaluate_policy, held_out_prompts, load_judges, nothing_held_out
+from lorarlhf.stages.evaluate import evaluate_policy, held_out_prompts, load_judges, reward_figures
 from lorarlhf.stages.fidelity import classifier_scores
-from lorarlhf.training.objectives import OBJECTIVES
 
 
 def evaluate_model(
@@ -82,16 +82,5 @@ def _responses(
 
 
 def _reward(run: Run, recipe: Recipe, stage: Stage, config: ModelConfig) -> dict[str, Any]:
-    objective = OBJECTIVES[recipe.reward.objective]
-    test = objective.examples(recipe.data, stage_tokenizer(recipe, stage, run.adapter(stage)), "test")
-    if not len(test.dataset):
-        raise nothing_held_out()
-    scores = [classifier_scores(config, test.dataset[column]) for column in objective.sequences]
-    return {
-        "stage": stage,
-        "objective": recipe.reward.objective,
-        "data": recipe.data.preferences_test or recipe.data.preferences,
-        "examples": len(test.dataset),
-        "dropped_too_long": test.dropped,
-        **objective.held_out(test.dataset, scores),
-    }
+    tokenizer = stage_tokenizer(recipe, stage, run.adapter(stage))
+    return reward_figures(recipe.reward.objective, recipe.data, tokenizer, partial(classifier_scores, config))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,18 +79,11 @@ def train_reward(
     return summary
 
 
-def held_out_metrics(
-    backbone: SharedBackbone, objective: Objective, test: Dataset, advance: Callable[[int], None] | None = None
-) -> dict[str, Any]:
-    """How well the reward role meets the objective on tokenised rows; nothing if there are none.
-
-    Args:
-        advance: called with the number of sequences just scored.
-    """
+def held_out_metrics(backbone: SharedBackbone, objective: Objective, test: Dataset) -> dict[str, Any]:
+    """How well the reward role meets the objective on tokenised rows; nothing if there are none."""
     if not len(test):
         return {}
-    scores = [score_tokens(backbone, test[column], advance) for column in objective.sequences]
-    return objective.held_out(test, scores)
+    return objective.held_out(test, [score_tokens(backbone, test[column]) for column in objective.sequences])
 
 
 def result_line(summary: Mapping[str, Any]) -> str:

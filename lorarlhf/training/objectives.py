@@ -17,10 +17,17 @@ from transformers import PreTrainedTokenizerBase
 
 from lorarlhf.data.examples import Split
 from lorarlhf.data.tokenize import Tokenized
-from lorarlhf.data.tokenized import preference_examples, scored_examples
+from lorarlhf.data.tokenized import grouped_preferences, preference_examples, scored_examples
 from lorarlhf.recipe.sections import DataConfig, ObjectiveName, RewardConfig
 from lorarlhf.training.baselines import bag_of_words
-from lorarlhf.training.reward_metrics import longer_wins, preference_metrics, regression_metrics, share_won
+from lorarlhf.training.breakdown import accuracy_by_group, breakdown_lines, length_controlled, reward_bench
+from lorarlhf.training.reward_metrics import (
+    longer_wins,
+    preference_metrics,
+    regression_metrics,
+    reliability,
+    share_won,
+)
 
 Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
 LossAndNumbers = tuple[Tensor, dict[str, Tensor]]
@@ -41,6 +48,10 @@ class Objective(ABC):
     def examples(self, config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split) -> Tokenized:
         """The rows of `data.preferences` as this objective takes them."""
 
+    def grouped(self, config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Tokenized, dict[str, list[str]]]:
+        """The test rows, and by each column that groups them the group of each; objectives of pairs know some."""
+        return self.examples(config, tokenizer, "test"), {}
+
     @abstractmethod
     def collator(self, pad_token_id: int) -> Collator:
         """Rows in, a batch with `input_ids` and `attention_mask` out; of pairs, all chosen sides come first."""
@@ -60,6 +71,10 @@ class Objective(ABC):
         """What plain models of the same rows reach, learnt from some of `train`; nothing where there are none."""
         return {}
 
+    def breakdown(self, test: Dataset, scores: Sequence[Tensor], groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+        """Where it is met and where not, for a report; nothing where there is nothing to tell apart."""
+        return {}
+
     @abstractmethod
     def result(self, summary: Mapping[str, Any]) -> str:
         """A summary with these metrics in half a line."""
@@ -77,6 +92,9 @@ class BradleyTerry(Objective):
 
     def examples(self, config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split) -> Tokenized:
         return preference_examples(config, tokenizer, split)
+
+    def grouped(self, config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Tokenized, dict[str, list[str]]]:
+        return grouped_preferences(config, tokenizer, "test")
 
     def collator(self, pad_token_id: int) -> Collator:
         from lorarlhf.training.collators import PairCollator  # TRL takes seconds, and the planner reads this file
@@ -100,6 +118,16 @@ class BradleyTerry(Objective):
     def baselines(self, train: Dataset, test: Dataset) -> dict[str, Any]:
         return {"bag_of_words_accuracy": share_won(bag_of_words(train, test))}
 
+    def breakdown(self, test: Dataset, scores: Sequence[Tensor], groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+        margins = scores[0] - scores[1]
+        by_group = accuracy_by_group(margins, groups)
+        return {
+            "same_length": length_controlled(margins, *(test[column] for column in self.sequences)),
+            "reliability": reliability(margins),
+            "groups": by_group,
+            "reward_bench": reward_bench(by_group.get("subset", {})),
+        }
+
     def result(self, summary: Mapping[str, Any]) -> str:
         rivals = {"the longer": "longer_wins_accuracy", "a bag of words": "bag_of_words_accuracy"}
         beside = ", ".join(f"{name}: {summary[key]:.1%}" for name, key in rivals.items())
@@ -122,6 +150,7 @@ class BradleyTerry(Objective):
             ("margin", f"{evaluation['eval_margin']:.3f}"),
             ("loss", f"{evaluation['eval_loss']:.3f}"),
             ("calibration error", f"{evaluation['eval_calibration_error']:.3f}"),
+            *breakdown_lines(evaluation),
         ]
 
 

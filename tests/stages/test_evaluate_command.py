@@ -60,7 +60,7 @@ def test_a_reward_model_is_as_good_as_its_training_said(evaluate, tmp_path):
     low, high = found["eval_accuracy_interval"]
     assert f"accuracy           {found['eval_accuracy']:.1%}  (95%: {low:.1%} to {high:.1%})" in out
     assert "reward on 12 comparisons of " in out
-    assert "scored 24/24" in out
+    assert "scored 12/12" in out
     assert "\x1b" not in out
 
 
@@ -250,3 +250,32 @@ def test_faults_are_one_line(evaluate, make_run, monkeypatch, tmp_path, stages, 
 
 def test_a_folder_that_is_no_run(evaluate, tmp_path):
     assert "not a run, there is no recipe.yaml" in evaluate(Run(tmp_path))[2]
+
+
+def test_a_reward_model_by_group_of_comparisons(evaluate, make_run, tmp_path):
+    """`--dataset` with a column that says what a row is about; what is too long leaves its group too."""
+    run = make_run(["reward"], "data.max_length=60")
+    pairs = read_jsonl(DEMO / "preferences_test.jsonl")[:12]
+    rows = [{**pair, "subset": "even" if n % 2 == 0 else "odd", "annotators": ["ann"]} for n, pair in enumerate(pairs)]
+    rows[4]["chosen"] = [{"role": "assistant", "content": "a lamp " * 100}]
+    code, out, err = evaluate(run, "--dataset", write_jsonl(tmp_path / "pairs.jsonl", rows))
+    assert code == 0, err
+    found = written(run, "reward")
+    assert {name: part["pairs"] for name, part in found["groups"]["subset"].items()} == {"even": 5, "odd": 6}
+    assert "annotator" not in found["groups"]  # one alone is no group
+    mean = sum(part["accuracy"] * part["pairs"] for part in found["groups"]["subset"].values()) / 11
+    assert found["eval_accuracy"] == pytest.approx(mean)
+    assert found["reward_bench"] == {}
+    assert sum(part["pairs"] for part in found["reliability"]) == 11
+    for line in ("subset even", "subset odd", "same length", "bag of words"):
+        assert f"  {line:18} " in out
+
+
+def test_without_its_training_rows_a_bag_of_words_is_not_measured(evaluate, make_run, tmp_path, caplog):
+    run = make_run(["reward"])
+    (tmp_path / "data" / "preferences.jsonl").unlink()
+    code, out, err = evaluate(run)
+    assert code == 0, err
+    assert "a bag of words is not measured, as what the run trained on cannot be read: " in caplog.text
+    assert "bag of words " not in out
+    assert "bag_of_words_accuracy" not in written(run, "reward")

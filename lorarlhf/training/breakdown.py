@@ -73,6 +73,24 @@ def length_controlled(
     return _accuracy(margins, near)
 
 
+def breakdown_lines(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What of an evaluation is told by group, line by line, each with its heading."""
+    lines = []
+    if same := evaluation.get("same_length"):
+        lines.append(("same length", f"{_told(same)}, lengths within a tenth of each other"))
+    for column, groups in evaluation.get("groups", {}).items():
+        lines += [(f"{column} {name}"[:18], _told(part)) for name, part in groups.items()]
+    lines += [(name, f"{mean:.1%}") for name, mean in evaluation.get("reward_bench", {}).items()]
+    return lines
+
+
+def _told(part: Mapping[str, Any]) -> str:
+    if part["accuracy"] is None:
+        return "no such pair"
+    low, high = part["interval"]
+    return f"{part['accuracy']:.1%}  (95%: {low:.1%} to {high:.1%}) on {part['pairs']:,} pairs"
+
+
 def _accuracy(margins: Tensor, rows: Sequence[bool]) -> dict[str, Any]:
     inside = margins[torch.tensor(rows, dtype=torch.bool)]
     if not len(inside):

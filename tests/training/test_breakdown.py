@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lorarlhf.evaluation.groups import CATEGORIES, WEIGHTS, accuracy_by_group, length_controlled, reward_bench
+from lorarlhf.training.breakdown import CATEGORIES, WEIGHTS, accuracy_by_group, length_controlled, reward_bench
 
 
 def test_each_group_has_its_own_accuracy():
