@@ -38,6 +38,8 @@ def evaluate(
     """Say how well a reward model predicts held-out comparisons, or what a policy has come to answer."""
     if model is None and quantization is not None:
         raise UserError("--quantization: a run has its recipe's; it goes with --model")
+    if model is not None and checkpoint != "best":
+        raise UserError("--checkpoint: says which adapter of the run is meant; --model stands in its place")
     from lorarlhf.run import Run, write_json
 
     folder = Run(run)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lorarlhf.cli.options import SOURCE, RunFolder
+from lorarlhf.cli.options import SOURCE, AllowOtherBase, RunFolder
 from lorarlhf.recipe.sections import DataConfig
 
 
@@ -18,6 +18,7 @@ def score(
     split: Annotated[str, typer.Option(help="Which split to read, of a source that has several.")] = (
         DataConfig().train_split
     ),
+    allow_other_base: AllowOtherBase = False,
 ) -> None:
     """Score prompts with responses, or both sides of pairs, with a run's reward model."""
     from rich.console import Console
@@ -28,5 +29,5 @@ def score(
     from lorarlhf.run import Run
     from lorarlhf.stages.score import score_file
 
-    count = score_file(Run(run), source, split, out, Console())
+    count = score_file(Run(run), source, split, out, Console(), allow_other_base)
     typer.echo(f"score: {count:,} rows in {out}; only scores of one reward model can be compared")

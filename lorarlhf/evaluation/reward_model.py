@@ -69,16 +69,19 @@ class RewardModel:
         self.wraps_text = wraps_text
 
     @classmethod
-    def from_run(cls, run: Run | Path | str) -> RewardModel:
+    def from_run(cls, run: Run | Path | str, allow_other_base: bool = False) -> RewardModel:
         """What the reward stage of a run has left, on the base model quantised as it was in training.
 
+        Args:
+            allow_other_base: also where the model of that name is no longer the one it was trained on.
+
         Raises:
-            UserError: there is no such run, or its reward stage has not finished.
+            UserError: there is no such run, its reward stage has not finished, or its base is another one.
         """
         run = Run(run)
         recipe, adapter = run.read_recipe(stage="reward"), run.adapter("reward")
         backbone = load_backbone(recipe.model, recipe.data)
-        backbone.load_role("reward", adapter)
+        backbone.load_role("reward", adapter, allow_other_base=allow_other_base)
         return cls(backbone, wraps_text(recipe.data, backbone.tokenizer))
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:

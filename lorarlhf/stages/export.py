@@ -147,7 +147,9 @@ def _card(
     kept = adapter == run.stage(stage)
     summary = run.read_summary(stage) if kept else {"checkpoint": adapter.parent.name}
     lines = []
-    if evaluation.is_file():
+    weights = adapter / "adapter_model.safetensors"
+    # One from before a --resume that trained on is not of these weights.
+    if evaluation.is_file() and evaluation.stat().st_mtime_ns >= weights.stat().st_mtime_ns:
         lines = report_lines(published(json.loads(evaluation.read_text(encoding="utf-8"))))
     merged: torch.dtype | None = export_dtype(recipe, stage) if recipe.export.merge else None
     return model_card(

@@ -24,7 +24,7 @@ from lorarlhf.run import Run
 ROWS_AT_ONCE = 256  # a batch is written as soon as it is scored
 
 
-def score_file(run: Run, source: str, split: str, out: Path, console: Console) -> int:
+def score_file(run: Run, source: str, split: str, out: Path, console: Console, allow_other_base: bool = False) -> int:
     """Write the rows of a source, each with its score, to a new file; return how many.
 
     Pairs gain `chosen_score` and `rejected_score`, a prompt with a completion gains `score`: rows that
@@ -39,7 +39,7 @@ def score_file(run: Run, source: str, split: str, out: Path, console: Console) -
         raise UserError(f"{out}: exists, and nothing is overwritten; give --out another name")
     run.adapter("reward")  # says so before anything is loaded
     rows = _rows(source, split)
-    model = RewardModel.from_run(run)
+    model = RewardModel.from_run(run, allow_other_base)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f"{out.name}.part")
     with part.open("w", encoding="utf-8") as file, counting(console, "scored", len(rows)) as advance:

@@ -1,6 +1,7 @@
 """What an export computes, what lies in its folder, and which folders it leaves alone."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -273,6 +274,10 @@ def test_the_evaluation_of_the_stage_stands_in_the_card_without_folders(make_run
     assert "| wins by reward | 75.0%  (95%: 60.0% to 86.0%) |" in card
     assert "Ppo against base on 40 prompts of prompts.jsonl, of the run's own model." in card
     assert str(tmp_path) not in card
+    weights = run.stage("ppo") / "adapter_model.safetensors"
+    os.utime(weights, ns=(2**62, 2**62))  # as if a --resume had trained on since
+    export_run(run, tmp_path / "later", "ppo", merge=False)
+    assert "wins by reward" not in (tmp_path / "later" / "README.md").read_text()
 
 
 @pytest.fixture

@@ -233,6 +233,7 @@ def test_the_policy_of_a_checkpoint(evaluate, make_run):
         (["reward"], ["--set", "data.preferences_test=null", "--set", "data.test_size=0"], "nothing is held out"),
         (["ppo"], ["--set", "data.prompts_test=null", "--set", "data.test_size=0"], "nothing is held out"),
         (["reward"], ["--quantization", "nf4"], "--quantization: a run has its recipe's; it goes with --model"),
+        (["ppo"], ["--model", "m", "--checkpoint", "2"], "--checkpoint: says which adapter of the run is meant"),
         (["ppo"], ["--model", "gone/model"], "model.name: cannot load 'gone/model'"),
         (["reward"], ["--model", "gone/model"], "model.name: cannot load 'gone/model'"),
         (["reward"], ["--checkpoint", "7"], "reward has no such checkpoint; there is best"),
