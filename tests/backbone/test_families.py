@@ -102,7 +102,7 @@ def test_reward_ppo_and_export(family, compute_dtype, recipe, tiny_model, tmp_pa
             (now != old).any() for now, old in zip(snapshot(backbone.role_parameters(role)), before, strict=True)
         ), role
     (metrics,) = read_metrics(run.stage("ppo") / "metrics.jsonl")
-    assert all(torch.tensor(float(value)).isfinite() for value in metrics.values())
+    assert all(torch.tensor(float(value)).isfinite() for key, value in metrics.items() if key != "warnings")
     assert abs(metrics["kl"]) < 1e-4
     assert metrics["approx_kl"] < 1e-6
     assert metrics["clip_fraction"] == 0
