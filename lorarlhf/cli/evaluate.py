@@ -71,7 +71,7 @@ def evaluate(
     from lorarlhf.stages.judges import open_judge
 
     console = Console()
-    judging = None if judge is None else open_judge(judge, judge_model, folder, console)
+    judging = None if judge is None else open_judge(judge, judge_model, folder, console, allow_other_base)
     if model is None:
         evaluation = evaluate_run(
             folder,

@@ -8,8 +8,9 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from lorarlhf.backbone.base import check_base, identify_base
 from lorarlhf.backbone.load import load_model_config, load_tokenizer
 from lorarlhf.data.rows import Demonstration, Prompt, in_turns, prompt_text, turns
 from lorarlhf.data.tokenize import encode_completion
@@ -26,7 +27,13 @@ from lorarlhf.stages.fidelity import classifier_scores
 API_KEY = "OPENAI_API_KEY"
 
 
-def open_judge(judge: str, model: str | None = None, run: Run | None = None, console: Console | None = None) -> Judge:
+def open_judge(
+    judge: str,
+    model: str | None = None,
+    run: Run | None = None,
+    console: Console | None = None,
+    allow_other_base: bool = False,
+) -> Judge:
     """A judge by its name. It is seen that it is there; weights are loaded when it is asked.
 
     Args:
@@ -35,6 +42,7 @@ def open_judge(judge: str, model: str | None = None, run: Run | None = None, con
         model: what the endpoint is to answer with.
         run: whose policy is judged, which its own reward model cannot do.
         console: where progress is shown; None shows nothing.
+        allow_other_base: also a run whose model is no longer the one that its reward adapter was trained on.
 
     Raises:
         UserError: it is none of the three, is the run itself, or does not answer.
@@ -47,22 +55,27 @@ def open_judge(judge: str, model: str | None = None, run: Run | None = None, con
         raise UserError(f"--judge-model: is a model of an endpoint, and --judge {judge} is no http:// address")
     folder = Path(judge)
     if (folder / RECIPE).is_file():
-        return _reward_of(Run(folder), judged=run)
+        return _reward_of(Run(folder), run, allow_other_base)
     return _classifier(judge)
 
 
-def _reward_of(run: Run, judged: Run | None) -> Judge:
+def _reward_of(run: Run, judged: Run | None, allow_other_base: bool) -> Judge:
     if judged is not None and run.path.resolve() == judged.path.resolve():
         raise UserError(f"--judge {run.path}: is the run itself, whose policy was trained against it; give another run")
-    run.adapter("reward")
-    _known(str(run.path), run.read_recipe(stage="reward").model)
-    return ScoringJudge(str(run.path), lambda prompts, texts: RewardModel.from_run(run).score(prompts, texts))
+    adapter, config = run.adapter("reward"), run.read_recipe(stage="reward").model
+    model_config = _known(str(run.path), config)
+    if not allow_other_base:
+        check_base(adapter, identify_base(config, getattr(model_config, "_commit_hash", None)))
+
+    def score(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+        return RewardModel.from_run(run, allow_other_base).score(prompts, texts)
+
+    return ScoringJudge(str(run.path), score)
 
 
 def _classifier(name: str) -> Judge:
     config = ModelConfig(name=name, quantization="none")
-    _known(name, config)
-    model_config = load_model_config(config)
+    model_config = _known(name, config)
     kinds = model_config.architectures or ["model of no kind"]
     if not kinds[0].endswith("ForSequenceClassification") or model_config.num_labels != 1:
         what = f"{kinds[0]} with {model_config.num_labels} outputs"
@@ -79,10 +92,10 @@ def _classifier(name: str) -> Judge:
     return ScoringJudge(name, score)
 
 
-def _known(judge: str, config: ModelConfig) -> None:
-    """Raise UserError if a judge's model cannot be found."""
+def _known(judge: str, config: ModelConfig) -> PreTrainedConfig:
+    """What a judge's model says of itself. Raises UserError if there is no such model."""
     try:
-        load_model_config(config)
+        return load_model_config(config)
     except UserError as error:
         raise UserError(f"--judge {judge}: {str(error).removeprefix('model.name: ')}") from error
 

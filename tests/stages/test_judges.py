@@ -1,6 +1,7 @@
 """`lorarlhf evaluate --judge`: another run's reward model, a classifier, a model behind an endpoint."""
 
 import json
+import shutil
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -180,17 +181,30 @@ def test_a_model_behind_an_endpoint(evaluate, server, monkeypatch):
         (["--judge", DEMO / "model"], "ForCausalLM with 2 outputs gives no score; give a sequence classifier"),
         (["--judge", DEMO / "model", "--judge-model", "m"], "is a model of an endpoint, and --judge "),
         (["--judge-model", "m"], "--judge-model: goes with the address of an endpoint"),
+        (["--judge", "OTHER"], "other/reward: the adapter was trained on shipped:demo/model, which has "),
         (["--judge", "JUDGE", "--stage", "reward"], "--judge: compares what policies respond"),
     ],
 )
-def test_faults_are_one_line_and_nothing_is_loaded(evaluate, run, server, monkeypatch, tmp_path, arguments, message):
+def test_faults_are_one_line_and_nothing_is_loaded(
+    evaluate, run, server, monkeypatch, tmp_path, tiny_model, arguments, message
+):
     if any(part in ("gone", "http://127.0.0.1:9/v1") for part in arguments):
         openai = pytest.importorskip("openai")
         monkeypatch.setattr(openai, "OpenAI", lambda real=openai.OpenAI, **options: real(max_retries=0, **options))
     for name in ("empty", "judge"):
         Run(tmp_path / name).write_recipe(run.read_recipe())
     save_random_adapter(run.read_recipe(), Run(tmp_path / "judge"), "reward")
-    named = {"URL": address(server), "RUN": run.path, "EMPTY": tmp_path / "empty", "JUDGE": tmp_path / "judge"}
+    other = Run(tmp_path / "other")  # its reward adapter is from another model than its recipe says
+    shutil.copytree(tmp_path / "judge", other.path)
+    moved = run.read_recipe().model.model_copy(update={"name": str(tiny_model("llama"))})
+    other.write_recipe(run.read_recipe().model_copy(update={"model": moved}))
+    named = {
+        "OTHER": other.path,
+        "URL": address(server),
+        "RUN": run.path,
+        "EMPTY": tmp_path / "empty",
+        "JUDGE": tmp_path / "judge",
+    }
     monkeypatch.setattr("lorarlhf.stages.evaluate.load_backbone", lambda *args: pytest.fail("loaded"))
     code, out, err, _ = evaluate(*(named.get(part, part) for part in arguments))
     assert code == 2
