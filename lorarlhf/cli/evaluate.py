@@ -28,6 +28,17 @@ def evaluate(
     quantization: Annotated[
         Quantization | None, typer.Option(help="Of --model, as it is computed with.", show_default="none")
     ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            help="Also compare a policy by what it was not trained against: folder of another run (its reward model), "
+            "Hub id or folder of a sequence classifier, or address of an OpenAI-compatible endpoint.",
+            show_default=False,
+        ),
+    ] = None,
+    judge_model: Annotated[
+        str | None, typer.Option(help="Model of an endpoint that judges.", show_default=False)
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Where to.", show_default="RUN/STAGE/evaluation.json, of a --model evaluation_of_model.json"),
@@ -40,6 +51,8 @@ def evaluate(
         raise UserError("--quantization: a run has its recipe's; it goes with --model")
     if model is not None and checkpoint != "best":
         raise UserError("--checkpoint: says which adapter of the run is meant; --model stands in its place")
+    if judge is None and judge_model is not None:
+        raise UserError("--judge-model: goes with the address of an endpoint, --judge http://localhost:11434/v1")
     from lorarlhf.run import Run, write_json
 
     folder = Run(run)
@@ -55,15 +68,30 @@ def evaluate(
     from lorarlhf.evaluation.report import show_samples
     from lorarlhf.stages.evaluate import evaluate_run, report_lines
     from lorarlhf.stages.evaluate_model import evaluate_model
+    from lorarlhf.stages.judges import open_judge
 
     console = Console()
+    judging = None if judge is None else open_judge(judge, judge_model, folder, console, allow_other_base)
     if model is None:
         evaluation = evaluate_run(
-            folder, recipe, chosen, console, checkpoint=checkpoint, allow_other_base=allow_other_base
+            folder,
+            recipe,
+            chosen,
+            console,
+            checkpoint=checkpoint,
+            allow_other_base=allow_other_base,
+            judge=judging,
         )
     else:
         evaluation = evaluate_model(
-            folder, recipe, chosen, model, quantization or "none", console, allow_other_base=allow_other_base
+            folder,
+            recipe,
+            chosen,
+            model,
+            quantization or "none",
+            console,
+            allow_other_base=allow_other_base,
+            judge=judging,
         )
     if samples := evaluation.get("samples"):
         prompts, before, after = ([row[key] for row in samples] for key in ("prompt", "before", "after"))

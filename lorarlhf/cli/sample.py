@@ -21,7 +21,15 @@ def sample(
     quantization: Annotated[
         Quantization | None, typer.Option(help="Of --model, as it is computed with.", show_default="none")
     ] = None,
-    n: Annotated[int, typer.Option("--n", help="Responses a prompt, of each policy.", min=1)] = 2,
+    n: Annotated[
+        int | None, typer.Option("--n", help="Responses a prompt, of each policy.", min=1, show_default="2")
+    ] = None,
+    best_of: Annotated[
+        int | None,
+        typer.Option(
+            "--best-of", help="Write the best of so many by the reward model; of the policy PPO starts from.", min=2
+        ),
+    ] = None,
     temperature: Annotated[
         float | None, typer.Option(min=0.01, show_default="that of RUN's recipe; of a model, 1.0")
     ] = None,
@@ -30,23 +38,35 @@ def sample(
         typer.Option(help="Most tokens a response.", min=1, show_default="that of RUN's recipe; of a model, 256"),
     ] = None,
     adapters: Annotated[
-        tuple[str, str] | None,
-        typer.Option(help="Two adapter folders to compare blind; `base` is the model without one."),
+        str | None,
+        typer.Option(
+            metavar="A B",
+            help="Two adapter folders to compare blind; `base` is the model without one. Of --best-of, one.",
+        ),
     ] = None,
-    pick: Annotated[Literal["all", "uncertain"], typer.Option(help="uncertain: closest calls first.")] = "all",
-    reward: Annotated[Path | None, typer.Option(help="Reward adapter for --pick.", show_default="that of RUN")] = None,
+    # An option has a fixed number of values; the second of --adapters, which may be missing, is an argument.
+    other: Annotated[str | None, typer.Argument(metavar="B", help="The second of --adapters.")] = None,
+    pick: Annotated[
+        Literal["all", "uncertain"] | None, typer.Option(help="uncertain: closest calls first.", show_default="all")
+    ] = None,
+    reward: Annotated[
+        Path | None, typer.Option(help="Reward adapter for --pick and --best-of.", show_default="that of RUN")
+    ] = None,
     checkpoint: Checkpoint = "best",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     allow_other_base: AllowOtherBase = False,
 ) -> None:
-    """Sample pairs of different responses, to be compared with `lorarlhf collect`."""
+    """Sample pairs of different responses, to be compared with `lorarlhf collect`; or the best of several responses."""
     if (run is None) == (model is None):
         raise UserError("sample: give either --run or --model")
     if run is not None and quantization is not None:
         raise UserError("--quantization: a run has its recipe's; it goes with --model")
-    if checkpoint != "best" and (run is None or adapters is not None):
+    sources = _sources(adapters, other, best_of is not None)
+    if checkpoint != "best" and (run is None or sources or best_of):
         raise UserError("--checkpoint: says which policy of --run; name the folders of other adapters with --adapters")
-    if adapters is None and n < 2:
+    if best_of is not None and (n, pick) != (None, None):
+        raise UserError("--best-of: says how many responses there are and which is kept; leave out --n and --pick")
+    if best_of is None and sources is None and (n or 2) < 2:
         raise UserError("sample: --n must be at least 2, or name two --adapters")
     check_ending(out, LINES)
     from lorarlhf.cli.quiet import quiet_libraries
@@ -54,13 +74,43 @@ def sample(
     quiet_libraries()
     from lorarlhf.recipe.sections import ModelConfig
     from lorarlhf.run import Run
-    from lorarlhf.stages.sample import of_model, of_run, sample_pairs
+    from lorarlhf.stages.sample import of_model, of_run, of_start, sample_best, sample_pairs
 
-    if run is not None:
-        respondent = of_run(Run(run), adapters, checkpoint)
+    if run is None:
+        respondent = of_model(ModelConfig(name=str(model), quantization=quantization or "none"), sources)
+    elif best_of is None:
+        respondent = of_run(Run(run), sources, checkpoint)
     else:
-        respondent = of_model(ModelConfig(name=str(model), quantization=quantization or "none"), adapters)
-    count = sample_pairs(
-        respondent, prompts, out, n, temperature, response_length, pick, reward, seed, allow_other_base
+        respondent = of_start(Run(run), sources)
+    if best_of is None:
+        count = sample_pairs(
+            respondent,
+            prompts,
+            out,
+            n or 2,
+            temperature,
+            response_length,
+            pick or "all",
+            reward,
+            seed,
+            allow_other_base,
+        )
+        typer.echo(f"sample: {count} pairs in {out}; label them with lorarlhf collect --pairs {out} --out labels.jsonl")
+        return
+    outcome = sample_best(
+        respondent, prompts, out, best_of, temperature, response_length, reward, seed, allow_other_base
     )
-    typer.echo(f"sample: {count} pairs in {out}; label them with lorarlhf collect --pairs {out} --out labels.jsonl")
+    typer.echo(
+        f"sample: the best of {best_of} responses to {outcome.prompts:,} prompts in {out}: mean score "
+        f"{outcome.best:.3f}, of the first {outcome.first:.3f}; KL at most {outcome.kl:.3f} nats a response"
+    )
+
+
+def _sources(adapters: str | None, other: str | None, best_of: bool) -> list[str] | None:
+    sources = [source for source in (adapters, other) if source is not None]
+    wanted = 1 if best_of else 2
+    if sources and (adapters is None or len(sources) != wanted):
+        raise UserError(
+            f"--adapters: takes {'one, with --best-of' if best_of else 'two'}; there is {' '.join(sources)}"
+        )
+    return sources or None

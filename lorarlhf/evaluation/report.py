@@ -86,4 +86,17 @@ def policy_lines(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
         lines.append(("wins by reward", f"{evaluation['win_rate']:.1%}  (95%: {low:.1%} to {high:.1%})"))
     else:
         lines.append(("reward", "none: this run has no reward adapter and no ppo.reward_functions"))
+    if "judge" in evaluation:
+        lines.append(("wins by judge", _judged(evaluation["judge"])))
     return lines
+
+
+def _judged(judge: Mapping[str, Any]) -> str:
+    """`62.5% against sft  (95%: 50.1% to 73.4%), judged by NAME`."""
+    parts = []
+    for opponent, figures in judge["against"].items():
+        low, high = figures["win_rate_interval"]
+        parts.append(f"{figures['win_rate']:.1%} against {opponent}  (95%: {low:.1%} to {high:.1%})")
+    unread = sum(figures["unread"] for figures in judge["against"].values())
+    doubt = f"; {unread:,} of its answers were no verdict" if unread else ""
+    return f"{', '.join(parts)}, judged by {judge['name']}{doubt}"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -67,25 +68,44 @@ def write_pairs(sampler: Sampler, prompts: Sequence[PromptExample], out: Path, r
     Raises:
         UserError: `out` holds something else, or pairs sampled with other options.
     """
-    pairs = finished_rows(out, sampler.options)
-    done = {row["batch"] for row in pairs}
-    _replace(out, pairs)  # without what was cut short
-    batches = [prompts[i : i + PROMPTS_A_BATCH] for i in range(0, len(prompts), PROMPTS_A_BATCH)]
-    task = progress.add_task("prompts", total=len(prompts))
-    for number, batch in enumerate(batches):
-        if number not in done:
-            rows = _pairs(sampler, batch, number, rank)
-            with out.open("a", encoding="utf-8") as file:
-                file.write(_lines(rows))
-            pairs += rows
-        progress.update(task, advance=len(batch))
+    pairs = write_batches(out, sampler.options, prompts, partial(_pairs, sampler, rank), progress)
     if rank:
         _replace(out, sorted(pairs, key=lambda row: abs(row["predicted"] - 0.5)))
     return len(pairs)
 
 
+def write_batches(
+    out: Path,
+    options: Mapping[str, Any],
+    prompts: Sequence[PromptExample],
+    rows_of: Callable[[Sequence[PromptExample], int], list[dict[str, Any]]],
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """Append the rows of a batch of prompts at a time to `out`; return all it holds, those of earlier calls too.
+
+    Args:
+        rows_of: the rows of a batch, given its number.
+
+    Raises:
+        UserError: `out` holds something else, or rows sampled with other options.
+    """
+    rows = finished_rows(out, options)
+    done = {row["batch"] for row in rows}
+    _replace(out, rows)  # without what was cut short
+    batches = [prompts[i : i + PROMPTS_A_BATCH] for i in range(0, len(prompts), PROMPTS_A_BATCH)]
+    task = progress.add_task("prompts", total=len(prompts))
+    for number, batch in enumerate(batches):
+        if number not in done:
+            fresh = [{**row, "batch": number, "options": options} for row in rows_of(batch, number)]
+            with out.open("a", encoding="utf-8") as file:
+                file.write(_lines(fresh))
+            rows += fresh
+        progress.update(task, advance=len(batch))
+    return rows
+
+
 def finished_rows(path: Path, options: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows of a pairs file that this module wrote with these options; none if there is no file.
+    """Rows of a file that this module wrote with these options; none if there is no file.
 
     A last line that was cut short is left out with all of its batch. Raises UserError for any other line.
     """
@@ -112,9 +132,7 @@ def _check_options(path: Path, row: dict[str, Any], options: Mapping[str, Any]) 
     before = row["options"]
     changed = [f"{key} {before.get(key)} (now {now})" for key, now in options.items() if before.get(key) != now]
     if changed:
-        raise UserError(
-            f"{path}: holds pairs sampled with {', '.join(changed)}; give the same options, or another --out"
-        )
+        raise UserError(f"{path}: was sampled with {', '.join(changed)}; give the same options, or another --out")
 
 
 def _foreign(path: Path, line: int) -> UserError:
@@ -132,25 +150,20 @@ def _replace(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     new.replace(path)
 
 
-@torch.no_grad()
-def _pairs(sampler: Sampler, batch: Sequence[PromptExample], number: int, rank: bool) -> list[dict[str, Any]]:
-    drawn = [_responses(sampler, batch, k, number) for k in range(len(sampler.roles))]
+def _pairs(sampler: Sampler, rank: bool, batch: Sequence[PromptExample], number: int) -> list[dict[str, Any]]:
+    drawn = [_different(scored_responses(sampler, batch, k, number)) for k in range(len(sampler.roles))]
     rows = []
     for i, example in enumerate(batch):
         if len(drawn) == 1:
-            candidates = [(a, b, 0, 0) for a, b in combinations(dict.fromkeys(drawn[0][i]), 2)]
+            candidates = [(a, b, 0, 0) for a, b in combinations(drawn[0][i], 2)]
         else:
-            candidates = [
-                (a, b, 0, 1) for a in dict.fromkeys(drawn[0][i]) for b in dict.fromkeys(drawn[1][i]) if a != b
-            ]
+            candidates = [(a, b, 0, 1) for a in drawn[0][i] for b in drawn[1][i] if a != b]
         for a, b, of_a, of_b in candidates:
             row: dict[str, Any] = {
                 "prompt": example.prompt,
-                "response_a": _completion(example.prompt, a[0]),
-                "response_b": _completion(example.prompt, b[0]),
+                "response_a": as_completion(example.prompt, a[0]),
+                "response_b": as_completion(example.prompt, b[0]),
                 "source": f"{sampler.names[of_a]} / {sampler.names[of_b]}",
-                "batch": number,
-                "options": sampler.options,
             }
             if rank:
                 row["predicted"] = torch.sigmoid(torch.tensor(a[1] - b[1])).item()
@@ -158,8 +171,21 @@ def _pairs(sampler: Sampler, batch: Sequence[PromptExample], number: int, rank: 
     return rows
 
 
-def _responses(sampler: Sampler, batch: Sequence[PromptExample], k: int, number: int) -> list[list[tuple[str, float]]]:
-    """`n` responses of one role to each prompt, each with its score by the reward role (0 without one)."""
+def _different(responses: Sequence[Sequence[tuple[str, float]]]) -> list[list[tuple[str, float]]]:
+    """Of each prompt those that are not empty, each once, with its last score."""
+    return [list({text: (text, score) for text, score in some if text.strip()}.values()) for some in responses]
+
+
+@torch.no_grad()
+def scored_responses(
+    sampler: Sampler, batch: Sequence[PromptExample], k: int, number: int
+) -> list[list[tuple[str, float]]]:
+    """`n` responses of one role to each prompt of a batch, each with its score by the reward role (0 without one).
+
+    Args:
+        k: index of the role.
+        number: of the batch.
+    """
     backbone = sampler.backbone
     uniforms = uniform_table(len(batch) * sampler.n, sampler.response_length, "pairs", sampler.seed, k, number)
     ids = [example.ids for example in batch for _ in range(sampler.n)]
@@ -172,9 +198,9 @@ def _responses(sampler: Sampler, batch: Sequence[PromptExample], k: int, number:
         )
         scores = column[:, 0].cpu()
     each = list(zip(response_texts(backbone, rollout), scores.tolist(), strict=True))
-    kept = [[pair for pair in each[i * sampler.n : (i + 1) * sampler.n] if pair[0].strip()] for i in range(len(batch))]
-    return [list({text: (text, score) for text, score in pairs}.values()) for pairs in kept]
+    return [each[i * sampler.n : (i + 1) * sampler.n] for i in range(len(batch))]
 
 
-def _completion(prompt: Prompt, text: str) -> Completion:
+def as_completion(prompt: Prompt, text: str) -> Completion:
+    """A response in the form of its prompt: text, or the assistant's message."""
     return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]

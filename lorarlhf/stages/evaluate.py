@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,12 +18,15 @@ from lorarlhf.backbone.budget import FORWARD_TOKENS
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.examples import Loaded, load_prompt_rows
-from lorarlhf.data.rows import PromptRow, request_text
+from lorarlhf.data.rows import Prompt, PromptRow, request_text
 from lorarlhf.data.tokenized import read_by_model
 from lorarlhf.errors import UserError
-from lorarlhf.evaluation.policy import Responses, answer, measure, policy_metrics
+from lorarlhf.evaluation.judge import Judge, judged
+from lorarlhf.evaluation.policy import Responses, answer, measure, policy_metrics, respond
 from lorarlhf.evaluation.report import SAMPLES_SHOWN, counting, policy_lines
 from lorarlhf.evaluation.reward_model import score_tokens
+from lorarlhf.generation.sample import response_texts
+from lorarlhf.memory import free_cached_memory
 from lorarlhf.recipe.load import Option
 from lorarlhf.recipe.sections import DataConfig, ObjectiveName, Recipe, Stage
 from lorarlhf.recipe.stages import STAGES
@@ -34,6 +39,22 @@ logger = logging.getLogger(__name__)
 BASE_MODEL: Literal["base"] = "base"  # where a policy starts that starts from no stage
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A policy beside its reference.
+
+    Attributes:
+        figures: what `evaluation.json` holds of it.
+        prompts: N of them, as the model read them.
+        before, after: what reference and policy respond to each.
+    """
+
+    figures: dict[str, Any]
+    prompts: list[Prompt]
+    before: list[str]
+    after: list[str]
+
+
 def evaluate(
     run: Run | Path | str,
     stage: Stage | None = None,
@@ -43,6 +64,7 @@ def evaluate(
     console: Console | None = None,
     checkpoint: str | int = BEST,
     allow_other_base: bool = False,
+    judge: Judge | None = None,
 ) -> dict[str, Any]:
     """How well a reward model predicts held-out comparisons, or what a policy has come to answer.
 
@@ -55,6 +77,7 @@ def evaluate(
         console: where progress is shown; None shows nothing.
         checkpoint: another adapter than the one that was kept, see `Run.adapter`.
         allow_other_base: take adapters that say they were trained on another base model.
+        judge: what a policy was not trained against, and is to be compared by too (`open_judge`, or one of your own).
 
     Returns:
         What `lorarlhf evaluate` writes to `evaluation.json`; nothing is written here.
@@ -67,7 +90,7 @@ def evaluate(
     named = {} if dataset is None else {f"data.{STAGES[stage].data_key}_test": Option("dataset", dataset)}
     recipe = run.read_recipe(named, sets, stage)
     console = console or Console(quiet=True)
-    return evaluate_run(run, recipe, stage, console, reward_functions, checkpoint, allow_other_base)
+    return evaluate_run(run, recipe, stage, console, reward_functions, checkpoint, allow_other_base, judge)
 
 
 def evaluate_run(
@@ -78,6 +101,7 @@ def evaluate_run(
     reward_functions: Sequence[RewardFunction] = (),
     checkpoint: str | int = BEST,
     allow_other_base: bool = False,
+    judge: Judge | None = None,
 ) -> dict[str, Any]:
     """What `evaluation.json` holds: of a reward model how well it predicts, of a policy what has changed.
 
@@ -85,21 +109,60 @@ def evaluate_run(
         recipe: the run's, with whatever is to be different here.
 
     Raises:
-        UserError: the stage has left no adapter, or there is nothing held out.
+        UserError: the stage has left no adapter, there is nothing held out, or a judge is given for a reward model.
     """
     adapter, info = run.adapter(stage, checkpoint), STAGES[stage]
+    check_judged(stage, judge)
     functions = all_reward_functions(recipe.ppo, reward_functions)
     prompts = None if info.scores else held_out_prompts(recipe.data, stage, functions)
     backbone = load_backbone(recipe.model, recipe.data)
     backbone.load_role(info.role, adapter, allow_other_base=allow_other_base)
     if prompts is None:
         return evaluate_reward(backbone, recipe.data, recipe.reward.objective, console)
-    reference = load_judges(backbone, run, stage, allow_other_base)
-    evaluation = evaluate_policy(backbone, recipe, prompts, functions, console)
-    return {"stage": stage, "reference": reference, **evaluation}
+    reference = load_reference_and_reward(backbone, run, stage, allow_other_base)
+    measured = evaluate_policy(backbone, recipe, prompts, functions, console)
+    opponents: dict[str, list[str]] = {reference: measured.before}
+    if judge:
+        opponents |= opponents_beside(reference, backbone, run, recipe, stage, prompts, allow_other_base)
+    del backbone  # the judge may be a model of its own
+    return {"stage": stage, "reference": reference, **measured.figures, **judged_by(judge, measured, opponents)}
 
 
-def load_judges(
+def check_judged(stage: Stage, judge: Judge | None) -> None:
+    """Raise UserError if there is a judge, and what the stage leaves writes nothing to be judged."""
+    if judge and STAGES[stage].scores:
+        raise UserError("--judge: compares what policies respond, and --stage reward is none; test it with --dataset")
+
+
+def opponents_beside(
+    reference: Stage | Literal["base"],
+    backbone: SharedBackbone,
+    run: Run,
+    recipe: Recipe,
+    stage: Stage,
+    loaded: Loaded[PromptRow],
+    allow_other_base: bool = False,
+) -> dict[str, list[str]]:
+    """What the stage that policies start from responds, where the run has it and it is not the reference."""
+    start = STAGES[stage].starts_from
+    if start in (None, reference) or not run.has_adapter(start):
+        return {}
+    prompts = read_by_model(loaded, recipe.data, backbone.tokenizer, "test")
+    backbone.load_role("candidate", run.stage(start), allow_other_base=allow_other_base)
+    batches = respond(backbone, "candidate", prompts, recipe.ppo, recipe.seed)
+    return {start: [text for batch in batches for text in response_texts(backbone, batch.rollout)]}
+
+
+def judged_by(judge: Judge | None, measured: Measured, opponents: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """The part of `evaluation.json` that a judge has; nothing without one."""
+    if judge is None:
+        return {}
+    gc.collect()  # PEFT's wrapper and the model point to each other
+    free_cached_memory()
+    return {"judge": judged(judge, measured.prompts, measured.after, opponents)}
+
+
+def load_reference_and_reward(
     backbone: SharedBackbone, run: Run, stage: Stage, allow_other_base: bool = False
 ) -> Stage | Literal["base"]:
     """Give a backbone what the policy of a stage is measured by: its reference, which is returned, and the reward."""
@@ -180,7 +243,7 @@ def evaluate_policy(
     functions: Sequence[WeightedReward],
     console: Console,
     responses: Sequence[Responses] | None = None,
-) -> dict[str, Any]:
+) -> Measured:
     """The policy role beside the reference on prompts, each answered once by both.
 
     Args:
@@ -204,7 +267,7 @@ def evaluate_policy(
         if before.scores is not None and after.scores is not None:
             sample |= {"reward_before": before.scores[i].item(), "reward_after": after.scores[i].item()}
         samples.append(sample)
-    return {
+    figures = {
         "data": loaded.source,
         "prompts": len(prompts),
         "temperature": recipe.ppo.temperature,
@@ -213,6 +276,7 @@ def evaluate_policy(
         **policy_metrics(before, after),
         "samples": samples,
     }
+    return Measured(figures, [example.prompt for example in prompts], before.texts, after.texts)
 
 
 def _scorer(backbone: SharedBackbone, recipe: Recipe, functions: Sequence[WeightedReward]) -> RolloutScorer | None:

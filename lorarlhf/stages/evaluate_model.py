@@ -16,6 +16,7 @@ from lorarlhf.data.examples import Loaded
 from lorarlhf.data.rows import PromptRow
 from lorarlhf.data.tokenized import read_by_model
 from lorarlhf.errors import UserError
+from lorarlhf.evaluation.judge import Judge
 from lorarlhf.evaluation.policy import Responses, respond
 from lorarlhf.memory import free_cached_memory
 from lorarlhf.publishing.merge import stage_tokenizer
@@ -23,7 +24,15 @@ from lorarlhf.recipe.sections import ModelConfig, Quantization, Recipe, Stage
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.rl.rewards import RewardFunction, all_reward_functions
 from lorarlhf.run import Run
-from lorarlhf.stages.evaluate import evaluate_policy, held_out_prompts, load_judges, reward_figures
+from lorarlhf.stages.evaluate import (
+    check_judged,
+    evaluate_policy,
+    held_out_prompts,
+    judged_by,
+    load_reference_and_reward,
+    opponents_beside,
+    reward_figures,
+)
 from lorarlhf.stages.fidelity import classifier_scores
 
 
@@ -36,6 +45,7 @@ def evaluate_model(
     console: Console,
     reward_functions: Sequence[RewardFunction] = (),
     allow_other_base: bool = False,
+    judge: Judge | None = None,
 ) -> dict[str, Any]:
     """What `evaluate_run` says of a stage, of a model that stands alone.
 
@@ -50,6 +60,7 @@ def evaluate_model(
     Raises:
         UserError: the model cannot be loaded, reads prompts otherwise than the run does, or nothing is held out.
     """
+    check_judged(stage, judge)
     config = recipe.model.model_copy(update={"name": model, "revision": None, "quantization": quantization})
     about = {"model": model, "quantization": quantization}
     if STAGES[stage].scores:
@@ -65,9 +76,19 @@ def evaluate_model(
             f"--model {model}: reads prompts otherwise than the run (it has another tokenizer or chat template); give "
             "an export of this run"
         )
-    reference = load_judges(backbone, run, stage, allow_other_base)
-    evaluation = evaluate_policy(backbone, recipe, loaded, functions, console, responses)
-    return {**about, "stage": stage, "reference": reference, **evaluation}
+    reference = load_reference_and_reward(backbone, run, stage, allow_other_base)
+    measured = evaluate_policy(backbone, recipe, loaded, functions, console, responses)
+    opponents: dict[str, list[str]] = {reference: measured.before}
+    if judge:
+        opponents |= opponents_beside(reference, backbone, run, recipe, stage, loaded, allow_other_base)
+    del backbone  # the judge may be a model of its own
+    return {
+        **about,
+        "stage": stage,
+        "reference": reference,
+        **measured.figures,
+        **judged_by(judge, measured, opponents),
+    }
 
 
 def _responses(

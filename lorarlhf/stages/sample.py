@@ -1,22 +1,25 @@
-"""Sample pairs to compare: from the policy of a run, a model, or two adapters."""
+"""Sample from the policy of a run, a model, or adapters: pairs to compare, or the best of several responses."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.progress import Progress
 
 from lorarlhf.backbone.adapters import BASE
 from lorarlhf.backbone.load import load_backbone
+from lorarlhf.data.tokenize import PromptExample
 from lorarlhf.data.tokenized import prompt_examples
 from lorarlhf.errors import UserError
+from lorarlhf.preferences.best_of import BestOf, write_best
 from lorarlhf.preferences.sampling import Sampler, finished_rows, write_pairs
 from lorarlhf.recipe.sections import DataConfig, ModelConfig, Recipe
 from lorarlhf.recipe.stages import POLICY_STAGES
 from lorarlhf.run import BEST, Run
+from lorarlhf.stages.evaluate import BASE_MODEL, reference_of
 
 LENGTH, TEMPERATURE = 256, 1.0  # of a model, which has no recipe
 
@@ -55,6 +58,20 @@ def of_run(run: Run, adapters: Sequence[str] | None = None, checkpoint: str | in
     return Respondent(recipe.model, adapters or [latest], recipe, reward)
 
 
+def of_start(run: Run, adapters: Sequence[str] | None = None) -> Respondent:
+    """The policy that PPO starts from, or started from: that of sft, or the base; or another adapter on its model.
+
+    Raises:
+        UserError: it is no run.
+    """
+    recipe = run.read_recipe(stage="ppo")
+    start = reference_of(run, "ppo")
+    reward = run.stage("reward") if run.has_adapter("reward") else None
+    return Respondent(
+        recipe.model, adapters or [BASE if start == BASE_MODEL else str(run.stage(start))], recipe, reward
+    )
+
+
 def of_model(model: ModelConfig, adapters: Sequence[str] | None = None) -> Respondent:
     """A model as it is, or with adapters."""
     return Respondent(model, adapters or [BASE])
@@ -85,21 +102,78 @@ def sample_pairs(
     Raises:
         UserError: `out` holds something else, there is no reward adapter to pick by, or no pair came out.
     """
-    scored_by = _scored_by(respondent, reward) if pick == "uncertain" else None
+    scored_by = _scored_by(respondent, reward, "--pick uncertain") if pick == "uncertain" else None
+    options = {"n": n, "pick": pick, "reward": scored_by and str(scored_by)}
+    sampler, examples = _sampler(
+        respondent, prompts, out, n, temperature, response_length, scored_by, seed, allow_other_base, options
+    )
+    with Progress() as progress:
+        count = write_pairs(sampler, examples, out, pick == "uncertain", progress)
+    if not count:
+        raise UserError(
+            f"sample: no prompt of {prompts} got two different responses that are not empty; raise --n, --temperature "
+            "or --response-length, and see in `lorarlhf evaluate` what the model responds"
+        )
+    return count
+
+
+def sample_best(
+    respondent: Respondent,
+    prompts: str,
+    out: Path,
+    n: int,
+    temperature: float | None = None,
+    response_length: int | None = None,
+    reward: Path | None = None,
+    seed: int = 0,
+    allow_other_base: bool = False,
+) -> BestOf:
+    """Write the best of `n` responses to each prompt into `out`, or go on with it where it was cut off.
+
+    Args:
+        respondent: with one source.
+        reward: adapter that says which is best; None takes the run's.
+
+    Others as of `sample_pairs`, whose UserErrors it raises.
+    """
+    scored_by = _scored_by(respondent, reward, "--best-of")
+    options = {"best-of": n, "reward": str(scored_by)}
+    sampler, examples = _sampler(
+        respondent, prompts, out, n, temperature, response_length, scored_by, seed, allow_other_base, options
+    )
+    with Progress() as progress:
+        return write_best(sampler, examples, out, progress)
+
+
+def _sampler(
+    respondent: Respondent,
+    prompts: str,
+    out: Path,
+    n: int,
+    temperature: float | None,
+    response_length: int | None,
+    scored_by: Path | None,
+    seed: int,
+    allow_other_base: bool,
+    more: Mapping[str, Any],
+) -> tuple[Sampler, list[PromptExample]]:
+    """A backbone with all that takes part, and the prompts as it reads them; `out` is seen to first.
+
+    Args:
+        more: what else `out` must have been told when it was begun.
+    """
     recipe = respondent.recipe
     response_length = response_length or (recipe.ppo.response_length if recipe else LENGTH)
     temperature = temperature or (recipe.ppo.temperature if recipe else TEMPERATURE)
     options = {
+        **more,
         "model": respondent.model.name,
         "quantization": respondent.model.quantization,
         "adapters": " / ".join(respondent.sources),
         "prompts": prompts,
-        "n": n,
         "temperature": temperature,
         "response-length": response_length,
         "seed": seed,
-        "pick": pick,
-        "reward": scored_by and str(scored_by),
     }
     finished_rows(out, options)  # refuses before anything is loaded
     data = (recipe.data if recipe else DataConfig()).model_copy(
@@ -114,20 +188,12 @@ def sample_pairs(
             backbone.load_role(role, Path(source), allow_other_base=allow_other_base)
     if scored_by:
         backbone.load_role("reward", scored_by, allow_other_base=allow_other_base)
-    sampler = Sampler(backbone, roles, respondent.sources, n, response_length, temperature, seed, options)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with Progress() as progress:
-        count = write_pairs(sampler, examples, out, pick == "uncertain", progress)
-    if not count:
-        raise UserError(
-            f"sample: no prompt of {prompts} got two different responses that are not empty; raise --n, --temperature "
-            "or --response-length, and see in `lorarlhf evaluate` what the model responds"
-        )
-    return count
+    return Sampler(backbone, roles, respondent.sources, n, response_length, temperature, seed, options), examples
 
 
-def _scored_by(respondent: Respondent, reward: Path | None) -> Path:
+def _scored_by(respondent: Respondent, reward: Path | None, option: str) -> Path:
     folder = reward or respondent.reward
     if folder is None or not (folder / "adapter_config.json").is_file():
-        raise UserError(f"--pick uncertain: no reward adapter in {folder or 'it'}; give one with --reward")
+        raise UserError(f"{option}: no reward adapter in {folder or 'it'}; give one with --reward")
     return folder

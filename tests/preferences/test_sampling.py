@@ -243,7 +243,7 @@ def test_other_options_are_not_mixed_in(monkeypatch, prompts, tmp_path, capsys, 
     before = out.read_text()
     assert run(monkeypatch, *written, *option) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"Error: {out}: holds pairs sampled with ")
+    assert line.startswith(f"Error: {out}: was sampled with ")
     assert line.endswith(f"{changed}; give the same options, or another --out")
     assert out.read_text() == before
 
