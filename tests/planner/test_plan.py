@@ -22,8 +22,11 @@ QWEN = PUBLISHED["Qwen/Qwen2.5-7B-Instruct"]
 STAGES = ("sft", "reward", "ppo")
 
 
+SIZES = ("ppo.response_length=192", "ppo.micro_batch_tokens=2048", "ppo.num_mini_batches=4")  # of the sums below
+
+
 def recipe(*sets, name="qwen2.5-7b-12gb") -> Recipe:
-    return load_recipe(name, sets=sets)
+    return load_recipe(name, sets=sets if name == "demo" else (*SIZES, *sets))
 
 
 def on_all_layers(recipe: Recipe) -> Recipe:

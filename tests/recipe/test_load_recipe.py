@@ -65,6 +65,11 @@ def test_shipped_names():
     assert [info.name for info in list_recipes()] == NAMES
 
 
+def test_the_page_of_recipes_has_them_all():
+    page = (shipped_folder("recipes").parent / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\| `([\w.-]+)` \| [^|]+ \| [^|]+ \| [^|]+ \|$", page, re.MULTILINE)) == NAMES
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_recipe_loads_and_round_trips(name, write):
     recipe = load_recipe(name)
