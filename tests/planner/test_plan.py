@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import pytest
 from published_models import BILLIONS, PUBLISHED
@@ -21,8 +22,11 @@ QWEN = PUBLISHED["Qwen/Qwen2.5-7B-Instruct"]
 STAGES = ("sft", "reward", "ppo")
 
 
+SIZES = ("ppo.response_length=192", "ppo.micro_batch_tokens=2048", "ppo.num_mini_batches=4")  # of the sums below
+
+
 def recipe(*sets, name="qwen2.5-7b-12gb") -> Recipe:
-    return load_recipe(name, sets=sets)
+    return load_recipe(name, sets=sets if name == "demo" else (*SIZES, *sets))
 
 
 def on_all_layers(recipe: Recipe) -> Recipe:
@@ -109,16 +113,42 @@ def test_layers_that_are_not_run_are_extrapolated_exactly():
             assert one.total == pytest.approx(other.total, rel=1e-4), (stage, one.name)
 
 
-@pytest.mark.parametrize("info", list_recipes(), ids=lambda info: info.name)
-def test_shipped_recipes_fit_the_card_in_their_name(info):
+def says_its_plan(text: str) -> tuple[float, dict[str, float], int]:
+    """The line of a recipe's header: GiB of the card that are free, peaks by stage, tokens of a micro-batch of ppo."""
+    said = re.search(r"^# Planned for ([\d.]+) GiB.*?: (.*) with ([\d,]+) tokens at a time\.$", text, re.MULTILINE)
+    assert said, "a recipe for a card says what `lorarlhf plan` finds"
+    peaks = {stage: float(peak) for stage, peak in (part.split() for part in said[2].split(", "))}
+    return float(said[1]), peaks, int(said[3].replace(",", ""))
+
+
+ON_CARDS = [info for info in list_recipes() if load_recipe(info.name).ppo.optim != "adamw_torch"]
+
+
+@pytest.mark.parametrize("info", ON_CARDS, ids=lambda info: info.name)
+def test_shipped_recipes_fit_the_card_in_their_name_and_say_how(info):
     shipped = load_recipe(info.name)
-    config = PUBLISHED.get(shipped.model.name) or load_model_config(shipped.model)
+    free, said, tokens = says_its_plan(info.path.read_text(encoding="utf-8"))
     card = info.name.rpartition("-")[2]
-    gib, target = (float(card.removesuffix("gb")), "cuda") if card.endswith("gb") else (8.0, "cpu")
-    planner = Planner(shipped, config, target)
+    assert free == (14.5 if card == "t4" else float(card.removesuffix("gb")) - 0.5)  # a T4 has no desktop
+    planner = Planner(shipped, PUBLISHED[shipped.model.name], "cuda")
+    assert tokens % planner.sequence_length == 0
+    assert set(said) == (set(STAGES) if shipped.data.preferences else {"ppo"})
+    for stage, peak in said.items():
+        # `auto` would look for the number that the header has, which takes many plans.
+        plan = planner.rollout_that_fits(int(free * GIB), tokens) if stage == "ppo" else planner.supervised(stage)
+        assert plan.peak.total / GIB == pytest.approx(peak, abs=0.06), (stage, plan.peak)
+        assert plan.peak.total <= free * GIB, (stage, plan.peak)
+        if stage == "ppo":  # what `auto` leaves free
+            assert max(phase.total for phase in plan.phases[1:]) <= 0.9 * free * GIB
+
+
+@pytest.mark.parametrize("name", ["demo", "smollm2-135m-cpu"])
+def test_shipped_recipes_without_a_card_fit_8_gib(name):
+    shipped = load_recipe(name)
+    planner = Planner(shipped, PUBLISHED.get(shipped.model.name) or load_model_config(shipped.model), "cpu")
     for stage in STAGES:
-        plan = fitting._plan(planner, stage, int(gib * GIB))
-        assert plan.peak.total <= gib * GIB, (stage, plan.peak)
+        plan = fitting._plan(planner, stage, 8 * GIB)
+        assert plan.peak.total <= 8 * GIB, (stage, plan.peak)
 
 
 def test_what_does_not_fit_names_the_keys_that_help_most_first():

@@ -1,5 +1,8 @@
 """Finding, extending, overriding and validating recipes, and what is said about the faulty ones."""
 
+import re
+import textwrap
+
 import pytest
 
 from lorarlhf.errors import UserError
@@ -9,15 +12,30 @@ from lorarlhf.recipe.shipped import find_recipe, list_recipes, resolve_path, shi
 
 NAMES = [
     "demo",
+    "gemma-3-1b-6gb",
+    "gemma-3-4b-12gb",
     "llama-3.1-8b-16gb",
+    "llama-3.2-1b-6gb",
     "llama-3.2-3b-8gb",
     "mistral-7b-16gb",
+    "mistral-7b-8gb",
+    "phi-4-mini-12gb",
+    "pythia-1b-tldr-8gb",
     "qwen2.5-0.5b-4gb",
     "qwen2.5-1.5b-6gb",
     "qwen2.5-7b-12gb",
+    "qwen3-0.6b-4gb",
+    "qwen3-1.7b-8gb",
+    "qwen3-1.7b-gsm8k-8gb",
+    "qwen3-1.7b-t4",
+    "qwen3-14b-24gb",
     "qwen3-4b-8gb",
+    "qwen3-8b-24gb",
+    "qwen3-8b-32gb",
     "smollm2-135m-cpu",
+    "smollm3-3b-8gb",
 ]
+RULE = "qwen3-1.7b-gsm8k-8gb"  # the recipe whose reward is a rule
 
 
 @pytest.fixture
@@ -47,10 +65,15 @@ def test_shipped_names():
     assert [info.name for info in list_recipes()] == NAMES
 
 
+def test_the_page_of_recipes_has_them_all():
+    page = (shipped_folder("recipes").parent / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\| `([\w.-]+)` \| [^|]+ \| [^|]+ \| [^|]+ \|$", page, re.MULTILINE)) == NAMES
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_recipe_loads_and_round_trips(name, write):
     recipe = load_recipe(name)
-    assert recipe.data.preferences
+    assert bool(recipe.data.preferences) == (name != RULE)
     assert recipe.data.prompts
     assert recipe.export.license
     assert load_recipe(write("copy.yaml", dump_recipe(recipe))) == recipe
@@ -63,12 +86,14 @@ def test_shipped_recipe_is_documented(info):
     assert lines[1] == "#"
     assert lines[2].startswith("# ")
     assert max(map(len, lines)) <= 120
+    assert info.name == "demo" or any(line.startswith("# What to expect: ") for line in lines)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_models_that_may_think_do_not(name):
     recipe = load_recipe(name)
-    values = {"enable_thinking": False} if "Qwen3" in recipe.model.name else {}
+    thinks = "Qwen3" in recipe.model.name or "SmolLM3" in recipe.model.name
+    values = {"enable_thinking": False} if thinks else {}
     assert recipe.data.chat_template_kwargs == values
 
 
@@ -76,11 +101,31 @@ def test_shipped_models_that_may_think_do_not(name):
 def test_shipped_sizes_are_consistent(name):
     recipe = load_recipe(name)
     sequence = recipe.data.max_prompt_length + recipe.ppo.response_length
-    assert sequence <= recipe.ppo.micro_batch_tokens
-    assert sequence <= recipe.data.max_length
+    assert sequence <= recipe.data.max_length  # a reward model judges no longer texts than it has seen
     on_gpu = not name.endswith("-cpu") and name != "demo"
+    if on_gpu:
+        assert recipe.ppo.micro_batch_tokens == "auto"
+        assert recipe.ppo.num_ppo_epochs * recipe.ppo.num_mini_batches <= 4
+        assert recipe.ppo.early_stop_kl
+    else:
+        assert sequence <= recipe.ppo.micro_batch_tokens
     optims = {recipe.sft.optim, recipe.reward.optim, recipe.ppo.optim}
     assert optims == {"paged_adamw_8bit" if on_gpu else "adamw_torch"}
+
+
+def test_the_rule_in_a_header_does_what_it_says():
+    """The function that a user copies, run on answers as GSM8K writes them."""
+    recipe = load_recipe(RULE)
+    text = find_recipe(RULE).read_text(encoding="utf-8")
+    code = textwrap.dedent("\n".join(re.findall(r"^#(     .*|)$", text.partition("\nextends")[0], re.MULTILINE)))
+    namespace: dict = {}
+    exec(code[code.index("import re") :], namespace)
+    (spec,) = recipe.ppo.reward_functions
+    assert recipe.ppo.reward_model_weight == 0
+    exact = namespace[str(spec).partition(":")[2]]
+    responses = ["So 1,234 in all.", "It is 12.", "12 - 15 = -3", "no number", "12, not 13"]
+    references = ["1000 + 234\n#### 1234", "... #### 12", "#### -3", "#### 3", "#### 12"]
+    assert exact([""] * 5, responses, references) == [1.0, 1.0, 1.0, 0.0, 0.0]
 
 
 def test_in_the_wheel_what_ships_lies_inside_the_package(tmp_path, monkeypatch):
