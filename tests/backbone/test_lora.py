@@ -111,7 +111,8 @@ def test_the_emulated_cuda_rules_are_on_inside_the_fixture_alone(cuda_autocast):
 
 
 # Beside those with a tiny model of their own: more with LayerNorm, text and images. Of every other family
-# `make test-families` asks that it runs: some tiny random models (LFM2, Qwen3.5, Gemma 4) amplify rounding beyond this bound.
+# `make test-families` asks that it runs: some tiny random models (LFM2, Qwen3.5, Gemma 4) amplify rounding beyond this
+# bound.
 OTHERS = ("phi", "starcoder2", "stablelm", "bloom", "cohere", "gemma3")
 
 
