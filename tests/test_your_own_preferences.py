@@ -22,6 +22,7 @@ NOISE = 0.1
 ANNOTATORS = {"labels.jsonl": [("ann", 315, NOISE), ("bob", 100, NOISE)], "verdict.jsonl": [("ann", 60, 0.0)]}
 
 
+@pytest.mark.slow
 def test_from_ones_own_labels_to_a_better_policy(monkeypatch, tmp_path, capsys, run_collect):
     monkeypatch.chdir(tmp_path)
     printed = {}

@@ -103,11 +103,7 @@ def train_ppo(
     learner.share.check(config.batch_size // config.generations, "ppo.batch_size")
     if not resume:
         move_aside(folder)
-    stage = STAGES["ppo"]
-    title = stage.name if config.advantage_estimator == "gae" else config.advantage_estimator
-    display = StageDisplay(
-        title, stage.unit, stage.columns, folder, resume, quiet=not learner.is_main, phase=partial(_phase, config)
-    )
+    display = _display(config, folder, resume, quiet=not learner.is_main)
     watch = Watch()
 
     def log(row: dict[str, Any]) -> None:
@@ -135,13 +131,7 @@ def train_ppo(
     summary = {
         "engine": engine,
         "advantage_estimator": config.advantage_estimator,
-        "iterations": state.iteration,
-        "stopped": state.reason_to_stop(config),
-        "reward": state.last["reward"],
-        "kl": state.last["kl"],
-        "before": state.first and state.first.row,
-        "best": state.best and state.best.row,
-        "improved": state.improved(config),
+        **_outcome(state, config),
         "reference": "sft" if has_sft else "base",
         "train_prompts": len(prompts),
         "eval_prompts": len(eval_prompts),
@@ -154,6 +144,25 @@ def train_ppo(
         run.write_summary("ppo", summary)
     learner.wait()
     return summary
+
+
+def _display(config: PPOConfig, folder: Path, resume: bool, quiet: bool) -> StageDisplay:
+    stage = STAGES["ppo"]
+    title = stage.name if config.advantage_estimator == "gae" else config.advantage_estimator
+    return StageDisplay(title, stage.unit, stage.columns, folder, resume, quiet=quiet, phase=partial(_phase, config))
+
+
+def _outcome(state: TrainingState, config: PPOConfig) -> dict[str, Any]:
+    """What training has come to, and which policy is kept of it."""
+    return {
+        "iterations": state.iteration,
+        "stopped": state.reason_to_stop(config),
+        "reward": state.last["reward"],
+        "kl": state.last["kl"],
+        "before": state.first and state.first.row,
+        "best": state.best and state.best.row,
+        "improved": state.improved(config),
+    }
 
 
 def _phase(config: PPOConfig, iteration: int) -> str:

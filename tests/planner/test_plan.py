@@ -124,6 +124,7 @@ def says_its_plan(text: str) -> tuple[float, dict[str, float], int]:
 ON_CARDS = [info for info in list_recipes() if load_recipe(info.name).ppo.optim != "adamw_torch"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("info", ON_CARDS, ids=lambda info: info.name)
 def test_shipped_recipes_fit_the_card_in_their_name_and_say_how(info):
     shipped = load_recipe(info.name)

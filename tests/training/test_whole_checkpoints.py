@@ -111,6 +111,7 @@ def test_a_checkpoint_of_an_old_format_is_refused_in_one_line(whole, tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_at_random_moments(stage):
     done = subprocess.run(
