@@ -102,12 +102,12 @@ def test_two_processes_do_what_one_does(start, alone):
 
 def test_two_processes_stop_together(start):
     """One that went on would wait for the other for ever."""
-    two = launch(start, "two-stopped", 2, "--set", "ppo.stop_when.kl=1e-6")
+    two = launch(start, "two-stopped", 2, "--set", "ppo.stop_when.kl=1e-3", "--set", "ppo.learning_rate=0.01")
     summary = json.loads((two / "summary.json").read_text())
     rows = [row for row in read_jsonl(two / "metrics.jsonl") if "kl" in row]
-    assert [row["kl"] > 1e-6 for row in rows] == [False] * (len(rows) - 1) + [True]
+    assert [row["kl"] > 1e-3 for row in rows] == [False] * (len(rows) - 1) + [True]
     assert (summary["iterations"], len(rows) < 3) == (len(rows), True)
-    assert "ppo.stop_when.kl 1e-06" in summary["stopped"]
+    assert "ppo.stop_when.kl 0.001" in summary["stopped"]
 
 
 @pytest.mark.slow
