@@ -8,6 +8,7 @@ import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -99,6 +100,16 @@ def _quantize(module: nn.Module, dtype: torch.dtype) -> None:
             setattr(module, name, layer)
         else:
             _quantize(child, dtype)
+
+
+def word_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """A word a token, for trainers that take prompts as text alone: ids become words and the same ids again."""
+    words = {"<pad>": 0, "<eos>": 1, "<unk>": 2, **{f"w{token}": token for token in range(3, vocabulary)}}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", padding_side="left"
+    )
 
 
 def placeholder_tokenizer() -> PreTrainedTokenizerFast:
