@@ -13,12 +13,14 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
     LlamaConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
+from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
 
 def _qwen2(hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int, **others: Any) -> Qwen2Config:
@@ -72,6 +74,8 @@ def random_model(config: PreTrainedConfig, quantization: str, dtype: torch.dtype
     if quantization == "nf4":
         _quantize(model.base_model, dtype)
         model.is_loaded_in_4bit = model.is_quantized = True
+        config4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+        model.hf_quantizer = Bnb4BitHfQuantizer(config4)  # whom the Trainer asks whether 4 bits can be trained
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
