@@ -22,7 +22,7 @@ from lorarlhf.data.rows import (
     Scored,
     prompt_text,
 )
-from lorarlhf.data.sources import iter_rows, splits_of
+from lorarlhf.data.sources import existing_file, is_path, iter_rows, saved_folder, splits_of
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import DataConfig, DataKey
 
@@ -169,6 +169,24 @@ def first_prompt(config: DataConfig, keys: Sequence[DataKey]) -> Prompt:
     """A prompt of the first of these sources that is set, to see of which form they are."""
     key = next((key for key in keys if getattr(config, key)), keys[0])
     return next(iter(Stream(config, key, "train", PROMPTS, lambda prompt: prompt)))
+
+
+def check_sources(config: DataConfig, keys: Sequence[DataKey], online: bool = True) -> None:
+    """See that the held-out file is there, and read one row of the first of these sources that is set.
+
+    Args:
+        online: ask the Hub too, where the data lie there.
+
+    Raises:
+        UserError: a file is not there, none of the sources is set, or the row is of no known form.
+    """
+    source = next((source for key in keys if (source := getattr(config, key))), None)
+    test = getattr(config, f"{keys[0]}_test")
+    for named in (source, test):
+        if named and is_path(named) and not saved_folder(named):
+            existing_file(named)
+    if online or (source and is_path(source)):
+        first_prompt(config, keys)
 
 
 def in_test_part(prompt: Prompt, test_size: float) -> bool:

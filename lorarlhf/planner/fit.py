@@ -81,8 +81,8 @@ def fit(
     return Fit(plan, capacity, largest, changes)
 
 
-def check_memory(stage: Stage, recipe: Recipe, reference: bool = True) -> None:
-    """Before the model is loaded: can the stage run in the memory that is free?
+def check_memory(stage: Stage, recipe: Recipe, reference: bool = True) -> StagePlan | None:
+    """Before the model is loaded: can the stage run in the memory that is free? Its plan, if it can be planned.
 
     ppo lowers its token budgets by itself, and examples may be shorter than the recipe allows, so a stage is refused
     only if a single sequence of full length is too much; if the recipe's batch is, that is said.
@@ -96,7 +96,7 @@ def check_memory(stage: Stage, recipe: Recipe, reference: bool = True) -> None:
         least, plan = planner.smallest(stage), _plan(planner, stage, capacity)
     except CannotPlanError as error:
         logger.warning("%s; memory is not checked", error)
-        return
+        return None
     if least.peak.total > capacity:
         raise UserError(
             f"{stage}: takes {least.peak.total / GIB:.1f} GiB even with one sequence at a time ({least.peak.name}), "
@@ -112,6 +112,7 @@ def check_memory(stage: Stage, recipe: Recipe, reference: bool = True) -> None:
             stage,
             "eval" if plan.peak.name == "evaluation" else "train",
         )
+    return plan
 
 
 def auto_token_budget(recipe: Recipe, reference: bool = True) -> int:

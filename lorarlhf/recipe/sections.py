@@ -22,6 +22,12 @@ def _names_a_function(text: str) -> str:
     return text
 
 
+def _in_order(steps: list[Step]) -> list[Step]:
+    if not steps or [step for step in STEPS if step in steps] != steps:
+        raise ValueError(f"expected some of {', '.join(STEPS)}, in this order and each once, got {', '.join(steps)}")
+    return steps
+
+
 def _can_be_set(name: str) -> str:
     if not name.isidentifier() or name in ("messages", "tools", "documents", "add_generation_prompt"):
         raise ValueError(f"a chat template takes no {name} from a recipe; name one of its own variables")
@@ -35,6 +41,9 @@ Role = Literal["policy", "reference", "reward", "critic"]
 Stage = Literal["sft", "reward", "ppo"]
 Quantization = Literal["nf4", "int8", "none"]
 ObjectiveName = Literal["bradley_terry", "regression"]
+Step = Literal["sft", "reward", "ppo", "evaluate", "export"]
+STEPS: tuple[Step, ...] = ("sft", "reward", "ppo", "evaluate", "export")  # in the order in which they can be taken
+Steps = Annotated[list[Step], AfterValidator(_in_order)]
 DataKey = Literal["sft", "preferences", "prompts"]
 MergeBase = Literal["dequantized", "original"]
 Column = Literal["prompt", "chosen", "rejected", "margin", "tie", "completion", "score", "messages"]
@@ -328,8 +337,9 @@ class ExportConfig(Section):
 
 
 class Recipe(Section):
-    """A whole run in one file."""
+    """A whole run in one file; `stages` is what `lorarlhf run` does of it."""
 
+    stages: Steps = ["reward", "ppo", "evaluate", "export"]
     model: ModelConfig
     lora: LoraConfig = LoraConfig()
     data: DataConfig = DataConfig()

@@ -102,11 +102,13 @@ def evaluate_run(
     checkpoint: str | int = BEST,
     allow_other_base: bool = False,
     judge: Judge | None = None,
+    backbone: SharedBackbone | None = None,
 ) -> dict[str, Any]:
     """What `evaluation.json` holds: of a reward model how well it predicts, of a policy what has changed.
 
     Args:
         recipe: the run's, with whatever is to be different here.
+        backbone: one that is loaded already; it gains the roles that are compared. None loads the recipe's model.
 
     Raises:
         UserError: the stage has left no adapter, there is nothing held out, or a judge is given for a reward model.
@@ -115,7 +117,7 @@ def evaluate_run(
     check_judged(stage, judge)
     functions = all_reward_functions(recipe.ppo, reward_functions)
     prompts = None if info.scores else held_out_prompts(recipe.data, stage, functions)
-    backbone = load_backbone(recipe.model, recipe.data)
+    backbone = backbone or load_backbone(recipe.model, recipe.data)
     backbone.load_role(info.role, adapter, allow_other_base=allow_other_base)
     if prompts is None:
         return evaluate_reward(backbone, recipe.data, recipe.reward.objective, console)
