@@ -252,7 +252,7 @@ def evaluate_policy(
         responses: another model's, in place of those of the policy role.
     """
     prompts = read_by_model(loaded, recipe.data, backbone.tokenizer, "test")
-    config, score = recipe.ppo, _scorer(backbone, recipe, functions)
+    config, score = recipe.ppo, reward_scorer(backbone, recipe, functions)
     with counting(console, "answered", 2 * len(prompts)) as advance:
         before = answer(backbone, "reference", prompts, config, recipe.seed, score, advance)
         if responses is None:
@@ -281,7 +281,9 @@ def evaluate_policy(
     return Measured(figures, [example.prompt for example in prompts], before.texts, after.texts)
 
 
-def _scorer(backbone: SharedBackbone, recipe: Recipe, functions: Sequence[WeightedReward]) -> RolloutScorer | None:
+def reward_scorer(
+    backbone: SharedBackbone, recipe: Recipe, functions: Sequence[WeightedReward]
+) -> RolloutScorer | None:
     """The reward of PPO, as far as the run has one; None if it has none."""
     if "reward" not in backbone.roles and not functions:
         return None
