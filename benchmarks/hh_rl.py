@@ -99,10 +99,16 @@ def one(args: argparse.Namespace, algorithm: str, seed: int) -> dict[str, Any]:
     )
     if not (run / "ppo" / "summary.json").is_file():
         resume = ("--resume",) if any((run / "ppo").glob("checkpoint-*")) else ()
-        settings = (*LORA, *PPO, *ALGORITHMS[algorithm], *prompts, f"ppo.iterations={args.iterations}", f"seed={seed}")
+        settings = (*LORA, *PPO, *ALGORITHMS[algorithm], *sources, f"ppo.iterations={args.iterations}", f"seed={seed}")
         lorarlhf("ppo", *common(args, run), *sets(*settings), *resume)
     if not (run / "ppo" / "frontier.json").is_file():
-        lorarlhf("evaluate", "--run", run, "--frontier", "--judge", args.folder / "judge", "--prompts", args.prompts)
+        # Best-of-n is the start's, and the start is the same for all.
+        best_of = 16 if (algorithm, seed) == (args.algorithms[0], args.seeds[0]) else 1
+        prompts = subset(args, "test", args.prompts)
+        lorarlhf(
+            *("evaluate", "--run", run, "--frontier", "--judge", args.folder / "judge", "--dataset", prompts),
+            *("--best-of", best_of),
+        )
     summary = json.loads((run / "ppo" / "summary.json").read_text())
     return {
         "frontier": json.loads((run / "ppo" / "frontier.json").read_text()),
