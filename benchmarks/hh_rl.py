@@ -93,7 +93,7 @@ def one(args: argparse.Namespace, algorithm: str, seed: int) -> dict[str, Any]:
     run = args.folder / f"{algorithm}-{seed}"
     if not run.exists():
         shutil.copytree(args.folder / "proxy", run)
-    prompts = (
+    sources = (
         f"data.prompts={args.folder / 'half-proxy.jsonl'}",
         f"data.prompts_test={subset(args, 'test', HELD_OUT)}",
     )
