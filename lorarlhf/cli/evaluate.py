@@ -9,9 +9,7 @@ import typer
 
 from lorarlhf.cli.options import SOURCE, AllowOtherBase, Checkpoint, RunFolder, Set
 from lorarlhf.errors import UserError
-from lorarlhf.recipe.load import Option
 from lorarlhf.recipe.sections import Quantization, Stage
-from lorarlhf.recipe.stages import STAGES
 
 
 def evaluate(
@@ -53,11 +51,11 @@ def evaluate(
         raise UserError("--checkpoint: says which adapter of the run is meant; --model stands in its place")
     if judge is None and judge_model is not None:
         raise UserError("--judge-model: goes with the address of an endpoint, --judge http://localhost:11434/v1")
-    from lorarlhf.run import Run, write_json
+    from lorarlhf.run import Run, other_test_data, write_json
 
     folder = Run(run)
     chosen = stage or folder.last_stage()
-    named = {} if dataset is None else {f"data.{STAGES[chosen].data_key}_test": Option("--dataset", dataset)}
+    named = {} if dataset is None else other_test_data(chosen, "--dataset", dataset)
     recipe = folder.read_recipe(named, set_ or [], chosen)
     adapter = folder.adapter(chosen, checkpoint)  # says so before anything is loaded
     from rich.console import Console

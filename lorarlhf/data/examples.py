@@ -27,9 +27,10 @@ from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import DataConfig, DataKey
 
 T = TypeVar("T")
-logger = logging.getLogger(__name__)
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, Split] = ("train", "test")
+LIMITS: dict[Split, Literal["max_examples", "eval_examples"]] = {"train": "max_examples", "test": "eval_examples"}
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,12 @@ class Stream(Generic[T]):
         """All of them in memory."""
         rows = list(self)
         return Loaded(rows, self.source, dict(self.skipped))
+
+
+def limit_of(config: DataConfig, split: Split) -> int | None:
+    """How many rows of a split are wanted at most, once it is known which of them are short enough; None is all."""
+    limit: int | None = getattr(config, LIMITS[split])
+    return limit
 
 
 def stream_preferences(config: DataConfig, split: Split) -> Stream[Preference]:

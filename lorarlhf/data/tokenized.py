@@ -9,9 +9,11 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from lorarlhf.data.examples import (
+    LIMITS,
     Loaded,
     Split,
     Stream,
+    limit_of,
     load_prompt_rows,
     stream_demonstrations,
     stream_preferences,
@@ -61,8 +63,9 @@ def grouped_preferences(
             yield row
 
     read = _for_the_model(rows(), stream.source, config, tokenizer, split)
-    tokenized = tokenize_preferences(read, tokenizer, config.max_length, numbered=True)
-    _say_what_was_too_long(tokenized, stream)
+    limit = limit_of(config, split)
+    tokenized = tokenize_preferences(read, tokenizer, config.max_length, limit, numbered=True)
+    _say_what_was_taken(tokenized, stream)
     kept = [groups[number] for number in tokenized.dataset["row"]]
     names = sorted({name for group in kept for name in group})
     return tokenized, {name: [group.get(name, "") for group in kept] for name in names}
@@ -74,34 +77,37 @@ def scored_examples(config: DataConfig, tokenizer: PreTrainedTokenizerBase, spli
 
 
 def prompt_examples(config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split) -> list[PromptExample]:
-    """Different prompts, none of them too long."""
+    """Different prompts, none of them too long, and no more than are wanted."""
     return read_by_model(load_prompt_rows(config, split, NO_COLUMNS), config, tokenizer, split)
 
 
 def read_by_model(
     prompts: Loaded[PromptRow], config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split
 ) -> list[PromptExample]:
-    """Prompts that were loaded before the model was, none of them too long."""
+    """Prompts that were loaded before the model was, none of them too long, and no more than are wanted."""
     rows = list(_for_the_model(prompts.rows, prompts.source, config, tokenizer, split))
-    examples, dropped = tokenize_prompts(rows, tokenizer, config.max_prompt_length)
-    _say_dropped(dropped, len(rows), f"data.max_prompt_length {config.max_prompt_length}", prompts.source, split)
+    examples, dropped = tokenize_prompts(rows, tokenizer, config.max_prompt_length, limit_of(config, split))
+    limit = f"data.max_prompt_length {config.max_prompt_length}"
+    _say_taken(len(examples), dropped, len(rows), limit, prompts.source, config, split)
     return examples
 
 
 def _examples(
     stream: Stream[AnyExample],
-    tokenize: Callable[[Iterable[AnyExample], PreTrainedTokenizerBase, int], Tokenized],
+    tokenize: Callable[[Iterable[AnyExample], PreTrainedTokenizerBase, int, int | None], Tokenized],
     tokenizer: PreTrainedTokenizerBase,
 ) -> Tokenized:
-    read = _for_the_model(stream, stream.source, stream.config, tokenizer, stream.split)
-    tokenized = tokenize(read, tokenizer, stream.config.max_length)
-    _say_what_was_too_long(tokenized, stream)
+    config = stream.config
+    read = _for_the_model(stream, stream.source, config, tokenizer, stream.split)
+    tokenized = tokenize(read, tokenizer, config.max_length, limit_of(config, stream.split))
+    _say_what_was_taken(tokenized, stream)
     return tokenized
 
 
-def _say_what_was_too_long(tokenized: Tokenized, stream: Stream[Any]) -> None:
-    rows, limit = len(tokenized.dataset) + tokenized.dropped, f"data.max_length {stream.config.max_length}"
-    _say_dropped(tokenized.dropped, rows, limit, stream.source, stream.split)
+def _say_what_was_taken(tokenized: Tokenized, stream: Stream[Any]) -> None:
+    limit, config = f"data.max_length {stream.config.max_length}", stream.config
+    taken, dropped, rows = len(tokenized.dataset), tokenized.dropped, tokenized.rows
+    _say_taken(taken, dropped, rows, limit, stream.source, config, stream.split)
 
 
 def _for_the_model(
@@ -131,6 +137,12 @@ def _say_how_text_is_read(source: str, wraps: bool, is_chat_model: bool) -> None
         )
 
 
-def _say_dropped(dropped: int, rows: int, limit: str, source: str, split: Split) -> None:
-    if dropped:
+def _say_taken(taken: int, dropped: int, rows: int, limit: str, source: str, config: DataConfig, split: Split) -> None:
+    if taken + dropped < rows:
+        long = f"; {dropped} that were looked at are over {limit} tokens" if dropped else ""
+        key = LIMITS[split]
+        logger.warning(
+            "%s: taken: %d of %d rows to %s on, at random (data.%s)%s", source, taken, rows, split, key, long
+        )
+    elif dropped:
         logger.warning("%s: left out: %d of %d rows to %s on, over %s tokens", source, dropped, rows, split, limit)

@@ -27,12 +27,11 @@ from lorarlhf.evaluation.report import SAMPLES_SHOWN, counting, policy_lines
 from lorarlhf.evaluation.reward_model import score_tokens
 from lorarlhf.generation.sample import response_texts
 from lorarlhf.memory import free_cached_memory
-from lorarlhf.recipe.load import Option
 from lorarlhf.recipe.sections import DataConfig, ObjectiveName, Recipe, Stage
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.rl.rewards import RewardFunction, WeightedReward, all_reward_functions, columns_wanted
 from lorarlhf.rl.score import RolloutScorer, ScoringPasses, response_scorer
-from lorarlhf.run import BEST, Run
+from lorarlhf.run import BEST, Run, other_test_data
 from lorarlhf.training.objectives import OBJECTIVES, Objective
 
 logger = logging.getLogger(__name__)
@@ -87,7 +86,7 @@ def evaluate(
     """
     run = Run(run)
     stage = stage or run.last_stage()
-    named = {} if dataset is None else {f"data.{STAGES[stage].data_key}_test": Option("dataset", dataset)}
+    named = {} if dataset is None else other_test_data(stage, "dataset", dataset)
     recipe = run.read_recipe(named, sets, stage)
     console = console or Console(quiet=True)
     return evaluate_run(run, recipe, stage, console, reward_functions, checkpoint, allow_other_base, judge)
@@ -217,6 +216,7 @@ def reward_figures(
         "objective": name,
         "data": data.preferences_test or data.preferences,
         "examples": len(test.dataset),
+        "rows": test.rows,
         "dropped_too_long": test.dropped,
         **objective.held_out(test.dataset, scores),
         **_baselines(objective, data, tokenizer, test.dataset),
@@ -270,6 +270,7 @@ def evaluate_policy(
     figures = {
         "data": loaded.source,
         "prompts": len(prompts),
+        "rows": len(loaded.rows),
         "temperature": recipe.ppo.temperature,
         "response_length": recipe.ppo.response_length,
         "seed": recipe.seed,

@@ -83,6 +83,23 @@ def test_a_reward_model_on_other_data(evaluate, make_run, tmp_path):
     assert set(written(run, "reward")) >= {"eval_loss", "eval_correlation"}
 
 
+def test_a_part_of_what_is_held_out_is_the_same_part_again(evaluate, tmp_path):
+    """And other data are taken whole, unless told otherwise."""
+    run = Run(tmp_path / "run")
+    summary = train_reward(small_recipe(tmp_path, "data.eval_examples=7", "data.max_examples=20"), run)
+    counts = {key: summary[key] for key in ("train_examples", "train_rows", "eval_examples", "eval_rows")}
+    assert counts == {"train_examples": 20, "train_rows": 40, "eval_examples": 7, "eval_rows": 12}
+    assert evaluate(run)[0] == 0
+    found = written(run, "reward")
+    assert (found["examples"], found["rows"]) == (7, 12)
+    assert all(found[key] == pytest.approx(summary[key]) for key in summary if key.startswith(("eval_m", "bag_of_")))
+    other = ["--dataset", tmp_path / "data" / "preferences_test.jsonl"]
+    assert evaluate(run, *other)[0] == 0
+    assert written(run, "reward")["examples"] == 12
+    assert evaluate(run, *other, "--set", "data.eval_examples=3")[0] == 0
+    assert written(run, "reward")["examples"] == 3
+
+
 def test_ppo_is_compared_with_where_it_started(evaluate, make_run, tmp_path):
     run = make_run(["sft", "reward", "ppo"])
     code, out, err = evaluate(run)
