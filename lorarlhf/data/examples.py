@@ -8,12 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import islice
 from typing import Any, Generic, Literal, TypeVar
 
-from lorarlhf.data.formats import DEMONSTRATIONS, PREFERENCES, PROMPTS, SCORED, Table
-from lorarlhf.data.reading import Reader
+from lorarlhf.data.formats import CHOICES, DEMONSTRATIONS, PREFERENCES, PROMPTS, SCORED, Table
+from lorarlhf.data.reading import FIRST_ROWS, Reader, some_fit
 from lorarlhf.data.rows import (
     NO_COLUMNS,
+    Choice,
     ColumnsWanted,
     Demonstration,
     Preference,
@@ -98,6 +100,11 @@ class Stream(Generic[T]):
         if why and split == "train":  # once: the test rows are often of the same source
             logger.warning("%s: left out: %s", place.source, why)
 
+    def is_of_its_kind(self) -> bool:
+        """Whether the first rows of the source are data of this kind. Raises UserError if it cannot be read."""
+        place = _place(self.config, self.key, self.split)
+        return some_fit(islice(iter_rows(place.source, place.split), FIRST_ROWS), self.table, self.config.columns)
+
     @property
     def source(self) -> str:
         """Where the rows come from."""
@@ -124,6 +131,11 @@ def stream_preferences(config: DataConfig, split: Split) -> Stream[Preference]:
     Ties are kept to train on if `data.ties` says so, never to test on: they have no right answer.
     """
     return Stream(config, "preferences", split, PREFERENCES, lambda row: row.prompt)
+
+
+def stream_choices(config: DataConfig, split: Split) -> Stream[Choice]:
+    """Right and wrong answers from `data.preferences`, where its rows are of that kind."""
+    return Stream(config, "preferences", split, CHOICES, lambda row: row.prompt)
 
 
 def stream_scored(config: DataConfig, split: Split) -> Stream[Scored]:

@@ -33,6 +33,17 @@ class Preference:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """Right and wrong completions of one prompt, one or more of each; `subset` and `name` are their benchmark's."""
+
+    prompt: list[Message]
+    right: tuple[list[Message], ...]
+    wrong: tuple[list[Message], ...]
+    subset: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Demonstration:
     """A prompt and the completion to imitate."""
 

@@ -156,14 +156,14 @@ def tokenize_prompts(
         ids = encode_prompt(tokenizer, row.prompt)
         return len(ids), PromptExample(row.prompt, ids, row.columns)
 
-    fitting = _ShortEnough(encode, max_prompt_length)
+    fitting = ShortEnough(encode, max_prompt_length)
     kept = list(first_by_rank(rows, limit, rank, fitting))
     if rows and not kept:
-        raise _too_long("data.max_prompt_length", max_prompt_length, int(fitting.shortest))
+        raise too_long("data.max_prompt_length", max_prompt_length, int(fitting.shortest))
     return kept, fitting.dropped
 
 
-class _ShortEnough(Generic[T, U]):
+class ShortEnough(Generic[T, U]):
     """Encodes rows, each into its length and what becomes of it, and makes None of those that are too long."""
 
     def __init__(self, encode: Callable[[T], tuple[int, U]], max_length: int) -> None:
@@ -194,7 +194,7 @@ def _table(
     With a limit, the rows that are taken are in memory before they are written, at 4 bytes a token.
     """
     schema = pa.schema(fields)
-    fitting = _ShortEnough(encode, max_length)
+    fitting = ShortEnough(encode, max_length)
     count = 0
 
     def counted() -> Iterator[T]:
@@ -218,7 +218,7 @@ def _table(
                 writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=schema))
         dataset = Dataset.from_file(path)
     if count and not len(dataset):
-        raise _too_long("data.max_length", max_length, int(fitting.shortest))
+        raise too_long("data.max_length", max_length, int(fitting.shortest))
     return Tokenized(dataset, count, fitting.dropped)
 
 
@@ -228,7 +228,7 @@ def _chunks(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         yield chunk
 
 
-def _too_long(key: str, limit: int, shortest: int) -> UserError:
+def too_long(key: str, limit: int, shortest: int) -> UserError:
     return UserError(f"every row is longer than {key} {limit} tokens; the shortest has {shortest}: raise the limit")
 
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from lorarlhf.backbone.budget import FORWARD_TOKENS
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
+from lorarlhf.data.choices import Choices, choice_examples
 from lorarlhf.data.examples import Loaded, load_prompt_rows
 from lorarlhf.data.rows import Prompt, PromptRow, request_text
 from lorarlhf.data.tokenized import read_by_model
@@ -33,6 +34,7 @@ from lorarlhf.rl.rewards import RewardFunction, WeightedReward, all_reward_funct
 from lorarlhf.rl.score import RolloutScorer, ScoringPasses, response_scorer
 from lorarlhf.run import BEST, Run, other_test_data
 from lorarlhf.training.objectives import OBJECTIVES, Objective
+from lorarlhf.training.reward_bench_2 import reward_bench_2, reward_bench_2_lines, scored
 
 logger = logging.getLogger(__name__)
 BASE_MODEL: Literal["base"] = "base"  # where a policy starts that starts from no stage
@@ -206,6 +208,8 @@ def reward_figures(
     Raises:
         UserError: nothing is held out.
     """
+    if choices := choice_examples(data, tokenizer, "test"):
+        return {"stage": "reward", **_choice_figures(choices, score)}
     objective = OBJECTIVES[name]
     test, groups = objective.grouped(data, tokenizer)
     if not len(test.dataset):
@@ -221,6 +225,21 @@ def reward_figures(
         **objective.held_out(test.dataset, scores),
         **_baselines(objective, data, tokenizer, test.dataset),
         **objective.breakdown(test.dataset, scores, groups),
+    }
+
+
+def _choice_figures(choices: Choices, score: Callable[[Sequence[Sequence[int]]], Tensor]) -> dict[str, Any]:
+    if not choices.examples:
+        raise nothing_held_out()
+    sequences = [ids for example in choices.examples for ids in example.right + example.wrong]
+    scores = score(sequences).tolist()
+    return {
+        "data": choices.source,
+        "examples": len(choices.examples),
+        "rows": choices.rows,
+        "dropped_too_long": choices.dropped,
+        "reward_bench_2": reward_bench_2(scored(choices.examples, scores)),
+        "longer_wins": reward_bench_2(scored(choices.examples, list(map(len, sequences))))["mean"],
     }
 
 
@@ -308,6 +327,8 @@ def nothing_held_out() -> UserError:
 
 def report_lines(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
     """An evaluation line by line, each with its heading."""
+    if "reward_bench_2" in evaluation:
+        return reward_bench_2_lines(evaluation)
     if "objective" in evaluation:
         return OBJECTIVES[evaluation["objective"]].report(evaluation)
     return policy_lines(evaluation)
