@@ -7,22 +7,35 @@ from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
 from typing import TypeVar
 
-from lorarlhf.data.rows import Demonstration, Preference, PromptRow, Scored, completion_text, prompt_text
+from lorarlhf.data.rows import (
+    Completion,
+    Demonstration,
+    Preference,
+    PromptRow,
+    Scored,
+    completion_text,
+    prompt_text,
+    turns,
+)
 
 T = TypeVar("T")
 U = TypeVar("U")
 
 
 def rank(row: Preference | Demonstration | Scored | PromptRow) -> int:
-    """Where a row stands in a random order of all rows there could be; its text decides, not its place in a file."""
-    completions = []
+    """Where a row stands in a random order of all rows there could be; its text decides, not its place in a file.
+
+    Plain text stands where it does as a conversation, so that one model's part of a file is another's.
+    """
+    completions: list[Completion] = []
     if isinstance(row, Preference):
         completions = [row.chosen, row.rejected]
     elif not isinstance(row, PromptRow):
         completions = [row.completion]
     # Salted: what is held out is picked by a hash of the prompt too, and the two choices are not to be related.
     digest = blake2b(digest_size=8, person=b"subset")
-    for text in (prompt_text(row.prompt), *map(completion_text, completions)):
+    said = [completion_text(turns(completion, "assistant")) for completion in completions]
+    for text in (prompt_text(turns(row.prompt, "user")), *said):
         digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
     return int.from_bytes(digest.digest(), "big")
 

@@ -6,7 +6,7 @@ import re
 import pytest
 from byte_level import make_tokenizer
 
-from lorarlhf.data.rows import Demonstration, Preference, PromptRow, Scored
+from lorarlhf.data.rows import Demonstration, Preference, PromptRow, Scored, in_turns
 from lorarlhf.data.subset import first_by_rank, rank
 from lorarlhf.data.tokenize import tokenize_preferences
 from lorarlhf.data.tokenized import (
@@ -56,17 +56,18 @@ def test_the_order_of_a_file_has_no_say_and_its_beginning_no_more_of_them():
     by_quarter = [sum(row in taken for row in ROWS[start : start + 500]) for start in range(0, 2000, 500)]
     assert all(70 <= count <= 130 for count in by_quarter), by_quarter
     # Across versions too: a run that is resumed goes on with the rows that it began with.
-    assert [row.prompt for row in taken[:3]] == ["Question 106?", "Question 1975?", "Question 101?"]
+    assert [row.prompt for row in taken[:3]] == ["Question 1644?", "Question 1040?", "Question 1897?"]
 
 
 def test_all_that_a_row_says_has_a_say():
-    turns = [{"role": "user", "content": "a"}]
+    asked = [{"role": "system", "content": "b"}, {"role": "user", "content": "a"}]
     rows = [
-        *(Preference("a", "b", "c"), Preference("a", "c", "b"), Preference(turns, "b", "c"), Preference("a", "bc", "")),
+        *(Preference("a", "b", "c"), Preference("a", "c", "b"), Preference(asked, "b", "c"), Preference("a", "bc", "")),
         *(Demonstration("a", "b"), Demonstration("a", "c"), PromptRow("a"), PromptRow("b")),
     ]
     assert len({rank(row) for row in rows}) == len(rows)
     assert rank(Demonstration("a", "b")) == rank(Scored("a", "b", 1.0))
+    assert all(rank(row) == rank(in_turns(row)) for row in rows)
 
 
 @pytest.fixture
