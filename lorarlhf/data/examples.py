@@ -58,6 +58,7 @@ class Stream(Generic[T]):
     """Rows of one split, read from their source one by one as they are asked for, and again in each pass.
 
     Attributes:
+        on_tie: called with each tie that is left out.
         skipped: how many were left out for which reason, in the last pass.
     """
 
@@ -66,6 +67,7 @@ class Stream(Generic[T]):
     split: Split
     table: Table[T]
     prompt_of: Callable[[T], Prompt]
+    on_tie: Callable[[Preference], None] | None = None
     skipped: Counter[str] = field(default_factory=Counter)
 
     def __iter__(self) -> Iterator[T]:
@@ -82,6 +84,8 @@ class Stream(Generic[T]):
         for row, columns in reader.read_with_columns(iter_rows(place.source, place.split), wanted):
             if isinstance(row, Preference) and row.tie and (config.ties == "drop" or split == "test"):
                 reader.skipped["tie"] += 1
+                if self.on_tie and place.keeps(row.prompt):
+                    self.on_tie(row)
                 continue
             usable += 1
             if place.keeps(self.prompt_of(row)):

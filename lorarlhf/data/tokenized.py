@@ -19,7 +19,7 @@ from lorarlhf.data.examples import (
     stream_preferences,
     stream_scored,
 )
-from lorarlhf.data.rows import NO_COLUMNS, AnyExample, ColumnsWanted, Preference, PromptRow, in_turns, is_text
+from lorarlhf.data.rows import NO_COLUMNS, AnyExample, PromptRow, in_turns, is_text
 from lorarlhf.data.tokenize import (
     PromptExample,
     Tokenized,
@@ -32,7 +32,6 @@ from lorarlhf.data.tokenizer import has_chat_template, wraps_text
 from lorarlhf.recipe.sections import DataConfig
 
 logger = logging.getLogger(__name__)
-GROUPS = frozenset({"subset", "source", "category"})  # columns by which data sets say what a row is about
 
 
 def sft_examples(config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split) -> Tokenized:
@@ -43,32 +42,6 @@ def sft_examples(config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: 
 def preference_examples(config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split) -> Tokenized:
     """Comparisons."""
     return _examples(stream_preferences(config, split), tokenize_preferences, tokenizer)
-
-
-def grouped_preferences(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split
-) -> tuple[Tokenized, dict[str, list[str]]]:
-    """The same comparisons, and by each column that groups them (`GROUPS`, `annotator`) the groups [N] they are in.
-
-    Of several annotators of one comparison the first is named; "" is no group.
-    """
-    stream = stream_preferences(config, split)
-    groups: list[dict[str, str]] = []
-
-    def rows() -> Iterator[Preference]:
-        for row, columns in stream.with_columns(ColumnsWanted(welcome=GROUPS)):
-            groups.append({name: str(value) for name, value in columns.items() if value is not None})
-            if row.annotators:
-                groups[-1]["annotator"] = row.annotators[0]
-            yield row
-
-    read = _for_the_model(rows(), stream.source, config, tokenizer, split)
-    limit = limit_of(config, split)
-    tokenized = tokenize_preferences(read, tokenizer, config.max_length, limit, numbered=True)
-    _say_what_was_taken(tokenized, stream)
-    kept = [groups[number] for number in tokenized.dataset["row"]]
-    names = sorted({name for group in kept for name in group})
-    return tokenized, {name: [group.get(name, "") for group in kept] for name in names}
 
 
 def scored_examples(config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split) -> Tokenized:
@@ -85,7 +58,7 @@ def read_by_model(
     prompts: Loaded[PromptRow], config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split
 ) -> list[PromptExample]:
     """Prompts that were loaded before the model was, none of them too long, and no more than are wanted."""
-    rows = list(_for_the_model(prompts.rows, prompts.source, config, tokenizer, split))
+    rows = list(for_the_model(prompts.rows, prompts.source, config, tokenizer, split))
     examples, dropped = tokenize_prompts(rows, tokenizer, config.max_prompt_length, limit_of(config, split))
     limit = f"data.max_prompt_length {config.max_prompt_length}"
     _say_taken(len(examples), dropped, len(rows), limit, prompts.source, config, split)
@@ -98,19 +71,20 @@ def _examples(
     tokenizer: PreTrainedTokenizerBase,
 ) -> Tokenized:
     config = stream.config
-    read = _for_the_model(stream, stream.source, config, tokenizer, stream.split)
+    read = for_the_model(stream, stream.source, config, tokenizer, stream.split)
     tokenized = tokenize(read, tokenizer, config.max_length, limit_of(config, stream.split))
-    _say_what_was_taken(tokenized, stream)
+    say_what_was_taken(tokenized, stream)
     return tokenized
 
 
-def _say_what_was_taken(tokenized: Tokenized, stream: Stream[Any]) -> None:
+def say_what_was_taken(tokenized: Tokenized, stream: Stream[Any]) -> None:
+    """How many rows were left out for their length, or how many of how many were wanted."""
     limit, config = f"data.max_length {stream.config.max_length}", stream.config
     taken, dropped, rows = len(tokenized.dataset), tokenized.dropped, tokenized.rows
     _say_taken(taken, dropped, rows, limit, stream.source, config, stream.split)
 
 
-def _for_the_model(
+def for_the_model(
     rows: Iterable[AnyExample], source: str, config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split
 ) -> Iterator[AnyExample]:
     """Rows as this model is to read them: text as turns of a conversation, or as it is."""

@@ -33,6 +33,7 @@ from lorarlhf.recipe.stages import STAGES
 from lorarlhf.rl.rewards import RewardFunction, WeightedReward, all_reward_functions, columns_wanted
 from lorarlhf.rl.score import RolloutScorer, ScoringPasses, response_scorer
 from lorarlhf.run import BEST, Run, other_test_data
+from lorarlhf.stages.annotators import annotator_figures, annotator_lines
 from lorarlhf.training.objectives import OBJECTIVES, Objective
 from lorarlhf.training.reward_bench_2 import reward_bench_2, reward_bench_2_lines, scored
 
@@ -211,7 +212,8 @@ def reward_figures(
     if choices := choice_examples(data, tokenizer, "test"):
         return {"stage": "reward", **_choice_figures(choices, score)}
     objective = OBJECTIVES[name]
-    test, groups = objective.grouped(data, tokenizer)
+    held_out = objective.held_out_rows(data, tokenizer)
+    test = held_out.examples
     if not len(test.dataset):
         raise nothing_held_out()
     scores = [score(test.dataset[column]) for column in objective.sequences]
@@ -224,7 +226,8 @@ def reward_figures(
         "dropped_too_long": test.dropped,
         **objective.held_out(test.dataset, scores),
         **_baselines(objective, data, tokenizer, test.dataset),
-        **objective.breakdown(test.dataset, scores, groups),
+        **objective.breakdown(test.dataset, scores, held_out.groups),
+        **annotator_figures(held_out, scores, score),
     }
 
 
@@ -330,5 +333,5 @@ def report_lines(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "reward_bench_2" in evaluation:
         return reward_bench_2_lines(evaluation)
     if "objective" in evaluation:
-        return OBJECTIVES[evaluation["objective"]].report(evaluation)
+        return [*OBJECTIVES[evaluation["objective"]].report(evaluation), *annotator_lines(evaluation)]
     return policy_lines(evaluation)

@@ -6,11 +6,11 @@ import re
 import pytest
 from byte_level import make_tokenizer
 
+from lorarlhf.data.held_out import held_out_preferences
 from lorarlhf.data.rows import Demonstration, Preference, PromptRow, Scored, in_turns
 from lorarlhf.data.subset import first_by_rank, rank
 from lorarlhf.data.tokenize import tokenize_preferences
 from lorarlhf.data.tokenized import (
-    grouped_preferences,
     preference_examples,
     prompt_examples,
     scored_examples,
@@ -140,7 +140,8 @@ def test_no_more_than_there_are(source, tokenizer, caplog):
 
 
 def test_groups_go_with_their_rows(source, tokenizer):
-    tokenized, groups = grouped_preferences(config_of(source, eval_examples=20), tokenizer, "test")
+    held_out = held_out_preferences(config_of(source, eval_examples=20), tokenizer)
+    tokenized, groups = held_out.examples, held_out.groups
     plain = preference_examples(config_of(source, eval_examples=20), tokenizer, "test")
     assert list(tokenized.dataset["chosen_ids"]) == list(plain.dataset["chosen_ids"])
     numbers = [int(re.findall(r"\d+", tokenizer.decode(ids))[0]) for ids in tokenized.dataset["chosen_ids"]]
