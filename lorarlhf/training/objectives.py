@@ -27,6 +27,7 @@ from lorarlhf.training.reward_metrics import (
     preference_metrics,
     regression_metrics,
     reliability,
+    reliability_lines,
     share_won,
 )
 
@@ -151,6 +152,7 @@ class BradleyTerry(Objective):
             ("margin", f"{evaluation['eval_margin']:.3f}"),
             ("loss", f"{evaluation['eval_loss']:.3f}"),
             ("calibration error", f"{evaluation['eval_calibration_error']:.3f}"),
+            *reliability_lines(evaluation.get("reliability", [])),
             *breakdown_lines(evaluation),
         ]
 

@@ -286,7 +286,7 @@ def test_a_reward_model_by_group_of_comparisons(evaluate, make_run, tmp_path):
     assert found["eval_accuracy"] == pytest.approx(mean)
     assert found["reward_bench"] == {}
     assert sum(part["pairs"] for part in found["reliability"]) == 11
-    for line in ("subset even", "subset odd", "same length", "bag of words"):
+    for line in ("subset even", "subset odd", "same length", "bag of words", "reliability"):
         assert f"  {line:18} " in out
 
 
