@@ -9,9 +9,7 @@ import typer
 
 from lorarlhf.cli.options import SOURCE, AllowOtherBase, Checkpoint, RunFolder, Set
 from lorarlhf.errors import UserError
-from lorarlhf.recipe.load import Option
 from lorarlhf.recipe.sections import Quantization, Stage
-from lorarlhf.recipe.stages import STAGES
 
 if TYPE_CHECKING:
     from lorarlhf.run import Run
@@ -72,7 +70,7 @@ def evaluate(
         raise UserError("--judge-model: goes with the address of an endpoint, --judge http://localhost:11434/v1")
     if not frontier and (best_of is not None or plot is not None):
         raise UserError(f"{'--plot' if best_of is None else '--best-of'}: goes with --frontier")
-    from lorarlhf.run import Run
+    from lorarlhf.run import Run, other_test_data
 
     folder = Run(run)
     if frontier:
@@ -85,7 +83,7 @@ def evaluate(
         _frontier(folder, dataset, set_ or [], judge, best_of, plot, out, allow_other_base)
         return
     chosen = stage or folder.last_stage()
-    named = {} if dataset is None else {f"data.{STAGES[chosen].data_key}_test": Option("--dataset", dataset)}
+    named = {} if dataset is None else other_test_data(chosen, "--dataset", dataset)
     recipe = folder.read_recipe(named, set_ or [], chosen)
     adapter = folder.adapter(chosen, checkpoint)  # says so before anything is loaded
     from rich.console import Console
@@ -140,9 +138,12 @@ def _frontier(
     out: Path | None,
     allow_other_base: bool,
 ) -> None:
-    named = {} if dataset is None else {f"data.{STAGES['ppo'].data_key}_test": Option("--dataset", dataset)}
-    recipe = run.read_recipe(named, sets, "ppo")
     from rich.console import Console
+
+    from lorarlhf.run import other_test_data
+
+    named = {} if dataset is None else other_test_data("ppo", "--dataset", dataset)
+    recipe = run.read_recipe(named, sets, "ppo")
 
     from lorarlhf.cli.quiet import quiet_libraries
 

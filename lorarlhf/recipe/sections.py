@@ -119,7 +119,12 @@ class LoraConfig(Section):
 
 class DataConfig(Section):
     """Where examples come from. A source is a Hub id, the path of a file whose ending `lorarlhf.data.endings` knows, or
-    a folder that `datasets` saved."""
+    a folder that `datasets` saved.
+
+    Attributes:
+        max_examples, eval_examples: the most that a stage trains on, and is tested on, drawn at random from those that
+            are of use and not too long; None takes all.
+    """
 
     sft: str | None = None
     sft_test: str | None = None
@@ -130,6 +135,8 @@ class DataConfig(Section):
     train_split: str = "train"
     test_split: str = "test"
     test_size: Fraction = 0.05
+    max_examples: PositiveInt | None = None
+    eval_examples: PositiveInt | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[TemplateVariable, Any] = {}
     wrap_text: Literal["auto", "always", "never"] = "auto"
@@ -348,3 +355,9 @@ class Recipe(Section):
     ppo: PPOConfig = PPOConfig()
     export: ExportConfig = ExportConfig()
     seed: NonNegativeInt = 42
+
+    @property
+    def prompts_evaluated(self) -> int:
+        """How many held-out prompts an evaluation of ppo samples at most; 0 where there is none."""
+        most = min(self.ppo.eval_prompts, self.data.eval_examples or self.ppo.eval_prompts)
+        return most if self.ppo.eval_every else 0

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from lorarlhf.backbone.budget import FORWARD_TOKENS
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
+from lorarlhf.data.choices import Choices, choice_examples
 from lorarlhf.data.examples import Loaded, load_prompt_rows
 from lorarlhf.data.rows import Prompt, PromptRow, request_text
 from lorarlhf.data.tokenized import read_by_model
@@ -27,13 +28,14 @@ from lorarlhf.evaluation.report import SAMPLES_SHOWN, counting, policy_lines
 from lorarlhf.evaluation.reward_model import score_tokens
 from lorarlhf.generation.sample import response_texts
 from lorarlhf.memory import free_cached_memory
-from lorarlhf.recipe.load import Option
 from lorarlhf.recipe.sections import DataConfig, ObjectiveName, Recipe, Stage
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.rl.rewards import RewardFunction, WeightedReward, all_reward_functions, columns_wanted
 from lorarlhf.rl.score import RolloutScorer, ScoringPasses, response_scorer
-from lorarlhf.run import BEST, Run
+from lorarlhf.run import BEST, Run, other_test_data
+from lorarlhf.stages.annotators import annotator_figures, annotator_lines
 from lorarlhf.training.objectives import OBJECTIVES, Objective
+from lorarlhf.training.reward_bench_2 import reward_bench_2, reward_bench_2_lines, scored
 
 logger = logging.getLogger(__name__)
 BASE_MODEL: Literal["base"] = "base"  # where a policy starts that starts from no stage
@@ -87,7 +89,7 @@ def evaluate(
     """
     run = Run(run)
     stage = stage or run.last_stage()
-    named = {} if dataset is None else {f"data.{STAGES[stage].data_key}_test": Option("dataset", dataset)}
+    named = {} if dataset is None else other_test_data(stage, "dataset", dataset)
     recipe = run.read_recipe(named, sets, stage)
     console = console or Console(quiet=True)
     return evaluate_run(run, recipe, stage, console, reward_functions, checkpoint, allow_other_base, judge)
@@ -209,8 +211,11 @@ def reward_figures(
     Raises:
         UserError: nothing is held out.
     """
+    if choices := choice_examples(data, tokenizer, "test"):
+        return {"stage": "reward", **_choice_figures(choices, score)}
     objective = OBJECTIVES[name]
-    test, groups = objective.grouped(data, tokenizer)
+    held_out = objective.held_out_rows(data, tokenizer)
+    test = held_out.examples
     if not len(test.dataset):
         raise nothing_held_out()
     scores = [score(test.dataset[column]) for column in objective.sequences]
@@ -219,10 +224,27 @@ def reward_figures(
         "objective": name,
         "data": data.preferences_test or data.preferences,
         "examples": len(test.dataset),
+        "rows": test.rows,
         "dropped_too_long": test.dropped,
         **objective.held_out(test.dataset, scores),
         **_baselines(objective, data, tokenizer, test.dataset),
-        **objective.breakdown(test.dataset, scores, groups),
+        **objective.breakdown(test.dataset, scores, held_out.groups),
+        **annotator_figures(held_out, scores, score),
+    }
+
+
+def _choice_figures(choices: Choices, score: Callable[[Sequence[Sequence[int]]], Tensor]) -> dict[str, Any]:
+    if not choices.examples:
+        raise nothing_held_out()
+    sequences = [ids for example in choices.examples for ids in example.right + example.wrong]
+    scores = score(sequences).tolist()
+    return {
+        "data": choices.source,
+        "examples": len(choices.examples),
+        "rows": choices.rows,
+        "dropped_too_long": choices.dropped,
+        "reward_bench_2": reward_bench_2(scored(choices.examples, scores)),
+        "longer_wins": reward_bench_2(scored(choices.examples, list(map(len, sequences))))["mean"],
     }
 
 
@@ -272,6 +294,7 @@ def evaluate_policy(
     figures = {
         "data": loaded.source,
         "prompts": len(prompts),
+        "rows": len(loaded.rows),
         "temperature": recipe.ppo.temperature,
         "response_length": recipe.ppo.response_length,
         "seed": recipe.seed,
@@ -311,6 +334,8 @@ def nothing_held_out() -> UserError:
 
 def report_lines(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
     """An evaluation line by line, each with its heading."""
+    if "reward_bench_2" in evaluation:
+        return reward_bench_2_lines(evaluation)
     if "objective" in evaluation:
-        return OBJECTIVES[evaluation["objective"]].report(evaluation)
+        return [*OBJECTIVES[evaluation["objective"]].report(evaluation), *annotator_lines(evaluation)]
     return policy_lines(evaluation)

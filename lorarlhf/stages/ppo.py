@@ -137,7 +137,9 @@ def train_ppo(
         **_outcome(state, config),
         "reference": "sft" if has_sft else "base",
         "train_prompts": len(prompts),
+        "train_rows": len(loaded["train"].rows),
         "eval_prompts": len(eval_prompts),
+        "eval_rows": len(loaded["test"].rows),
         "seconds": time.perf_counter() - start,
         "peak_memory_gb": peak_memory_bytes() / 1e9,
     }

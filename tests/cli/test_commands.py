@@ -250,6 +250,14 @@ def test_a_dry_run_says_what_is_misspelt(command):
     assert (code, err) == (2, "Error: my.jsonl: no such file; check the path\n")
 
 
+def test_a_dry_run_knows_how_many_rows_are_wanted(command):
+    wanted = ("--set", "data.max_examples=2000", "--set", "data.eval_examples=50")
+    out = command("reward", "--recipe", "demo", "--dataset", "my.jsonl", *wanted, "--dry-run")[1]
+    assert "would train  reward on at most 2,000 examples of my.jsonl" in out
+    assert "would test   on at most 50 held-out examples" in out
+    assert "at most" not in command("reward", "--recipe", "demo", "--dry-run")[1]
+
+
 def test_a_dry_run_knows_what_has_no_critic(command):
     out = command("ppo", "--recipe", "demo", "--set", "ppo.advantage_estimator=rloo", "--dry-run")[1]
     assert "would update the policy, without a critic (RLOO, 4 responses to each prompt)" in out
