@@ -93,7 +93,10 @@ def check_memory(stage: Stage, recipe: Recipe, reference: bool = True) -> None:
     capacity = available_memory_bytes()
     try:
         planner = Planner(recipe, load_model_config(recipe.model), this_target(), reference)
-        least, plan = planner.smallest(stage), _plan(planner, stage, capacity)
+        plan = planner.smallest(stage) if STAGES[stage].samples else planner.supervised(stage)
+        if plan.peak.total <= capacity:  # then a single sequence fits too
+            return
+        least = planner.smallest(stage)
     except CannotPlanError as error:
         logger.warning("%s; memory is not checked", error)
         return
@@ -102,16 +105,15 @@ def check_memory(stage: Stage, recipe: Recipe, reference: bool = True) -> None:
             f"{stage}: takes {least.peak.total / GIB:.1f} GiB even with one sequence at a time ({least.peak.name}), "
             f"and {capacity / GIB:.1f} GiB are free; {_advice(stage, recipe)} (see `lorarlhf plan`)"
         )
-    if plan.peak.total > capacity and not STAGES[stage].samples:
-        logger.warning(
-            "%s: full batches take %.1f GiB (%s), %.1f GiB are free; if it runs out, lower %s.per_device_%s_batch_size",
-            stage,
-            plan.peak.total / GIB,
-            plan.peak.name,
-            capacity / GIB,
-            stage,
-            "eval" if plan.peak.name == "evaluation" else "train",
-        )
+    logger.warning(
+        "%s: full batches take %.1f GiB (%s), %.1f GiB are free; if it runs out, lower %s.per_device_%s_batch_size",
+        stage,
+        plan.peak.total / GIB,
+        plan.peak.name,
+        capacity / GIB,
+        stage,
+        "eval" if plan.peak.name == "evaluation" else "train",
+    )
 
 
 def auto_token_budget(recipe: Recipe, reference: bool = True) -> int:
