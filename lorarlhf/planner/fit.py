@@ -81,8 +81,17 @@ def fit(
     return Fit(plan, capacity, largest, changes)
 
 
-def check_memory(stage: Stage, recipe: Recipe, reference: bool = True) -> StagePlan | None:
-    """Before the model is loaded: can the stage run in the memory that is free? Its plan, if it can be planned.
+def plan_here(stage: Stage, recipe: Recipe, reference: bool = True) -> StagePlan | None:
+    """What the stage takes in the memory that is free; None of a model that cannot be planned."""
+    try:
+        planner = Planner(recipe, load_model_config(recipe.model), this_target(), reference)
+        return _plan(planner, stage, available_memory_bytes())
+    except CannotPlanError:
+        return None
+
+
+def check_memory(stage: Stage, recipe: Recipe, reference: bool = True) -> None:
+    """Before the model is loaded: can the stage run in the memory that is free?
 
     ppo lowers its token budgets by itself, and examples may be shorter than the recipe allows, so a stage is refused
     only if a single sequence of full length is too much; if the recipe's batch is, that is said.
@@ -93,26 +102,27 @@ def check_memory(stage: Stage, recipe: Recipe, reference: bool = True) -> StageP
     capacity = available_memory_bytes()
     try:
         planner = Planner(recipe, load_model_config(recipe.model), this_target(), reference)
-        least, plan = planner.smallest(stage), _plan(planner, stage, capacity)
+        plan = planner.smallest(stage) if STAGES[stage].samples else planner.supervised(stage)
+        if plan.peak.total <= capacity:  # then a single sequence fits too
+            return
+        least = planner.smallest(stage)
     except CannotPlanError as error:
         logger.warning("%s; memory is not checked", error)
-        return None
+        return
     if least.peak.total > capacity:
         raise UserError(
             f"{stage}: takes {least.peak.total / GIB:.1f} GiB even with one sequence at a time ({least.peak.name}), "
             f"and {capacity / GIB:.1f} GiB are free; {_advice(stage, recipe)} (see `lorarlhf plan`)"
         )
-    if plan.peak.total > capacity and not STAGES[stage].samples:
-        logger.warning(
-            "%s: full batches take %.1f GiB (%s), %.1f GiB are free; if it runs out, lower %s.per_device_%s_batch_size",
-            stage,
-            plan.peak.total / GIB,
-            plan.peak.name,
-            capacity / GIB,
-            stage,
-            "eval" if plan.peak.name == "evaluation" else "train",
-        )
-    return plan
+    logger.warning(
+        "%s: full batches take %.1f GiB (%s), %.1f GiB are free; if it runs out, lower %s.per_device_%s_batch_size",
+        stage,
+        plan.peak.total / GIB,
+        plan.peak.name,
+        capacity / GIB,
+        stage,
+        "eval" if plan.peak.name == "evaluation" else "train",
+    )
 
 
 def auto_token_budget(recipe: Recipe, reference: bool = True) -> int:

@@ -33,6 +33,7 @@ LIBRARIES = 660_000_000
 HEAP_HOLES = 0.8
 CPU_BUDGET = 4096  # tokens a micro-batch where `ppo.micro_batch_tokens` is auto: larger ones are no faster on a CPU
 LAYERS_RUN = (2, 4)  # of the shadows: two points give the line that every further layer goes on along
+SHADOW_ROLES: tuple[Role, ...] = ("policy", "reward", "critic")  # the reference is of the policy's shape
 
 
 @dataclass(frozen=True)
@@ -256,7 +257,7 @@ class Planner:
 
     def _per_parameter(self, role: Role, size: Callable[[Tensor], int]) -> int:
         shadow_role: Role = "policy" if role == "reference" else role
-        sums = [sum(size(p) for p in shadow.role_parameters(shadow_role)) for shadow in self._shadows]
+        sums = [sum(map(size, parameters)) for parameters in self._role_parameters[shadow_role]]
         return round(_extrapolate([len(s.layers) for s in self._shadows], sums, self._role_layers(shadow_role)))
 
     # Passes
@@ -268,6 +269,11 @@ class Planner:
         return [self._shadow(count) for count in counts]
 
     @functools.cached_property
+    def _role_parameters(self) -> dict[str, list[list[Tensor]]]:
+        """Of each role, on each shadow: looked for once, as every plan asks for the sizes of all."""
+        return {role: [list(shadow.role_parameters(role)) for shadow in self._shadows] for role in SHADOW_ROLES}
+
+    @functools.cached_property
     def _checkpointed(self) -> list[ShadowBackbone]:
         shadows = [self._shadow(len(shadow.layers)) for shadow in self._shadows]
         for shadow in shadows:
@@ -276,11 +282,11 @@ class Planner:
 
     def _shadow(self, layers: int) -> ShadowBackbone:
         shadow = ShadowBackbone(self.recipe.model, self.model_config, self.target, layers)
-        for role in ("policy", "reward", "critic"):
+        for role in SHADOW_ROLES:
             shaped_as = "reward" if role == "critic" and self.recipe.lora.critic == ScalarLoraOverride() else role
             shape = self.recipe.lora.for_role(shaped_as)  # type: ignore[arg-type]
             shadow.attach(role, shape.model_copy(update={"top_layers": 1.0}))
-        shadow.train_roles("policy", "reward", "critic")
+        shadow.train_roles(*SHADOW_ROLES)
         return shadow
 
     def _run(

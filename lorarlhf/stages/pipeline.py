@@ -13,7 +13,7 @@ from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.errors import UserError
 from lorarlhf.manifest import numbered_checkpoints
-from lorarlhf.planner.fit import check_memory
+from lorarlhf.planner.fit import check_memory, plan_here
 from lorarlhf.publishing.folder import MARKER
 from lorarlhf.recipe.sections import Recipe, Stage, Step
 from lorarlhf.recipe.stages import STAGES
@@ -121,7 +121,8 @@ def _look_ahead(recipe: Recipe, run: Run, todo: Sequence[Stage], console: Consol
         config = recipe.ppo
         ppo.find_reward_adapter(config.reward_model_weight, bool(config.reward_functions), run, None)
     for stage in todo:
-        if plan := check_memory(stage, recipe, reference=has_sft):
+        check_memory(stage, recipe, reference=has_sft)
+        if plan := plan_here(stage, recipe, reference=has_sft):
             peak = f"{plan.peak.total / GIB:.1f} GiB at most, in {plan.peak.name}"
             console.print(f"{STAGES[stage].title}: {peak}", highlight=False)
 

@@ -42,19 +42,31 @@ def tiny(tmp_path_factory):
     return load_recipe("demo", sets=[f"model.name={folder}"])
 
 
+@pytest.fixture(scope="module")
+def qwen():
+    """A planner of a 7B model on a GPU, which keeps what it has run for the test after."""
+    return Planner(recipe(), QWEN, "cuda")
+
+
+@pytest.fixture(scope="module")
+def on_all():
+    """The same with reward model and critic on all layers."""
+    return Planner(on_all_layers(recipe()), QWEN, "cuda")
+
+
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
 def test_parameters_are_those_of_the_model_card(name):
     model = shadow_model(ModelConfig(name=name), PUBLISHED[name], "cuda")
     assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(BILLIONS[name], rel=1e-3)
 
 
-def test_qwen_7b_by_hand():
+def test_qwen_7b_by_hand(on_all):
     hidden, kv, wide, layers, vocabulary = 3584, 512, 18944, 28, 152_064
     linear = layers * (2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * wide)
     nf4 = linear / 2 + linear / 64 + linear / 64 / 256 * 4
     others = 2 * vocabulary * hidden * 2
     adapter = 16 * layers * (2 * (hidden + hidden) + 2 * (hidden + kv) + 3 * (hidden + wide))
-    plan = Planner(on_all_layers(recipe()), QWEN, "cuda").ppo(token_budget=2048, rollout_rows=32)
+    plan = on_all.ppo(token_budget=2048, rollout_rows=32)
     rollout, scoring, update = (phase.parts for phase in plan.phases)
     for phase in (rollout, scoring, update):
         assert phase["backbone"] == pytest.approx(nf4 + others, rel=1e-3)
@@ -81,21 +93,17 @@ def test_qwen_7b_by_hand():
         (["ppo.gradient_checkpointing=false"], "activations", 10.8),
     ],
 )
-def test_a_key_changes_its_part(sets, kind, factor):
-    def part(*sets):
-        plan = Planner(recipe(*sets), QWEN, "cuda").ppo(token_budget=2048, rollout_rows=8)
+def test_a_key_changes_its_part(qwen, sets, kind, factor):
+    def part(planner):
+        plan = planner.ppo(token_budget=2048, rollout_rows=8)
         return plan.phases[0 if kind == "kv cache" else 2].parts[kind]
 
-    assert part(*sets) / part() == pytest.approx(factor, rel=0.1)
+    assert part(Planner(recipe(*sets), QWEN, "cuda")) / part(qwen) == pytest.approx(factor, rel=0.1)
 
 
-def test_adapters_on_the_top_layers_cost_less_and_keep_the_trunk_states():
-    quarter = ScalarLoraOverride(top_layers=0.25)
-    plans = [
-        Planner(recipe().model_copy(update={"lora": lora}), QWEN, "cuda").ppo(4096, 8)
-        for lora in (LoraConfig(reward=ScalarLoraOverride(top_layers=1.0)), LoraConfig(reward=quarter))
-    ]
-    full, top = (plan.phases[2].parts for plan in plans)
+def test_adapters_on_the_top_layers_cost_less_and_keep_the_trunk_states(on_all):
+    quarter = recipe().model_copy(update={"lora": LoraConfig(reward=ScalarLoraOverride(top_layers=0.25))})
+    full, top = (planner.ppo(4096, 8).phases[2].parts for planner in (on_all, Planner(quarter, QWEN, "cuda")))
     assert "trunk states" not in full
     micro, minibatch, batch = 4096 // 704, 16, 64
     assert top["trunk states"] == (batch + minibatch + micro) * 704 * 3584 * 2
@@ -162,40 +170,42 @@ def test_what_does_not_fit_names_the_keys_that_help_most_first():
     assert again.plan.peak.total == best.peak < result.plan.peak.total
 
 
-def test_the_largest_budget_is_the_last_that_fits():
-    planner = Planner(recipe(), QWEN, "cuda")
+def test_the_largest_budget_is_the_last_that_fits(qwen):
     capacity = 9 * GIB
-    tokens = planner.largest_budget(capacity)
+    tokens = qwen.largest_budget(capacity)
     assert tokens % 704 == 0
     assert 0 < tokens < 64 * 704
-    assert max(p.total for p in planner.ppo(tokens, 1).phases) <= capacity
-    assert max(p.total for p in planner.ppo(tokens + 704, 1).phases) > capacity
-    assert planner.largest_budget(6 * GIB) == 0
+    assert max(p.total for p in qwen.ppo(tokens, 1).phases) <= capacity
+    assert max(p.total for p in qwen.ppo(tokens + 704, 1).phases) > capacity
+    assert qwen.largest_budget(6 * GIB) == 0
 
 
-def test_an_automatic_budget_leaves_a_tenth_free(monkeypatch):
+def test_an_automatic_budget_leaves_a_tenth_free(qwen, monkeypatch):
     automatic = recipe("ppo.micro_batch_tokens=auto")
+    assert recipe().model_copy(update={"ppo": automatic.ppo}) == automatic, "in all else it is the recipe of `qwen`"
     monkeypatch.setattr(fitting, "load_model_config", lambda _: QWEN)
     monkeypatch.setattr(fitting, "this_target", lambda: "cuda")
     monkeypatch.setattr(fitting, "available_memory_bytes", lambda: 10 * GIB)
     planner = Planner(automatic, QWEN, "cuda")
+    planner.runs = qwen.runs
+    monkeypatch.setattr(
+        fitting, "Planner", lambda *given: planner if given == (automatic, QWEN, "cuda", True) else None
+    )
     tokens = auto_token_budget(automatic)
     assert tokens == planner.largest_budget(9 * GIB) < planner.largest_budget(10 * GIB)
     assert fitting._plan(planner, "ppo", 10 * GIB).token_budget == tokens  # `lorarlhf plan` says the same
 
 
-def test_rollouts_that_do_not_fit_are_halved_on_a_gpu_only():
-    planner = Planner(recipe(), QWEN, "cuda")
-    plan = fitting._plan(planner, "ppo", 9 * GIB)
+def test_rollouts_that_do_not_fit_are_halved_on_a_gpu_only(qwen):
+    plan = fitting._plan(qwen, "ppo", 9 * GIB)
     assert plan.peak.total <= 9 * GIB
     assert plan.rollout_rows == 32
-    assert fitting._plan(planner, "ppo", 12 * GIB).rollout_rows == 64
+    assert fitting._plan(qwen, "ppo", 12 * GIB).rollout_rows == 64
 
 
-def test_prompts_do_not_say_how_many_rows_are_decoded_at_a_time(monkeypatch):
+def test_prompts_do_not_say_how_many_rows_are_decoded_at_a_time(qwen, monkeypatch):
     """They are computed in groups of eight rows of 512 tokens; what grows with the rows is the cache."""
-    planner = Planner(recipe(), QWEN, "cuda")
-    few, many = (planner.ppo(2048, rows).phases[0].parts for rows in (16, 64))
+    few, many = (qwen.ppo(2048, rows).phases[0].parts for rows in (16, 64))
     assert many["kv cache"] == 4 * few["kv cache"]
     assert many["activations"] < 1.2 * few["activations"]
     monkeypatch.setattr("lorarlhf.generation.prefill.PREFILL_TOKENS", 10**6)
@@ -274,10 +284,10 @@ def test_planning_leaves_torch_as_it_was(tiny):
 
 
 @pytest.mark.parametrize("estimator", ["rloo", "grpo"])
-def test_without_a_critic_there_is_no_adapter_no_gradient_and_no_optimizer_of_it(estimator):
+def test_without_a_critic_there_is_no_adapter_no_gradient_and_no_optimizer_of_it(on_all, estimator):
     layers, hidden, kv, wide = 28, 3584, 512, 18944
     adapter = 16 * layers * (2 * (hidden + hidden) + 2 * (hidden + kv) + 3 * (hidden + wide))
-    with_critic = Planner(on_all_layers(recipe()), QWEN, "cuda").ppo(token_budget=2048, rollout_rows=32)
+    with_critic = on_all.ppo(token_budget=2048, rollout_rows=32)
     sets = (f"ppo.advantage_estimator={estimator}",)
     without = Planner(on_all_layers(recipe(*sets)), QWEN, "cuda").ppo(token_budget=2048, rollout_rows=32)
     for phase, other in zip(without.phases, with_critic.phases, strict=True):

@@ -3,15 +3,14 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from demo_runs import read_jsonl, save_random_adapter, small_recipe, small_sets, untimed
+from forked import Forked
 from safetensors.torch import load_file
 
 from lorarlhf.run import Run
@@ -31,34 +30,39 @@ def start(tmp_path_factory):
     return folder
 
 
-def command(folder: Path, run: Path, processes: int, *arguments: str) -> list[str]:
+def arguments(folder: Path, run: Path, *more: str) -> list[str]:
+    """Of `lorarlhf`."""
     sets = [part for text in [*small_sets(folder / "data"), *SETS] for part in ("--set", text)]
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    return [
-        *(sys.executable, *launcher, "-m", "lorarlhf", "ppo", "--recipe", "demo", "--output-dir", str(run)),
-        *(*sets, *arguments),
-    ]
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return ["ppo", "--recipe", "demo", "--output-dir", str(run), *sets, *more]
 
 
 def train_here(folder: Path, name: str, *sets: str, resume: bool = False) -> Path:
     """One process: this one."""
-    run = folder / name
-    if not run.exists():
-        shutil.copytree(folder / "run", run)
+    run = started(folder, name)
     train_ppo(small_recipe(folder, *SETS, *sets), Run(run), resume)
     return run / "ppo"
 
 
-def launch(folder: Path, name: str, processes: int, *arguments: str) -> Path:
-    run = folder / name
-    if not run.exists():
-        shutil.copytree(folder / "run", run)
+def started(folder: Path, name: str) -> Path:
+    """The folder of a run that is to begin or to go on."""
+    if not (folder / name).exists():
+        shutil.copytree(folder / "run", folder / name)
+    return folder / name
+
+
+def on_two(folder: Path, name: str, *more: str) -> Path:
+    run = started(folder, name)
+    forked = Forked(arguments(folder, run, *more), folder / f"{name}-said", 2)
+    assert forked.finish() == [0, 0], forked.said("err")[-3000:]
+    return run / "ppo"
+
+
+def under_torchrun(folder: Path, name: str) -> Path:
+    """As people launch it: new processes that import everything, which takes longest."""
+    run = started(folder, name)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "lorarlhf"]
     done = subprocess.run(
-        command(folder, run, processes, *arguments), capture_output=True, text=True, env=environment(), timeout=300
+        [sys.executable, *launcher, *arguments(folder, run)], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return run / "ppo"
@@ -95,14 +99,14 @@ def alone(start):
 
 
 def test_two_processes_do_what_one_does(start, alone):
-    two = launch(start, "two", 2)
+    two = under_torchrun(start, "two")
     assert_same(two, alone)
     assert json.loads((two / "summary.json").read_text())["iterations"] == 3
 
 
 def test_two_processes_stop_together(start):
     """One that went on would wait for the other for ever."""
-    two = launch(start, "two-stopped", 2, "--set", "ppo.stop_when.kl=1e-3", "--set", "ppo.learning_rate=0.01")
+    two = on_two(start, "two-stopped", "--set", "ppo.stop_when.kl=1e-3", "--set", "ppo.learning_rate=0.01")
     summary = json.loads((two / "summary.json").read_text())
     rows = [row for row in read_jsonl(two / "metrics.jsonl") if "kl" in row]
     assert [row["kl"] > 1e-3 for row in rows] == [False] * (len(rows) - 1) + [True]
@@ -114,28 +118,17 @@ def test_two_processes_stop_together(start):
 @pytest.mark.parametrize("estimator", ["rloo", "grpo"])
 def test_two_processes_do_what_one_does_without_a_critic(start, estimator):
     setting = f"ppo.advantage_estimator={estimator}"
-    assert_same(launch(start, f"two-{estimator}", 2, "--set", setting), train_here(start, f"one-{estimator}", setting))
+    assert_same(on_two(start, f"two-{estimator}", "--set", setting), train_here(start, f"one-{estimator}", setting))
 
 
 @pytest.fixture(scope="module")
 def killed(start):
     """A run of two processes, killed after its first checkpoint."""
-    run = start / "killed"
-    shutil.copytree(start / "run", run)
-    running = subprocess.Popen(
-        command(start, run, 2),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=environment(),
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 300
-    while not (run / "ppo" / "checkpoint-1").is_dir():
-        assert time.monotonic() < deadline
-        assert running.poll() is None
-        time.sleep(0.05)
-    os.killpg(running.pid, signal.SIGKILL)
-    running.wait()
+    run = started(start, "killed")
+    forked = Forked(arguments(start, run), start / "killed-said", 2)
+    forked.wait_for((run / "ppo" / "checkpoint-1").is_dir)
+    forked.kill()
+    assert not (run / "ppo" / "checkpoint-3").exists()
     return run
 
 
@@ -147,7 +140,7 @@ def test_killed_on_two_processes_and_resumed_on_one(start, alone, killed):
 @pytest.mark.slow
 def test_killed_and_resumed_on_two_processes(start, alone, killed):
     shutil.copytree(killed, start / "resumed-on-two")
-    assert_same(launch(start, "resumed-on-two", 2, "--resume"), alone)
+    assert_same(on_two(start, "resumed-on-two", "--resume"), alone)
 
 
 def test_what_fails_in_one_process_fails_in_all_with_one_line(start, tmp_path):
@@ -159,12 +152,9 @@ def test_what_fails_in_one_process_fails_in_all_with_one_line(start, tmp_path):
     )
     run = tmp_path / "run"
     shutil.copytree(start / "run", run)
-    done = subprocess.run(
-        command(start, run, 2, "--set", 'ppo.reward_functions=["broken:scores"]'),
-        capture_output=True,
-        text=True,
-        env=environment() | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
-        timeout=200,
-    )
-    assert done.returncode != 0
-    assert "broken:scores must return " in done.stderr
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    wrong = arguments(start, run, "--set", 'ppo.reward_functions=["broken:scores"]')
+    forked = Forked(wrong, tmp_path / "said", 2, PYTHONPATH=path)
+    assert forked.finish(200) == [2, 2], "each ends by itself"
+    assert "broken:scores must return " in forked.said("err").splitlines()[-1]
+    assert forked.said("err", rank=1) == ""

@@ -450,13 +450,20 @@ def test_symptoms_are_said_once_also_by_a_resumed_run(run, tmp_path, monkeypatch
     assert outcome(broken) == outcome(straight)
 
 
-@pytest.fixture
-def checkpointed(run, tmp_path):
+@pytest.fixture(scope="module")
+def with_checkpoints(tmp_path_factory):
     """A finished run with checkpoints after iterations 2 and 4, and its recipe."""
-    recipe = small_recipe(tmp_path, *BASE)
-    run = run()
-    train_ppo(recipe, run)
-    return run, recipe
+    folder = tmp_path_factory.mktemp("checkpoints")
+    recipe = small_recipe(folder, *BASE)
+    train_ppo(recipe, Run(folder / "run"))
+    return folder / "run", recipe
+
+
+@pytest.fixture
+def checkpointed(with_checkpoints, tmp_path):
+    """A copy of it to be damaged."""
+    run, recipe = with_checkpoints
+    return Run(shutil.copytree(run, tmp_path / "run")), recipe
 
 
 @pytest.mark.parametrize("fault", ["cut short", "changed", "missing", "half written"])

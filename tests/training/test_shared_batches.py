@@ -1,14 +1,9 @@
 """sft and reward on two processes (gloo, on the CPU) do what they do on one with the same rows a step."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
-
 import pytest
 import torch
 from demo_runs import read_jsonl, small_sets, untimed
+from forked import Forked
 from safetensors.torch import load_file
 from torch import nn
 from transformers import TrainingArguments
@@ -18,7 +13,6 @@ from lorarlhf.training import processes
 from lorarlhf.training.arguments import one_device
 from lorarlhf.training.processes import average_gradients
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 # 33 demonstrations and 37 pairs: the last step of an epoch has a row or five, which two processes share unevenly.
 SETTINGS = {"max_steps": 6, "save_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 4}
 
@@ -32,30 +26,21 @@ def folder(tmp_path_factory):
     return folder
 
 
-def command(folder, stage, name, count, *options, **settings):
+def start(folder, stage, name, count, *options, **settings):
     """The stage on so many processes; `settings` are keys of its section."""
     sets = [f"data.{path.stem}={path}" for path in sorted((folder / "data").glob("*.jsonl"))]
     sets += [text for text in small_sets(folder / "unused") if not text.startswith("data.") or "test_size" in text]
     sets += [f"{stage}.{key}={value}" for key, value in {**SETTINGS, **settings}.items()]
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"] if count > 1 else []
-    return [
-        *(sys.executable, *launcher, "-m", "lorarlhf", stage, "--recipe", "demo", "--output-dir", str(folder / name)),
-        *(part for text in sets for part in ("--set", text)),
-        *options,
-    ]
+    arguments = [stage, "--recipe", "demo", "--output-dir", str(folder / name)]
+    arguments += [part for text in sets for part in ("--set", text)]
+    return Forked([*arguments, *options], folder / f"{name}-said", count)
 
 
-def finish(folder, stage, name, count, *options, **settings):
-    """Stdout of the stage, done."""
-    done = subprocess.run(
-        command(folder, stage, name, count, *options, **settings),
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+def finish(*args, **settings):
+    """Stdout of the stage's first process, done."""
+    forked = start(*args, **settings)
+    assert set(forked.finish()) == {0}, forked.said("err")[-3000:]
+    return forked.said("out")
 
 
 @pytest.fixture(scope="module", params=["sft", "reward"])
@@ -97,17 +82,9 @@ def test_killed_and_resumed_on_another_number_of_processes(folder, one):
     """Two are killed; one goes on, and takes twice as many batches a step."""
     stage, expected = one
     run = Run(folder / "killed")
-    process = subprocess.Popen(
-        command(folder, stage, "killed", 2),
-        env=ENVIRONMENT,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    while process.poll() is None and not (run.stage(stage) / "checkpoint-2" / "manifest.json").is_file():
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    forked = start(folder, stage, "killed", 2)
+    forked.wait_for((run.stage(stage) / "checkpoint-2" / "manifest.json").is_file)
+    forked.kill()
     assert not run.has_adapter(stage)
     finish(folder, stage, "killed", 1, "--resume")
     assert_same(stage, expected, run)
@@ -115,18 +92,16 @@ def test_killed_and_resumed_on_another_number_of_processes(folder, one):
 
 def test_a_number_of_processes_that_does_not_fit_is_refused(folder, one):
     stage, _ = one
-    options = command(folder, stage, "one", 1, "--resume", per_device_train_batch_size=3, max_steps=9)
-    done = subprocess.run(options, capture_output=True, text=True, env=ENVIRONMENT, timeout=200)
-    assert done.returncode == 2
-    assert "a step was of 8 rows, and 1 processes take 3 at a time" in done.stderr.splitlines()[-1]
+    forked = start(folder, stage, "one", 1, "--resume", per_device_train_batch_size=3, max_steps=9)
+    assert forked.finish() == [2]
+    assert "a step was of 8 rows, and 1 processes take 3 at a time" in forked.said("err").splitlines()[-1]
 
 
-def test_other_commands_are_refused(folder):
-    arguments = ["-m", "lorarlhf", "evaluate", "--run", str(folder)]
-    environment = ENVIRONMENT | {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=100)
-    assert done.returncode == 2
-    assert done.stderr == ("Error: evaluate: runs in one process; call `lorarlhf evaluate` without a launcher\n")
+def test_other_commands_are_refused(tmp_path):
+    forked = Forked(["evaluate", "--run", str(tmp_path)], tmp_path / "said", 2)
+    assert forked.finish() == [2, 2]
+    refusal = "Error: evaluate: runs in one process; call `lorarlhf evaluate` without a launcher\n"
+    assert [forked.said("err", rank) for rank in (0, 1)] == [refusal, ""]
 
 
 def test_gradients_are_averaged_bucket_by_bucket(monkeypatch):
