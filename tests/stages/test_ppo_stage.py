@@ -251,6 +251,7 @@ def test_a_run_and_what_it_leaves_behind(run, tmp_path):
     assert set(summary) == {
         *("engine", "iterations", "reward", "kl", "before", "best", "reference", "train_prompts", "eval_prompts"),
         *("seconds", "peak_memory_gb", "advantage_estimator", "improved", "stopped"),
+        *("train_rows", "eval_rows"),
     }
     assert (summary["iterations"], summary["reference"], summary["train_prompts"]) == (2, "sft", 20)
     rows = read_jsonl(run.stage("ppo") / "metrics.jsonl")
