@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,6 +46,12 @@ def reliability(margins: Tensor, bins: int = 10) -> list[dict[str, float]]:
             }
         )
     return curve
+
+
+def margin_histogram(margins: Tensor, bins: int = 20) -> dict[str, list[float]]:
+    """How many of [N] margins (of those that are finite) lie in each of equal bins from the smallest to the largest."""
+    pairs, edges = np.histogram(margins[margins.isfinite()].double().numpy(), bins)
+    return {"edges": edges.tolist(), "pairs": pairs.tolist()}
 
 
 def longer_wins(chosen: Sequence[Sequence[int]], rejected: Sequence[Sequence[int]]) -> float:
