@@ -19,7 +19,7 @@ from lorarlhf.reporting.evaluations import (
     reliability_plot,
 )
 from lorarlhf.reporting.folder import Folder, number
-from lorarlhf.reporting.plots import Plot, Series, Table, cell, readable_number, shown, table
+from lorarlhf.reporting.plots import Plot, Series, Table, cell, printable, readable_number, shown, table
 from lorarlhf.reporting.samples import Samples, collect_samples
 from lorarlhf.run import RECIPE
 
@@ -113,8 +113,9 @@ def collect(path: Path, name: str, doubts: Mapping[Stage, str] | None = None) ->
     summaries = {stage: folder.object(f"{stage}/summary.json") for stage in begun}
     evaluations = {stage: folder.object(f"{stage}/evaluation.json") for stage in begun}
     settings = folder.settings()
+    own = {stage: folder.settings(f"{stage}/{RECIPE}") or settings for stage in begun}
     stages = tuple(
-        _stage(folder, stage, settings, rows[stage], summaries[stage], evaluations[stage]) for stage in begun
+        _stage(stage, settings, own[stage], rows[stage], summaries[stage], evaluations[stage]) for stage in begun
     )
     samples = collect_samples(folder.rows("ppo/samples.jsonl"), summaries.get("ppo", {}), evaluations.get("ppo", {}))
     judged = _judged(folder, rows, summaries, evaluations)
@@ -122,7 +123,7 @@ def collect(path: Path, name: str, doubts: Mapping[Stage, str] | None = None) ->
     warnings = [*_warnings(stages, rows, summaries, doubts or {}), *(("files", fault) for fault in folder.faults)]
     return RunReport(
         name=printable(name),
-        trained_on=_trained_on(settings, begun, summaries),
+        trained_on=_trained_on(settings, own, summaries),
         stages=stages,
         judged=judged,
         samples=samples,
@@ -162,15 +163,10 @@ def compare(reports: Sequence[RunReport]) -> Comparison:
     )
 
 
-def printable(text: str) -> str:
-    """With a mark for each character that cannot be shown, such as what a file name may hold that is no text."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
-
-
 def _stage(
-    folder: Folder,
     stage: Stage,
     settings: Mapping[str, Any],
+    own: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
     summary: Mapping[str, Any],
     evaluation: Mapping[str, Any],
@@ -182,10 +178,9 @@ def _stage(
     if finished:
         progress = f"finished: {cell(total)} {info.unit}s" if total is not None else "finished"
     else:
-        planned = number(settings.get(f"{stage}.iterations" if info.samples else f"{stage}.max_steps"))
+        planned = number(own.get(f"{stage}.iterations" if info.samples else f"{stage}.max_steps"))
         of = f" of {readable_number(planned)}" if planned is not None and planned > 0 else ""
         progress = f"not finished: {readable_number(done)}{of} {info.unit}s so far; it goes on, or was stopped"
-    own = folder.settings(f"{stage}/{RECIPE}")
     others = [(key, shown(value), shown(settings.get(key))) for key, value in own.items() if value != settings.get(key)]
     return StageSection(
         stage=stage,
@@ -200,13 +195,16 @@ def _stage(
 
 
 def facts(figures: Mapping[str, Any], prefix: str = "") -> Iterable[Fact]:
-    """Numbers and names of a summary or evaluation in their order, an interval beside what it is of."""
+    """Numbers and names of a summary or evaluation in their order, an interval beside what it is of.
+
+    What lies deeper than a part of a part is left out.
+    """
     for key, value in figures.items():
         name = f"{prefix}{key.removeprefix(EVAL) if prefix else key}".replace("_", " ")
         if key in TOLD_ELSEWHERE or (key.endswith("_interval") and key.removesuffix("_interval") in figures):
             continue
         if isinstance(value, Mapping):
-            yield from facts(value, f"{name}: ")
+            yield from facts(value, f"{name}: ") if prefix.count(": ") < 2 else ()
         elif not isinstance(value, list) and value is not None:
             ends = figures.get(f"{key}_interval")
             beside = f"  (95%: {cell(ends[0])} to {cell(ends[1])})" if isinstance(ends, list) and len(ends) == 2 else ""
@@ -214,19 +212,21 @@ def facts(figures: Mapping[str, Any], prefix: str = "") -> Iterable[Fact]:
 
 
 def _trained_on(
-    settings: Mapping[str, Any], begun: Sequence[Stage], summaries: Mapping[Stage, Mapping[str, Any]]
+    settings: Mapping[str, Any],
+    own: Mapping[Stage, Mapping[str, Any]],
+    summaries: Mapping[Stage, Mapping[str, Any]],
 ) -> tuple[Fact, ...]:
-    """What was trained on what, in a few lines."""
+    """What was trained on what, in a few lines; of each stage by its own recipe."""
     told = [(key, settings.get(f"model.{key}")) for key in ("name", "revision", "quantization", "compute_dtype")]
     lines = [("base model" if key == "name" else key.replace("_", " "), cell(value)) for key, value in told if value]
     if (r := settings.get("lora.r")) is not None:
         lines.append(("LoRA", f"r {cell(r)}, alpha {cell(settings.get('lora.alpha'))}"))
-    for stage in begun:
+    for stage, used in own.items():
         info = STAGES[stage]
-        source = next((value for key in info.data_keys if (value := settings.get(f"data.{key}"))), None)
+        source = next((value for key in info.data_keys if (value := used.get(f"data.{key}"))), None)
         count = summaries[stage].get("train_prompts" if info.samples else "train_examples")
         how = f", {cell(count)} rows" if count is not None else ""
-        algorithm = settings.get("ppo.advantage_estimator") if info.samples else None
+        algorithm = used.get("ppo.advantage_estimator") if info.samples else None
         lines.append((f"{stage}{f' ({cell(algorithm)})' if algorithm else ''}", f"{cell(source)}{how}"))
     if (seed := settings.get("seed")) is not None:
         lines.append(("seed", cell(seed)))

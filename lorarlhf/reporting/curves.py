@@ -61,7 +61,8 @@ def _at_the_end(
 ) -> tuple[tuple[Point, ...], tuple[Point, ...]]:
     """What a stage without evaluations on its way measured when it was done, with the interval if it has one."""
     value = number(summary.get(EVAL + name))
-    at = [position for row in rows if (position := number(row.get(x))) is not None]
+    logged = [row.get(x) for row in rows]
+    at = [position for place in (*logged, summary.get(f"{x}s")) if (position := number(place)) is not None]
     if value is None or not at:
         return (), ()
     interval = _interval(summary.get(f"{EVAL}{name}_interval"))

@@ -5,17 +5,18 @@ Only this module knows matplotlib, and imports it when it draws.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import warnings
 from collections import defaultdict
 from functools import lru_cache
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from lorarlhf.errors import UserError
-from lorarlhf.reporting.plots import Plot, Series, readable_number
+from lorarlhf.reporting.plots import Plot, Series, printable, readable_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +28,7 @@ SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 INK, LINE = "#010101", "#020202"
 PALETTE = tuple(f"#03030{place}" for place in range(8))
 STYLED = {INK: "currentColor", LINE: "var(--line)", **{c: f"var(--series-{i})" for i, c in enumerate(PALETTE)}}
-STYLE = {
+STYLE: dict[Any, Any] = {  # Any: the keys that matplotlib knows are a type of their own
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.size": 9,
@@ -36,6 +37,8 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.6,
 }
 
 
@@ -55,7 +58,9 @@ def draw(plot: Plot) -> str:
     import matplotlib
     from matplotlib.figure import Figure  # without pyplot: no window, nothing global
 
-    salt = f"{abs(hash(plot)):x}"  # names in one figure are to mean nothing in another
+    salt = hashlib.sha256(
+        repr(plot).encode(errors="replace")
+    ).hexdigest()  # names in one figure are to mean nothing in another
     written = io.StringIO()
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": salt}), warnings.catch_warnings():
         # Its own fonts lack many scripts; it is the browser that draws the text.
@@ -63,8 +68,8 @@ def draw(plot: Plot) -> str:
         figure = Figure(figsize=SIZE, layout="constrained")
         axes = figure.subplots()
         _draw_series(axes, plot)
-        axes.set_xlabel(plot.x)
-        axes.set_ylabel(plot.y)
+        axes.set_xlabel(printable(plot.x))
+        axes.set_ylabel(printable(plot.y))
         if len(plot.series) > 1:
             figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize="small")
         figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
@@ -79,20 +84,20 @@ def _draw_series(axes: Axes, plot: Plot) -> None:
         xs, ys = zip(*one.points, strict=True)
         colour, name = PALETTE[one.colour % len(PALETTE)], f"series-{place}"
         if one.kind == "bars":
-            axes.bar(xs, ys, one.width, [bottoms[x] for x in xs], color=colour, label=one.name)
+            axes.bar(xs, ys, one.width, [bottoms[x] for x in xs], color=colour, label=printable(one.name))
             for x, y in one.points:
                 bottoms[x] += y
             continue
         style = {"line": "-", "points": ":", "path": "-"}[one.kind] if len(xs) > 1 else ""
         mark = "o" if one.kind != "line" or len(xs) <= MARKED else ""
-        (line,) = axes.plot(xs, ys, style, marker=mark, color=colour, label=one.name, gid=name)
+        (line,) = axes.plot(xs, ys, style, marker=mark, color=colour, label=printable(one.name), gid=name)
         line.set(alpha=0.45 if one.faint else 1, markersize=3 if one.kind == "line" or one.faint else 6)
         line.set_linewidth(1 if one.faint else 1.5)
         if one.intervals:
             lows, highs = ([end[side] for end in one.intervals] for side in (0, 1))
             axes.vlines(xs, lows, highs, color=colour, linewidth=1)
         for at, label in zip(one.points, one.labels, strict=False):
-            axes.annotate(label, at, (4, 4), textcoords="offset points", fontsize="small")
+            axes.annotate(printable(label), at, (4, 4), textcoords="offset points", fontsize="small")
 
 
 def _inlined(text: str, plot: Plot) -> str:
@@ -114,7 +119,7 @@ def _inlined(text: str, plot: Plot) -> str:
         if element.tag == f"{{{SVG}}}g" and (group := element.attrib.pop("id", "")).startswith("series-"):
             _add_tooltips(element, plot.series[int(group.removeprefix("series-"))], plot.x)
     root.set("role", "img")
-    root.set("aria-label", f"{plot.title}; the numbers are in the table beside it")
+    root.set("aria-label", f"{printable(plot.title)}; the numbers are in the table beside it")
     root.set("class", "figure")
     for size in ("width", "height"):
         root.attrib.pop(size)
@@ -126,4 +131,4 @@ def _add_tooltips(group: ElementTree.Element, series: Series, x: str) -> None:
     for mark, (at, value), place in zip(marks, series.points, count()):
         where = series.labels[place] if series.labels else readable_number(at)
         title = ElementTree.SubElement(mark, f"{{{SVG}}}title")
-        title.text = f"{series.name}, {'' if series.labels else f'{x} '}{where}: {readable_number(value)}"
+        title.text = f"{printable(series.name)}, {'' if series.labels else f'{x} '}{where}: {readable_number(value)}"

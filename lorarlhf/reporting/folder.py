@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lorarlhf.errors import UserError
-from lorarlhf.recipe.yaml import read_yaml
+from lorarlhf.recipe.yaml import parse_yaml
 from lorarlhf.run import RECIPE
 
 
@@ -29,10 +28,15 @@ class Folder:
     faults: list[str] = field(default_factory=list)
 
     def text(self, name: str) -> str:
-        """Of a file; empty where there is none."""
+        """Of a file; empty where there is none. No link out of the run is followed: its page may be shared."""
         path = self.path / name
         try:
-            return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+            if not path.is_file():
+                return ""
+            if not path.resolve().is_relative_to(self.path.resolve()):
+                self.faults.append(f"{name}: a link that leads out of the run's folder; left out")
+                return ""
+            return path.read_text(encoding="utf-8", errors="replace")
         except OSError as error:
             self.faults.append(f"{name}: cannot be read: {error.strerror}")
             return ""
@@ -60,13 +64,10 @@ class Folder:
 
     def settings(self, name: str = RECIPE) -> dict[str, Any]:
         """Dotted keys of a recipe and their values. It is resolved: what it may say of extending others is not read."""
-        if not (self.path / name).is_file():
-            return {}
-        try:
-            return dict(_flat(read_yaml(self.path / name).data))
-        except UserError as error:
-            self.faults.append(str(error).removeprefix(f"{self.path}/"))
-            return {}
+        document = parse_yaml(self.text(name))
+        if document.faults:
+            self.faults.append(f"{name}:{document.faults[0].line}: {document.faults[0].message}")
+        return dict(_flat(document.data)) if isinstance(document.data, dict) else {}
 
 
 def number(value: Any) -> float | None:

@@ -114,3 +114,8 @@ def shown(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return value if isinstance(value, str) else f"{value!r}"
+
+
+def printable(text: str) -> str:
+    """With a mark for each character that cannot be shown, such as what a file name may hold that is no text."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
