@@ -79,16 +79,60 @@ def demo_backbone() -> SharedBackbone:
 
 @pytest.fixture
 def run_collect():
-    """`run_collect(*arguments)`: a `Running` server of the labelling page; killed after the test."""
+    """`run_collect(*arguments, command)`: a `Running` server, of the labelling page unless told otherwise; killed after
+    the test."""
     from labelling_page import Running
 
     started = []
 
-    def run(*args):
-        started.append(Running(*args))
+    def run(*args, **options):
+        started.append(Running(*args, **options))
         return started[-1]
 
     yield run
     for running in started:
         running.process.kill()
         running.process.communicate()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, headless; tests that need it skip where there is none."""
+    import shutil
+
+    sync_api = pytest.importorskip("playwright.sync_api", reason="pages need playwright: pip install playwright")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("pages need a browser: apt-get install chromium")
+    flags = [
+        *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+        *("--disable-background-networking", "--disable-component-update"),
+    ]
+    with sync_api.sync_playwright() as playwright:  # makes an empty user data folder of its own
+        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """`open_page(link, context)`: a tab that must end without a script error or a breach of the page's policy."""
+    problems = []
+    contexts = []
+
+    def opened(link, context=None, **options):
+        if context is None:
+            context = browser.new_context(**options)
+            contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(15_000)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda message: "Policy" in message.text and problems.append(message.text))
+        page.on("dialog", lambda dialog: problems.append(dialog.message))
+        page.goto(link)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert problems == []

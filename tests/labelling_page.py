@@ -1,4 +1,4 @@
-"""A server of the labelling page in a process of its own, and someone of the demo's world who answers it."""
+"""A server of the labelling page (or of another one) in a process of its own, and someone who answers it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from lorarlhf.demo.world import gold_score
 class Running:
     """A server in a process of its own, and the link it printed."""
 
-    def __init__(self, *args):
-        command = [sys.executable, "-c", "from lorarlhf.cli.main import main; main()", "collect", "--no-open"]
+    def __init__(self, *args, command="collect"):
+        command = [sys.executable, "-c", "from lorarlhf.cli.main import main; main()", command, "--no-open"]
         self.process = subprocess.Popen(
             [*command, *map(str, args)],
             stdout=subprocess.PIPE,

@@ -32,7 +32,8 @@ def collect(
         missing = "--pairs" if pairs is None else "--out"
         raise UserError(f"{missing}: missing; run `lorarlhf collect --pairs pairs.jsonl --out labels.jsonl`")
     try:
-        from lorarlhf.preferences.server import open_browser, serve
+        from lorarlhf.loopback import open_browser, serve
+        from lorarlhf.preferences.server import make_app
     except ModuleNotFoundError as error:
         raise UserError(f"the page needs {error.name}; install it with: pip install 'lorarlhf[collect]'") from None
     from lorarlhf.preferences.labelling import Labelling, annotator_name
@@ -56,7 +57,7 @@ def collect(
         if browser:
             open_browser(link)
 
-    serve(labelling, port, annotator, _login_name(), started)
+    serve(lambda token: make_app(labelling, token, annotator, _login_name()), port, started)
     typer.echo(f"collect: {_count(len(file.labels), 'label')} in {out}")
 
 

@@ -18,6 +18,7 @@ from lorarlhf.cli.export import export
 from lorarlhf.cli.plan import plan
 from lorarlhf.cli.ppo import ppo
 from lorarlhf.cli.recipes import recipes_app
+from lorarlhf.cli.report import report
 from lorarlhf.cli.reward import reward
 from lorarlhf.cli.run import run
 from lorarlhf.cli.sample import sample
@@ -44,6 +45,7 @@ app.command()(sft)
 app.command()(reward)
 app.command()(ppo)
 app.command()(evaluate)
+app.command()(report)
 app.command()(export)
 app.command()(sample)
 app.command()(score)

@@ -1,35 +1,22 @@
-"""The labelling page's server, for this machine alone.
-
-Who may speak to it: whoever knows the token in the path, by a loopback name (else a page elsewhere could rebind its own
-name to 127.0.0.1), and from no other origin. There is no cookie: nothing a browser would send on another page's behalf.
-"""
+"""The labelling page's server: see `lorarlhf.loopback` for who may speak to it."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import secrets
-import socket
-import threading
-import webbrowser
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-import uvicorn
 from pydantic import ValidationError
 from starlette.applications import Starlette
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lorarlhf.data.rows import Completion, Prompt
-from lorarlhf.errors import UserError
+from lorarlhf.loopback import Guard
 from lorarlhf.preferences.labelling import AlreadyLabelled, Answer, Labelling, Task, annotator_name
 from lorarlhf.preferences.labels import Label
 from lorarlhf.recipe.sections import Section
@@ -43,54 +30,16 @@ FILES = {
     "style.css": ("style.css", "text/css"),
     "page.js": ("page.js", "text/javascript"),
 }
-HEADERS = {
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
-    "cross-origin-resource-policy": "same-origin",
-    "cross-origin-opener-policy": "same-origin",
-    "cache-control": "no-store",
-}
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 
 class Undoing(Section):
     """Whose last label to take back."""
 
     annotator: str | None = None
-
-
-class Guard:
-    """Refuse requests that are not from the page, and put the security headers on every response."""
-
-    def __init__(self, app: ASGIApp, token: str) -> None:
-        self.app = app
-        self.token = token.encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
-            await send(message)
-
-        problem = self._problem(scope)
-        app = self.app if problem is None else PlainTextResponse(problem, status_code=403)
-        await app(scope, receive, send_with_headers)
-
-    def _problem(self, scope: Scope) -> str | None:
-        headers = Headers(scope=scope)
-        host, origin = headers.get("host", ""), headers.get("origin")
-        if host.rsplit(":", 1)[0] not in ("127.0.0.1", "localhost"):  # any port: it may come through a tunnel
-            return "This server answers to 127.0.0.1 and localhost only."
-        if origin is not None and origin != f"http://{host}":
-            return "This server takes no requests from other pages."
-        if not secrets.compare_digest(scope["path"].removeprefix("/").split("/")[0].encode(), self.token):
-            return "Open the link that `lorarlhf collect` printed when it last started."
-        return None
 
 
 def make_app(labelling: Labelling, token: str, annotator: str | None = None, suggestion: str = "") -> Starlette:
@@ -152,34 +101,8 @@ def make_app(labelling: Labelling, token: str, annotator: str | None = None, sug
         Route("/api/undo", undo, methods=["POST"]),
         *(Route(f"/{name}", _file(*file)) for name, file in FILES.items()),
     ]
-    return Starlette(routes=[Mount(f"/{token}", routes=routes)], middleware=[Middleware(Guard, token=token)])
-
-
-def serve(
-    labelling: Labelling, port: int, annotator: str | None, suggestion: str, started: Callable[[str], None]
-) -> None:
-    """Serve the page on 127.0.0.1 until Ctrl-C; port 0 takes a free one. `started` gets the link when it is open."""
-    token = secrets.token_urlsafe(16)
-    try:
-        listening = socket.create_server(("127.0.0.1", port))
-    except OSError as error:
-        raise UserError(
-            f"--port {port}: {os.strerror(error.errno or 0)}; choose another, or leave it out for any free one"
-        ) from error
-    # asyncio would do this, but not on a socket handed to it; without it a reply in two packets waits 40 ms for an ACK.
-    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    app = make_app(labelling, token, annotator, suggestion)
-    config = uvicorn.Config(
-        app, log_level="error", access_log=False, lifespan="off", server_header=False, timeout_graceful_shutdown=1
-    )
-    started(f"http://127.0.0.1:{listening.getsockname()[1]}/{token}/")
-    with listening, contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[listening])
-
-
-def open_browser(link: str) -> None:
-    """In a thread: a browser in the terminal would hold up the server until it is closed."""
-    threading.Thread(target=webbrowser.open, args=(link,), daemon=True).start()
+    guard = Middleware(Guard, token=token, policy=POLICY, command="lorarlhf collect")
+    return Starlette(routes=[Mount(f"/{token}", routes=routes)], middleware=[guard])
 
 
 async def _body(request: Request, kind: type[T]) -> T:

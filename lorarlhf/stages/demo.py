@@ -24,6 +24,7 @@ from lorarlhf.run import Run, write_json
 from lorarlhf.stages.export import export_run
 from lorarlhf.stages.fidelity import fidelity_line
 from lorarlhf.stages.ppo import train_ppo
+from lorarlhf.stages.report import REPORT, write_report
 from lorarlhf.stages.reward import train_reward
 
 
@@ -55,7 +56,18 @@ def run_demo(output_dir: Path, seed: int, sets: Sequence[str] = (), console: Con
     write_json(output_dir / "summary.json", summary)
     console.print(f"   {output_dir / 'export'} loads with AutoModelForCausalLM.from_pretrained")
     console.print(f"\nDone in {summary['seconds']:.0f} s; figures in {output_dir / 'summary.json'}")
+    _report(run, console)
     return summary
+
+
+def _report(run: Run, console: Console) -> None:
+    """All of it on a page, where what draws figures is installed."""
+    try:
+        write_report([run.path], run.path / REPORT)
+        line = f"All of it on one page: {run.path / REPORT}"
+    except UserError as error:
+        line = f"No page on it: {error}, then: lorarlhf report --run {run.path}"
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _answers(backbone: SharedBackbone, recipe: Recipe) -> tuple[list[str], Answers, Answers]:

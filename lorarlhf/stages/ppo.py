@@ -42,8 +42,8 @@ from lorarlhf.rl.trl_engine import check_trl, train_with_trl
 from lorarlhf.run import Run
 from lorarlhf.stages.gpus import mention_other_gpus
 from lorarlhf.stages.inputs import check_inputs
-from lorarlhf.training.baselines import verdict
 from lorarlhf.training.checkpoint import move_aside
+from lorarlhf.training.verdict import verdict
 
 logger = logging.getLogger(__name__)
 Engine = Literal["lorarlhf", "trl"]

@@ -23,12 +23,12 @@ from lorarlhf.recipe.stages import STAGES
 from lorarlhf.run import Run
 from lorarlhf.stages.gpus import mention_other_gpus
 from lorarlhf.stages.inputs import check_inputs
-from lorarlhf.training.baselines import verdict
 from lorarlhf.training.checkpoint import move_aside
 from lorarlhf.training.objectives import OBJECTIVES, Objective
 from lorarlhf.training.progress import show_progress
 from lorarlhf.training.results import NOTHING_HELD_OUT, save_results, training_summary
 from lorarlhf.training.reward import RewardModelTrainer
+from lorarlhf.training.verdict import verdict
 
 logger = logging.getLogger(__name__)
 

@@ -6,15 +6,13 @@ One that does not has learnt nothing that a person could not have written down.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-
-from lorarlhf.intervals import Estimate
 
 # Pairs that the words are learnt from: more change the accuracy of so plain a model little, and take minutes.
 PAIRS = 20_000
@@ -47,26 +45,6 @@ def bag_of_words(train: Dataset, test: Dataset) -> Tensor:
     wins = np.repeat([1, 0], seen.shape[0])
     model = LogisticRegression(C=STRENGTH, fit_intercept=False, max_iter=200).fit(vstack([seen, -seen]), wins)
     return torch.from_numpy(model.decision_function(unseen))
-
-
-def verdict(summary: Mapping[str, Any]) -> str | None:
-    """Of a reward model that is not shown to beat the better baseline: so, in one line. None of one that is.
-
-    Args:
-        summary: what an objective's `held_out` and `baselines` measured, if they did.
-    """
-    if "bag_of_words_accuracy" not in summary or "eval_accuracy_interval" not in summary:
-        return None
-    rivals = {"preferring the longer": "longer_wins_accuracy", "a bag of words": "bag_of_words_accuracy"}
-    name = max(rivals, key=lambda name: summary[rivals[name]])
-    accuracy = Estimate(summary["eval_accuracy"], *summary["eval_accuracy_interval"])
-    if accuracy.low > summary[rivals[name]]:
-        return None
-    beaten = "does not beat" if accuracy.value <= summary[rivals[name]] else "is not shown to beat"
-    return (
-        f"the reward model {beaten} {name} on held-out comparisons: {accuracy.value:.1%} "
-        f"(95%: {accuracy.low:.1%} to {accuracy.high:.1%}) against {summary[rivals[name]]:.1%}"
-    )
 
 
 def _differences(pairs: Dataset) -> Any:

@@ -24,6 +24,7 @@ from lorarlhf.training.baselines import bag_of_words
 from lorarlhf.training.breakdown import accuracy_by_group, breakdown_lines, length_controlled, reward_bench
 from lorarlhf.training.reward_metrics import (
     longer_wins,
+    margin_histogram,
     preference_metrics,
     regression_metrics,
     reliability,
@@ -115,7 +116,13 @@ class BradleyTerry(Objective):
 
     def held_out(self, test: Dataset, scores: Sequence[Tensor]) -> dict[str, Any]:
         longer = longer_wins(*(test[column] for column in self.sequences))  # read as they are iterated
-        return {**preference_metrics(*scores), "longer_wins_accuracy": longer}
+        margins = scores[0] - scores[1]
+        return {
+            **preference_metrics(*scores),
+            "longer_wins_accuracy": longer,
+            "reliability": reliability(margins),
+            "margins": margin_histogram(margins),
+        }
 
     def baselines(self, train: Dataset, test: Dataset) -> dict[str, Any]:
         return {"bag_of_words_accuracy": share_won(bag_of_words(train, test))}
@@ -125,7 +132,6 @@ class BradleyTerry(Objective):
         by_group = accuracy_by_group(margins, groups)
         return {
             "same_length": length_controlled(margins, *(test[column] for column in self.sequences)),
-            "reliability": reliability(margins),
             "groups": by_group,
             "reward_bench": reward_bench(by_group.get("subset", {})),
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -59,6 +60,12 @@ def reliability_lines(curve: Sequence[Mapping[str, float]], bins: int = 10) -> l
         shares = f"{part['confidence']:>6.1%}  {part['accuracy']:>8.1%}  {interval:^15}"
         lines.append((f"  {low:.0f} to {high:.0f}% sure", f"{shares}  {part['pairs']:>7,}"))
     return lines
+
+
+def margin_histogram(margins: Tensor, bins: int = 20) -> dict[str, list[float]]:
+    """How many of [N] margins (of those that are finite) lie in each of equal bins from the smallest to the largest."""
+    pairs, edges = np.histogram(margins[margins.isfinite()].double().numpy(), bins)
+    return {"edges": edges.tolist(), "pairs": pairs.tolist()}
 
 
 def longer_wins(chosen: Sequence[Sequence[int]], rejected: Sequence[Sequence[int]]) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import signal
 import statistics
 import time
@@ -17,45 +16,6 @@ from lorarlhf.preferences.labels import read_labels
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the page's tests need playwright: pip install playwright")
 expect = sync_api.expect
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update"),
-]
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="the page's tests need a browser: apt-get install chromium")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:  # makes an empty user data folder of its own
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def open_page(browser):
-    """`open_page(link, context)`: a tab that must end without a script error or a breach of the page's policy."""
-    problems = []
-    contexts = []
-
-    def opened(link, context=None, **options):
-        if context is None:
-            context = browser.new_context(**options)
-            contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(15_000)
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("console", lambda message: "Policy" in message.text and problems.append(message.text))
-        page.on("dialog", lambda dialog: problems.append(dialog.message))
-        page.goto(link)
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert problems == []
 
 
 @pytest.fixture

@@ -156,7 +156,7 @@ def test_what_the_stage_leaves_behind(train, tmp_path):
     assert run.read_summary("reward") == summary
     assert set(summary) == {
         *("objective", "eval_accuracy", "eval_accuracy_interval", "eval_margin", "eval_loss"),
-        *("eval_calibration_error", "longer_wins_accuracy", "bag_of_words_accuracy"),
+        *("eval_calibration_error", "longer_wins_accuracy", "bag_of_words_accuracy", "reliability", "margins"),
         *("train_examples", "eval_examples", "dropped_too_long", "steps", "seconds", "peak_memory_gb"),
     }
     assert (summary["train_examples"], summary["eval_examples"], summary["steps"]) == (40, 12, 3)

@@ -5,7 +5,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from lorarlhf.training.baselines import bag_of_words, verdict
+from lorarlhf.training.baselines import bag_of_words
+from lorarlhf.training.verdict import verdict
 
 GOOD, BAD, OTHERS = 5, 6, range(10, 30)
 

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from lorarlhf.intervals import wilson
 from lorarlhf.training.reward_metrics import (
     longer_wins,
+    margin_histogram,
     pair_calibration,
     preference_metrics,
     regression_metrics,
@@ -33,6 +34,12 @@ def test_preference_metrics():
 
 def test_the_longer_wins():
     assert longer_wins([[1, 2], [1], [1, 2, 3]], [[1], [1], [1, 2, 3, 4]]) == 0.5
+
+
+def test_margins_are_counted():
+    histogram = margin_histogram(torch.tensor([-1.0, 0.0, 0.4, 1.0, math.nan]), bins=2)
+    assert histogram == {"edges": [-1.0, 0.0, 1.0], "pairs": [1, 3]}
+    assert sum(margin_histogram(torch.full((3,), math.nan))["pairs"]) == 0
 
 
 def test_regression_metrics():
