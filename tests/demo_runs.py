@@ -18,6 +18,7 @@ from lorarlhf.run import Run
 DEMO = Path(__file__).parents[1] / "data" / "demo"
 ROWS = {"sft": 40, "preferences": 40, "preferences_test": 12, "prompts": 20, "prompts_test": 8}
 SMALL = (
+    "model.compute_dtype=float32",  # on every machine: `auto` is bfloat16 where a CPU multiplies it fast
     "ppo.iterations=2",
     "ppo.batch_size=8",
     "ppo.num_mini_batches=2",

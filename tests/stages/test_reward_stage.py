@@ -157,7 +157,8 @@ def test_what_the_stage_leaves_behind(train, tmp_path):
     assert set(summary) == {
         *("objective", "eval_accuracy", "eval_accuracy_interval", "eval_margin", "eval_loss"),
         *("eval_calibration_error", "longer_wins_accuracy", "bag_of_words_accuracy", "reliability", "margins"),
-        *("train_examples", "eval_examples", "dropped_too_long", "steps", "seconds", "peak_memory_gb"),
+        *("train_examples", "eval_examples", "train_rows", "eval_rows", "dropped_too_long"),
+        *("steps", "seconds", "peak_memory_gb"),
     }
     assert (summary["train_examples"], summary["eval_examples"], summary["steps"]) == (40, 12, 3)
     fresh = load_backbone(small_recipe(tmp_path).model)
