@@ -3,8 +3,8 @@
     python benchmarks/ppo.py --engine lorarlhf --model cpu --batch 32 --prompt 64 --response 64
 
 Prompts and responses have a fixed length (nothing ends a response early), LoRA r=16 on all linear layers, policy and
-critic trained. `--engine trl` is TRL 1.12's PPOTrainer as its documentation sets it up: policy with its reference by
-disabled adapter, and a reward and a value model of their own, each quantised and with LoRA.
+critic trained. `--engine trl` is what trl_engines.py says: TRL 1.12's PPOTrainer, or with `--algorithm rloo` and `grpo`
+the RLOOTrainer and GRPOTrainer of the TRL that is installed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import platform
 import random
 import sys
 import tempfile
-import time
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -27,14 +26,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
-from peft import LoraConfig, TaskType, get_peft_model
 from random_models import ARCHITECTURES, architecture, placeholder_tokenizer, quantize_head, random_model
-from transformers import TrainerCallback
+from trl_engines import LORA_ALPHA, LORA_R, cap_memory, run_trl_groups, run_trl_ppo
 
 from lorarlhf.memory import CUDA_CONTEXT, peak_memory_bytes, total_memory_bytes
 from lorarlhf.recipe.sections import PPOConfig
-
-LORA_R, LORA_ALPHA = 16, 32
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -43,7 +39,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", choices=sorted(ARCHITECTURES), default="cpu")
     parser.add_argument("--quantization", choices=["nf4", "none"], default="nf4")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
-    parser.add_argument("--algorithm", choices=["gae", "rloo", "grpo"], default="gae", help="of lorarlhf")
+    parser.add_argument("--algorithm", choices=["gae", "rloo", "grpo"], default="gae")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--response", type=int, default=64)
@@ -70,7 +66,8 @@ def main() -> None:
     rng = random.Random(args.seed)
     vocabulary = architecture(args.model).vocab_size
     prompts = [[rng.randrange(3, vocabulary) for _ in range(args.prompt)] for _ in range(args.batch)]
-    run = run_trl if args.engine == "trl" else run_lorarlhf
+    of_trl = run_trl_ppo if args.algorithm == "gae" else run_trl_groups
+    run = of_trl if args.engine == "trl" else run_lorarlhf
     with tempfile.TemporaryDirectory() as folder:
         iterations = run(args, prompts, Path(folder))[1:]
     seconds = {phase: sum(i[phase] for i in iterations) / len(iterations) for phase in iterations[0]}
@@ -90,13 +87,6 @@ def main() -> None:
             }
         )
     )
-
-
-def cap_memory(args: argparse.Namespace) -> None:
-    """Called once the models are made: making them takes more than training them."""
-    if args.memory_cap:
-        total = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(args.memory_cap * 2**30 / total)
 
 
 def run_lorarlhf(args: argparse.Namespace, prompts: list[list[int]], folder: Path) -> list[dict[str, float]]:
@@ -181,95 +171,6 @@ def planned_peak(args: argparse.Namespace) -> int:
     planner = Planner(recipe, architecture(args.model), this_target(), reference=False)
     capacity = int(args.memory_cap * 2**30) + CUDA_CONTEXT if args.memory_cap else total_memory_bytes()
     return planner.rollout_that_fits(capacity, args.micro_batch_tokens).allocated
-
-
-def run_trl(args: argparse.Namespace, prompts: list[list[int]], folder: Path) -> list[dict[str, float]]:
-    from datasets import Dataset
-    from transformers import PrinterCallback
-    from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
-
-    dtype = getattr(torch, args.dtype)
-
-    def with_lora(classifier: bool) -> Any:
-        model = random_model(architecture(args.model, args.attention), args.quantization, dtype, classifier)
-        task = TaskType.SEQ_CLS if classifier else TaskType.CAUSAL_LM
-        lora = LoraConfig(task_type=task, r=LORA_R, lora_alpha=LORA_ALPHA, target_modules="all-linear")
-        return get_peft_model(model, lora)
-
-    policy, reward, value = with_lora(False), with_lora(True), with_lora(True)
-    reward.requires_grad_(False)
-    cap_memory(args)
-    # TRL reads `base_model_prefix` and `score` of reward and value model, which a PeftModel hides one level down.
-    reward, value = reward.base_model.model, value.base_model.model
-    marks: dict[str, float] = {}
-    seconds: list[dict[str, float]] = []
-
-    def marking(function: Any, name: str) -> Any:
-        def marked(*args: Any, **kwargs: Any) -> Any:
-            marks.setdefault(name, now())
-            return function(*args, **kwargs)
-
-        return marked
-
-    class Phases(TrainerCallback):
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            marks["start"] = now()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            end = now()
-            seconds.append(
-                {
-                    "rollout": marks["score"] - marks["start"],
-                    "score": marks["update"] - marks["score"],
-                    "update": end - marks["update"],
-                }
-            )
-            marks.clear()
-            marks["start"] = end
-
-    ppo_trainer.get_reward = marking(ppo_trainer.get_reward, "score")
-    wrapper = ppo_trainer.PolicyAndValueWrapper
-    wrapper.forward = marking(wrapper.forward, "update")
-    config = PPOConfig(
-        output_dir=str(folder),
-        per_device_train_batch_size=args.batch // args.minibatches,
-        gradient_accumulation_steps=args.minibatches,
-        num_mini_batches=args.minibatches,
-        num_ppo_epochs=args.epochs,
-        total_episodes=(args.iterations + 1) * args.batch,
-        local_rollout_forward_batch_size=args.batch,
-        response_length=args.response,
-        stop_token=None,
-        num_sample_generations=0,
-        temperature=1.0,
-        gradient_checkpointing=args.gradient_checkpointing,
-        bf16=args.dtype == "bfloat16",
-        use_cpu=not torch.cuda.is_available(),
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-        seed=args.seed,
-    )
-    trainer = PPOTrainer(
-        args=config,
-        processing_class=placeholder_tokenizer(),
-        model=policy,
-        ref_model=None,
-        reward_model=reward,
-        value_model=value,
-        train_dataset=Dataset.from_dict({"input_ids": prompts}),
-        eval_dataset=Dataset.from_dict({"input_ids": prompts[:8]}),
-        callbacks=[Phases()],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    return seconds
-
-
-def now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def cpu_name() -> str:

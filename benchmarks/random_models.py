@@ -8,16 +8,19 @@ import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
     LlamaConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
+from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
 
 def _qwen2(hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int, **others: Any) -> Qwen2Config:
@@ -71,6 +74,8 @@ def random_model(config: PreTrainedConfig, quantization: str, dtype: torch.dtype
     if quantization == "nf4":
         _quantize(model.base_model, dtype)
         model.is_loaded_in_4bit = model.is_quantized = True
+        config4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+        model.hf_quantizer = Bnb4BitHfQuantizer(config4)  # whom the Trainer asks whether 4 bits can be trained
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -99,6 +104,16 @@ def _quantize(module: nn.Module, dtype: torch.dtype) -> None:
             setattr(module, name, layer)
         else:
             _quantize(child, dtype)
+
+
+def word_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """A word a token, for trainers that take prompts as text alone: ids become words and the same ids again."""
+    words = {"<pad>": 0, "<eos>": 1, "<unk>": 2, **{f"w{token}": token for token in range(3, vocabulary)}}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", padding_side="left"
+    )
 
 
 def placeholder_tokenizer() -> PreTrainedTokenizerFast:

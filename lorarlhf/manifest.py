@@ -86,6 +86,13 @@ def newest_whole(folder: Path) -> tuple[Path, list[str]]:
     raise UserError(f"{folder}: no checkpoint to resume from{reasons}; run again without --resume")
 
 
+def whole_checkpoints(folder: Path) -> tuple[list[Path], list[str]]:
+    """All checkpoints of a stage's folder that check out, oldest first, and a line for each that does not."""
+    faults = {path: fault_of(path) for path in reversed(numbered_checkpoints(folder))}
+    passed_over = [f"{path}: {fault}" for path, fault in faults.items() if fault]
+    return [path for path, fault in faults.items() if fault is None], passed_over
+
+
 def chosen_checkpoint(folder: Path, choice: str) -> Path:
     """The checkpoint of a stage's folder that `last` or a number means.
 

@@ -97,6 +97,14 @@ class Run:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
+def other_test_data(stage: Stage, flag: str, dataset: str) -> dict[str, Option]:
+    """What of a recipe is different where a stage is tested on other data: all of them, however few the run takes."""
+    return {
+        f"data.{STAGES[stage].data_key}_test": Option(flag, dataset),
+        "data.eval_examples": Option(flag, None),
+    }
+
+
 def write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

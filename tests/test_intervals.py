@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from lorarlhf.intervals import bootstrap, wilson
+from lorarlhf.intervals import bootstrap, mean, wilson
 
 
 def test_bootstrap_covers_and_repeats():
@@ -39,6 +39,20 @@ def test_wilson_covers(true, of):
     intervals = [wilson(count / of, of) for count in counts]
     covered = np.mean([found.low <= true <= found.high for found in intervals])
     assert 0.92 < covered < 0.985
+
+
+@pytest.mark.parametrize("of", [1, 10])
+def test_means_cover_also_when_they_are_few(of):
+    """Five numbers each: the normal distribution would hold 88 of 100."""
+    drawn = np.random.default_rng(0).standard_normal((1000, of, 5))
+    together = [all(found.low <= 0 <= found.high for found in (mean(row, of) for row in rows)) for rows in drawn]
+    assert 0.935 < np.mean(together) < 0.965
+
+
+def test_a_mean_of_one_has_no_interval():
+    assert math.isnan(mean(np.array([2.0])).low)
+    assert mean(np.array([2.0])).value == 2.0
+    assert mean(np.array([2.0, 2.0])).high == 2.0
 
 
 def test_nothing_measured():

@@ -15,6 +15,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 FEW = ["data.preferences_test=few_preferences_test.jsonl", "data.prompts_test=few_prompts_test.jsonl"]
 SHORT = {
     "reward": ["reward.max_steps=2"],
+    "run": ["reward.max_steps=2", "ppo.iterations=1", "ppo.batch_size=8", "stages=[reward,ppo,evaluate]"],
     "evaluate": ["ppo.response_length=8", *FEW],
     "ppo": ["ppo.iterations=1", "ppo.batch_size=8", "ppo.num_ppo_epochs=1", "ppo.eval_prompts=4"],
 }
@@ -29,7 +30,7 @@ def test_every_command_works(monkeypatch, tmp_path, capsys, run_collect):
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     monkeypatch.delitem(sys.modules, "my_rewards", raising=False)  # another test has one of that name
     own = own_commands(README)
-    wanted = {"--help", "recipes", "reward", "sample", "collect", "ppo", "evaluate", "export"}
+    wanted = {"--help", "recipes", "run", "reward", "sample", "collect", "ppo", "evaluate", "export"}
     assert {arguments[0] for arguments in own} >= wanted
     for arguments in own:
         if opens_the_labelling_page(arguments):

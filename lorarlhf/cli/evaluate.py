@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lorarlhf.cli.options import SOURCE, AllowOtherBase, Checkpoint, RunFolder, Set
 from lorarlhf.errors import UserError
-from lorarlhf.recipe.load import Option
 from lorarlhf.recipe.sections import Quantization, Stage
-from lorarlhf.recipe.stages import STAGES
+
+if TYPE_CHECKING:
+    from lorarlhf.run import Run
 
 
 def evaluate(
@@ -41,9 +42,23 @@ def evaluate(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Where to.", show_default="RUN/STAGE/evaluation.json, of a --model evaluation_of_model.json"),
+        typer.Option(
+            help="Where to.",
+            show_default="RUN/STAGE/evaluation.json, of --model evaluation_of_model.json, of --frontier frontier.json",
+        ),
     ] = None,
     checkpoint: Checkpoint = "best",
+    frontier: Annotated[
+        bool,
+        typer.Option("--frontier", help="Of a PPO run: reward, and judge's reward, over KL, at each checkpoint."),
+    ] = False,
+    best_of: Annotated[
+        int | None,
+        typer.Option(help="Of --frontier: beside it the best of up to so many.", min=1, show_default="16; 1: none"),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Of --frontier: its figure, a .png or .svg file.", show_default=False)
+    ] = None,
     allow_other_base: AllowOtherBase = False,
 ) -> None:
     """Say how well a reward model predicts held-out comparisons, or what a policy has come to answer."""
@@ -53,11 +68,22 @@ def evaluate(
         raise UserError("--checkpoint: says which adapter of the run is meant; --model stands in its place")
     if judge is None and judge_model is not None:
         raise UserError("--judge-model: goes with the address of an endpoint, --judge http://localhost:11434/v1")
-    from lorarlhf.run import Run, write_json
+    if not frontier and (best_of is not None or plot is not None):
+        raise UserError(f"{'--plot' if best_of is None else '--best-of'}: goes with --frontier")
+    from lorarlhf.run import Run, other_test_data
 
     folder = Run(run)
+    if frontier:
+        if stage not in (None, "ppo") or model is not None or checkpoint != "best":
+            raise UserError("--frontier: measures all checkpoints of ppo; leave out --stage, --model and --checkpoint")
+        if judge_model is not None:
+            raise UserError(
+                "--judge-model: is of an endpoint, which gives no scores for --frontier to draw; leave it out"
+            )
+        _frontier(folder, dataset, set_ or [], judge, best_of, plot, out, allow_other_base)
+        return
     chosen = stage or folder.last_stage()
-    named = {} if dataset is None else {f"data.{STAGES[chosen].data_key}_test": Option("--dataset", dataset)}
+    named = {} if dataset is None else other_test_data(chosen, "--dataset", dataset)
     recipe = folder.read_recipe(named, set_ or [], chosen)
     adapter = folder.adapter(chosen, checkpoint)  # says so before anything is loaded
     from rich.console import Console
@@ -99,6 +125,51 @@ def evaluate(
     typer.echo("\n".join(f"  {name:18} {text}" if name else text for name, text in report_lines(evaluation)))
     of_another = "" if adapter == folder.stage(chosen) else f"-{adapter.parent.name}"
     path = out or folder.stage(chosen) / ("evaluation_of_model.json" if model else f"evaluation{of_another}.json")
+    _write(path, evaluation)
+
+
+def _frontier(
+    run: Run,
+    dataset: str | None,
+    sets: list[str],
+    judge: str | None,
+    best_of: int | None,
+    plot: Path | None,
+    out: Path | None,
+    allow_other_base: bool,
+) -> None:
+    from rich.console import Console
+
+    from lorarlhf.run import other_test_data
+
+    named = {} if dataset is None else other_test_data("ppo", "--dataset", dataset)
+    recipe = run.read_recipe(named, sets, "ppo")
+
+    from lorarlhf.cli.quiet import quiet_libraries
+
+    quiet_libraries()
+    from lorarlhf.evaluation.frontier_figure import check_figure, draw_frontier
+    from lorarlhf.evaluation.frontier_report import frontier_lines
+    from lorarlhf.stages.frontier import BEST_OF, measure_frontier
+    from lorarlhf.stages.judges import open_scoring_judge
+
+    if plot is not None:
+        check_figure(plot)
+    judging = None if judge is None else open_scoring_judge(judge, run, allow_other_base)
+    frontier = measure_frontier(run, recipe, Console(), judging, best_of or BEST_OF, allow_other_base=allow_other_base)
+    typer.echo("\n".join(frontier_lines(frontier)))
+    _write(out or run.stage("ppo") / "frontier.json", frontier)
+    if plot is not None:
+        try:
+            draw_frontier(frontier, run.path.name, plot)
+        except OSError as error:
+            raise UserError(f"{plot}: cannot be written: {error.strerror}; give --plot another place") from error
+        typer.echo(f"evaluate: drawn in {plot}")
+
+
+def _write(path: Path, evaluation: dict[str, Any]) -> None:
+    from lorarlhf.run import write_json
+
     try:
         write_json(path, evaluation)
     except OSError as error:

@@ -19,6 +19,7 @@ from lorarlhf.cli.plan import plan
 from lorarlhf.cli.ppo import ppo
 from lorarlhf.cli.recipes import recipes_app
 from lorarlhf.cli.reward import reward
+from lorarlhf.cli.run import run
 from lorarlhf.cli.sample import sample
 from lorarlhf.cli.score import score
 from lorarlhf.cli.sft import sft
@@ -34,6 +35,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command()(demo)
+app.command()(run)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
 app.add_typer(collect_app, name="collect")

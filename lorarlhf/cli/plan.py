@@ -95,7 +95,7 @@ def _verdict(fit: Fit, recipe: Recipe) -> list[str]:
         # A whole batch is the most that is planned; a larger budget that fits is no different from it.
         largest = max(fit.largest_budget or 0, plan.token_budget) if fit.fits else fit.largest_budget
         lines[0] += f" with micro-batches of {plan.token_budget} tokens (largest that fits: {largest})"
-        wanted = max(recipe.ppo.batch_size, recipe.ppo.eval_prompts if recipe.ppo.eval_every else 0)
+        wanted = max(recipe.ppo.batch_size, recipe.prompts_evaluated)
         if plan.rollout_rows and plan.rollout_rows < wanted:
             lines.append(f"  rollouts decode {plan.rollout_rows} of {wanted} responses at a time: more do not fit")
     if not fit.fits:

@@ -30,7 +30,7 @@ def ppo(
     """Improve the policy against the reward with PPO (or RLOO, GRPO: --set ppo.advantage_estimator=rloo)."""
     resolved, run_path = resolve("ppo", recipe, model, dataset, output_dir, set_)
     if dry_run:
-        print_dry_run("ppo", resolved, run_path, reward)
+        print_dry_run(["ppo"], resolved, run_path, reward)
         return
     from lorarlhf.cli.quiet import quiet_libraries
 
@@ -39,20 +39,11 @@ def ppo(
 
     from lorarlhf.evaluation.report import samples_table
     from lorarlhf.run import Run
-    from lorarlhf.stages.ppo import train_ppo
+    from lorarlhf.stages.ppo import result_lines, train_ppo
 
     summary = train_ppo(resolved, Run(run_path), resume, reward, engine=engine, allow_other_base=allow_other_base)
-    before, best = summary["before"], summary["best"]
-    if best:
+    if best := summary["best"]:
         Console().print(samples_table(run_path / "ppo" / "samples.jsonl", best["iteration"]))
-        typer.echo(
-            f"ppo: held-out reward {before['eval_reward']:.3f} -> {best['eval_reward']:.3f} at iteration "
-            f"{best['iteration']}, KL {best['eval_kl']:.2f} nats a response"
-        )
-    if reason := summary["stopped"]:
-        typer.echo(f"ppo: stopped at iteration {summary['iterations']} of {resolved.ppo.iterations}: {reason}")
-    unimproved = "; the policy kept is the one from before training, none was better on the held-out prompts"
-    typer.echo(
-        f"ppo: adapter in {run_path / 'ppo'}, samples in {run_path / 'ppo' / 'samples.jsonl'}"
-        f"{unimproved if summary['improved'] is False else ''}"
-    )
+    for line in result_lines(summary, resolved.ppo):
+        typer.echo(f"ppo: {line}")
+    typer.echo(f"ppo: adapter in {run_path / 'ppo'}, samples in {run_path / 'ppo' / 'samples.jsonl'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import typer
@@ -27,17 +28,30 @@ def resolve(
     if dataset is not None:  # the recipe's own held-out file belongs to its own data
         key = f"data.{STAGES[stage].data_key}"
         named |= {key: Option("--dataset", dataset), f"{key}_test": Option("--dataset", None)}
-    return load_recipe(recipe, named, sets or []), output_dir or Path("runs") / find_recipe(recipe).stem
+    return load_recipe(recipe, named, sets or []), run_folder(recipe, output_dir)
 
 
-def print_dry_run(stage: Stage, recipe: Recipe, run_path: Path, reward: str | None = None) -> None:
-    """The recipe, what would be done, and the memory it would take if the model's config is here already."""
+def run_folder(recipe: str, output_dir: Path | None) -> Path:
+    """Where a run lies: where it is told to, or under the recipe's name."""
+    return output_dir or Path("runs") / find_recipe(recipe).stem
+
+
+def print_dry_run(stages: Sequence[Stage], recipe: Recipe, run_path: Path, reward: str | None = None) -> None:
+    """The recipe, what would be done, and the memory it would take if the model's config is here already.
+
+    Raises:
+        UserError: what `check_sources` finds, without asking the Hub.
+    """
+    from lorarlhf.data.examples import check_sources
     from lorarlhf.run import Run
     from lorarlhf.stages.dry_run import has_model_config, steps
 
     run = Run(run_path)
     typer.echo(dump_recipe(recipe))
-    typer.echo("\n".join(f"would {verb:6} {what}" for verb, what in steps(stage, recipe, run, reward)))
+    for stage in stages:
+        typer.echo("\n".join(f"would {verb:6} {what}" for verb, what in steps(stage, recipe, run, reward)))
+        if STAGES[stage].source(recipe.data):
+            check_sources(recipe.data, STAGES[stage].data_keys, online=False)
     if not has_model_config(recipe.model):
         typer.echo("memory       see `lorarlhf plan`, which reads the model's config from the Hub")
         return
@@ -47,6 +61,8 @@ def print_dry_run(stage: Stage, recipe: Recipe, run_path: Path, reward: str | No
     quiet_libraries()
     from lorarlhf.backbone.load import load_model_config
 
-    starts_from = STAGES[stage].starts_from
-    reference = starts_from is None or run.has_adapter(starts_from)
-    show_fit(recipe, load_model_config(recipe.model), stage, reference=reference)
+    model_config = load_model_config(recipe.model)
+    for stage in stages:
+        starts_from = STAGES[stage].starts_from
+        reference = starts_from is None or starts_from in stages or run.has_adapter(starts_from)
+        show_fit(recipe, model_config, stage, reference=reference)

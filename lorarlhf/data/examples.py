@@ -8,12 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import islice
 from typing import Any, Generic, Literal, TypeVar
 
-from lorarlhf.data.formats import DEMONSTRATIONS, PREFERENCES, PROMPTS, SCORED, Table
-from lorarlhf.data.reading import Reader
+from lorarlhf.data.formats import CHOICES, DEMONSTRATIONS, PREFERENCES, PROMPTS, SCORED, Table
+from lorarlhf.data.reading import FIRST_ROWS, Reader, some_fit
 from lorarlhf.data.rows import (
     NO_COLUMNS,
+    Choice,
     ColumnsWanted,
     Demonstration,
     Preference,
@@ -22,14 +24,15 @@ from lorarlhf.data.rows import (
     Scored,
     prompt_text,
 )
-from lorarlhf.data.sources import iter_rows, splits_of
+from lorarlhf.data.sources import existing_file, is_path, iter_rows, saved_folder, splits_of
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import DataConfig, DataKey
 
 T = TypeVar("T")
-logger = logging.getLogger(__name__)
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, Split] = ("train", "test")
+LIMITS: dict[Split, Literal["max_examples", "eval_examples"]] = {"train": "max_examples", "test": "eval_examples"}
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Stream(Generic[T]):
     """Rows of one split, read from their source one by one as they are asked for, and again in each pass.
 
     Attributes:
+        on_tie: called with each tie that is left out.
         skipped: how many were left out for which reason, in the last pass.
     """
 
@@ -63,6 +67,7 @@ class Stream(Generic[T]):
     split: Split
     table: Table[T]
     prompt_of: Callable[[T], Prompt]
+    on_tie: Callable[[Preference], None] | None = None
     skipped: Counter[str] = field(default_factory=Counter)
 
     def __iter__(self) -> Iterator[T]:
@@ -79,6 +84,8 @@ class Stream(Generic[T]):
         for row, columns in reader.read_with_columns(iter_rows(place.source, place.split), wanted):
             if isinstance(row, Preference) and row.tie and (config.ties == "drop" or split == "test"):
                 reader.skipped["tie"] += 1
+                if self.on_tie and place.keeps(row.prompt):
+                    self.on_tie(row)
                 continue
             usable += 1
             if place.keeps(self.prompt_of(row)):
@@ -97,6 +104,11 @@ class Stream(Generic[T]):
         if why and split == "train":  # once: the test rows are often of the same source
             logger.warning("%s: left out: %s", place.source, why)
 
+    def is_of_its_kind(self) -> bool:
+        """Whether the first rows of the source are data of this kind. Raises UserError if it cannot be read."""
+        place = _place(self.config, self.key, self.split)
+        return some_fit(islice(iter_rows(place.source, place.split), FIRST_ROWS), self.table, self.config.columns)
+
     @property
     def source(self) -> str:
         """Where the rows come from."""
@@ -108,6 +120,12 @@ class Stream(Generic[T]):
         return Loaded(rows, self.source, dict(self.skipped))
 
 
+def limit_of(config: DataConfig, split: Split) -> int | None:
+    """How many rows of a split are wanted at most, once it is known which of them are short enough; None is all."""
+    limit: int | None = getattr(config, LIMITS[split])
+    return limit
+
+
 def stream_preferences(config: DataConfig, split: Split) -> Stream[Preference]:
     """Pairs from `data.preferences`.
 
@@ -117,6 +135,11 @@ def stream_preferences(config: DataConfig, split: Split) -> Stream[Preference]:
     Ties are kept to train on if `data.ties` says so, never to test on: they have no right answer.
     """
     return Stream(config, "preferences", split, PREFERENCES, lambda row: row.prompt)
+
+
+def stream_choices(config: DataConfig, split: Split) -> Stream[Choice]:
+    """Right and wrong answers from `data.preferences`, where its rows are of that kind."""
+    return Stream(config, "preferences", split, CHOICES, lambda row: row.prompt)
 
 
 def stream_scored(config: DataConfig, split: Split) -> Stream[Scored]:
@@ -169,6 +192,24 @@ def first_prompt(config: DataConfig, keys: Sequence[DataKey]) -> Prompt:
     """A prompt of the first of these sources that is set, to see of which form they are."""
     key = next((key for key in keys if getattr(config, key)), keys[0])
     return next(iter(Stream(config, key, "train", PROMPTS, lambda prompt: prompt)))
+
+
+def check_sources(config: DataConfig, keys: Sequence[DataKey], online: bool = True) -> None:
+    """See that the held-out file is there, and read one row of the first of these sources that is set.
+
+    Args:
+        online: ask the Hub too, where the data lie there.
+
+    Raises:
+        UserError: a file is not there, none of the sources is set, or the row is of no known form.
+    """
+    source = next((source for key in keys if (source := getattr(config, key))), None)
+    test = getattr(config, f"{keys[0]}_test")
+    for named in (source, test):
+        if named and is_path(named) and not saved_folder(named):
+            existing_file(named)
+    if online or (source and is_path(source)):
+        first_prompt(config, keys)
 
 
 def in_test_part(prompt: Prompt, test_size: float) -> bool:

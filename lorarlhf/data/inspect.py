@@ -11,11 +11,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from lorarlhf.data.formats import DEMONSTRATIONS, PREFERENCES, PROMPTS, SCORED, Table, recognise
-from lorarlhf.data.formats.trees import gathered
-from lorarlhf.data.reading import Reader, renamed
+from lorarlhf.data.formats import DEMONSTRATIONS, PREFERENCES, PROMPTS, SCORED, Table
+from lorarlhf.data.reading import FIRST_ROWS, Reader, some_fit
 from lorarlhf.data.rows import (
-    BadRow,
     Completion,
     Example,
     Preference,
@@ -29,7 +27,6 @@ from lorarlhf.recipe.sections import Column
 Measure: TypeAlias = Callable[[Prompt, Completion], tuple[int, int]]
 
 EXAMPLES = 3
-_FIRST_ROWS = 100  # so many rows are tried to tell what kind of data a source holds
 
 
 @dataclass(frozen=True)
@@ -160,17 +157,9 @@ class _Tally:
 
 def _table_of(source: str, split: str, columns: Mapping[Column, str]) -> Table[Any]:
     """The kind of data the first rows hold; comparisons if they are of no kind, so that the error speaks of these."""
-    first = [row for _, row in islice(gathered(iter_rows(source, split)), _FIRST_ROWS) if not isinstance(row, BadRow)]
+    first = list(islice(iter_rows(source, split), FIRST_ROWS))
     tables: tuple[Table[Any], ...] = (PREFERENCES, SCORED, DEMONSTRATIONS, PROMPTS)
-    return next((table for table in tables if any(_fits(row, table, columns) for row in first)), PREFERENCES)
-
-
-def _fits(row: dict[str, Any], table: Table[Any], columns: Mapping[Column, str]) -> bool:
-    try:
-        recognise(renamed(row, columns, table), table)
-    except BadRow:
-        return False
-    return True
+    return next((table for table in tables if some_fit(first, table, columns)), PREFERENCES)
 
 
 def sides(example: Example) -> tuple[Prompt, dict[str, Completion]]:

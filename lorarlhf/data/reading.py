@@ -18,6 +18,7 @@ from lorarlhf.recipe.sections import Column
 T = TypeVar("T")
 
 CANONICAL = get_args(Column)  # a mapped row keeps these columns and no others
+FIRST_ROWS = 100  # so many rows of a source are tried to tell what kind of data it holds
 _UNKNOWN_ROWS = 100  # so many rows without known columns, and the columns are at fault rather than the rows
 
 
@@ -86,6 +87,19 @@ class Reader(Generic[T]):
     def _skip(self, reason: str, location: str) -> None:
         self.skipped[reason] += 1
         self.first.setdefault(reason, location)
+
+
+def some_fit(rows: Iterable[LocatedRow], table: Table[Any], columns: Mapping[Column, str]) -> bool:
+    """Whether rows, the first of a source, are data of this kind."""
+
+    def fits(row: Row) -> bool:
+        try:
+            recognise(renamed(row, columns, table), table)
+        except BadRow:
+            return False
+        return True
+
+    return any(fits(row) for _, row in gathered(rows) if not isinstance(row, BadRow))
 
 
 def renamed(row: Row, columns: Mapping[Column, str], table: Table[Any]) -> Row:

@@ -21,7 +21,8 @@ class BadRow(Exception):  # noqa: N818 - what it is, as `StopIteration`
 class Preference:
     """Two completions of one prompt, the first preferred, by `margin` if the data says how much.
 
-    Of a tie neither is preferred, whatever the names say. `annotators` are who gave this answer, if named.
+    Of a tie neither is preferred, whatever the names say. `annotators` are who gave this answer, if named; `votes` are
+    all that were given, where the row has more than that: 1 for the chosen one, -1 for the rejected one, 0 for neither.
     """
 
     prompt: Prompt
@@ -30,6 +31,22 @@ class Preference:
     margin: float | None = None
     tie: bool = False
     annotators: tuple[str, ...] = ()
+    votes: tuple[tuple[str, int], ...] = ()
+
+    def all_votes(self) -> tuple[tuple[str, int], ...]:
+        """Of each annotator that is named what they answered."""
+        return self.votes or tuple((name, 0 if self.tie else 1) for name in self.annotators)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Right and wrong completions of one prompt, one or more of each; `subset` and `name` are their benchmark's."""
+
+    prompt: list[Message]
+    right: tuple[list[Message], ...]
+    wrong: tuple[list[Message], ...]
+    subset: str
+    name: str
 
 
 @dataclass(frozen=True, slots=True)

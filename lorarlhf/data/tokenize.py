@@ -9,20 +9,26 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from lorarlhf.data.rows import Completion, Demonstration, Preference, Prompt, PromptRow, Scored
+from lorarlhf.data.subset import first_by_rank, rank
 from lorarlhf.data.tokenizer import end_of_turn, render
 from lorarlhf.errors import UserError
+
+T = TypeVar("T")
+U = TypeVar("U")
+Encoded = tuple[int, dict[str, Any]]  # tokens of the longest side, and the columns
 
 _IDS = pa.list_(pa.int32())
 _CHUNK = 1000
@@ -30,9 +36,16 @@ _CHUNK = 1000
 
 @dataclass(frozen=True)
 class Tokenized:
-    """A data set of token ids, and the number of rows left out for being too long."""
+    """A data set of token ids.
+
+    Attributes:
+        rows: how many there were to take it from.
+        dropped: how many of them were left out for being too long; where only some rows were wanted, not all of the
+            others were looked at.
+    """
 
     dataset: Dataset
+    rows: int
     dropped: int
 
 
@@ -73,27 +86,33 @@ def encode_completion(
 
 
 def tokenize_preferences(
-    rows: Iterable[Preference], tokenizer: PreTrainedTokenizerBase, max_length: int, numbered: bool = False
+    rows: Iterable[Preference],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    limit: int | None = None,
+    numbered: bool = False,
 ) -> Tokenized:
     """Columns `chosen_ids`, `rejected_ids` and, if every row has one, `margin`: what TRL's RewardTrainer takes.
 
     And `tie` where some row is one; a tie needs no margin, and gets 0. Pairs with a side over `max_length` tokens are
     dropped whole: `numbered` adds a column `row` that says which of `rows` each of the others is.
-    """
 
+    Args:
+        limit: take so many of the rows that are short enough, at random (`lorarlhf.data.subset`); None takes all.
+    """
     end_id = end_of_turn(tokenizer)
 
-    def encoded() -> Iterator[tuple[int, dict[str, Any]]]:
-        for number, row in enumerate(rows):
-            chosen_prompt, chosen = encode_completion(tokenizer, row.prompt, row.chosen, end_id)
-            rejected_prompt, rejected = encode_completion(tokenizer, row.prompt, row.rejected, end_id)
-            pair = {"chosen_ids": chosen_prompt + chosen, "rejected_ids": rejected_prompt + rejected}
-            margin = 0.0 if row.tie else row.margin
-            yield max(map(len, pair.values())), pair | {"margin": margin, "tie": row.tie, "row": number}
+    def encode(numbered_row: tuple[int, Preference]) -> Encoded:
+        number, row = numbered_row
+        chosen_prompt, chosen = encode_completion(tokenizer, row.prompt, row.chosen, end_id)
+        rejected_prompt, rejected = encode_completion(tokenizer, row.prompt, row.rejected, end_id)
+        pair = {"chosen_ids": chosen_prompt + chosen, "rejected_ids": rejected_prompt + rejected}
+        margin = 0.0 if row.tie else row.margin
+        return max(map(len, pair.values())), pair | {"margin": margin, "tie": row.tie, "row": number}
 
     columns = {"margin": pa.float32(), "tie": pa.bool_(), "row": pa.int32()}
     fields = [("chosen_ids", _IDS), ("rejected_ids", _IDS), *columns.items()]
-    tokenized = _table(encoded(), fields, max_length)
+    tokenized = _table(enumerate(rows), lambda item: rank(item[1]), encode, fields, max_length, limit)
     margins, ties = (tokenized.dataset.data.column(name) for name in ("margin", "tie"))
     tied = pc.sum(ties).as_py() or 0
     unused = ["margin"] * (margins.null_count > 0 or tied == len(ties)) + ["tie"] * (not tied)
@@ -102,68 +121,105 @@ def tokenize_preferences(
 
 
 def tokenize_demonstrations(
-    rows: Iterable[Demonstration], tokenizer: PreTrainedTokenizerBase, max_length: int
+    rows: Iterable[Demonstration], tokenizer: PreTrainedTokenizerBase, max_length: int, limit: int | None = None
 ) -> Tokenized:
     """Columns `input_ids` and `labels` (-100 on the prompt): what TRL's SFTTrainer takes and leaves as it is."""
-
     end_id = end_of_turn(tokenizer)
 
-    def encoded() -> Iterator[tuple[int, dict[str, Any]]]:
-        for row in rows:
-            prompt, response = encode_completion(tokenizer, row.prompt, row.completion, end_id)
-            labels = [-100] * len(prompt) + response
-            yield len(labels), {"input_ids": prompt + response, "labels": labels}
+    def encode(row: Demonstration) -> Encoded:
+        prompt, response = encode_completion(tokenizer, row.prompt, row.completion, end_id)
+        labels = [-100] * len(prompt) + response
+        return len(labels), {"input_ids": prompt + response, "labels": labels}
 
-    return _table(encoded(), [("input_ids", _IDS), ("labels", _IDS)], max_length)
+    return _table(rows, rank, encode, [("input_ids", _IDS), ("labels", _IDS)], max_length, limit)
 
 
-def tokenize_scored(rows: Iterable[Scored], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokenized:
+def tokenize_scored(
+    rows: Iterable[Scored], tokenizer: PreTrainedTokenizerBase, max_length: int, limit: int | None = None
+) -> Tokenized:
     """Columns `input_ids` and `score`."""
-
     end_id = end_of_turn(tokenizer)
 
-    def encoded() -> Iterator[tuple[int, dict[str, Any]]]:
-        for row in rows:
-            prompt, response = encode_completion(tokenizer, row.prompt, row.completion, end_id)
-            yield len(prompt) + len(response), {"input_ids": prompt + response, "score": row.score}
+    def encode(row: Scored) -> Encoded:
+        prompt, response = encode_completion(tokenizer, row.prompt, row.completion, end_id)
+        return len(prompt) + len(response), {"input_ids": prompt + response, "score": row.score}
 
-    return _table(encoded(), [("input_ids", _IDS), ("score", pa.float32())], max_length)
+    return _table(rows, rank, encode, [("input_ids", _IDS), ("score", pa.float32())], max_length, limit)
 
 
 def tokenize_prompts(
-    rows: Sequence[PromptRow], tokenizer: PreTrainedTokenizerBase, max_prompt_length: int
+    rows: Sequence[PromptRow], tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, limit: int | None = None
 ) -> tuple[list[PromptExample], int]:
     """Prompts of at most `max_prompt_length` tokens, and how many were longer and dropped."""
-    examples = [PromptExample(row.prompt, encode_prompt(tokenizer, row.prompt), row.columns) for row in rows]
-    kept = [example for example in examples if len(example.ids) <= max_prompt_length]
-    if examples and not kept:
-        shortest = min(len(example.ids) for example in examples)
-        raise _too_long("data.max_prompt_length", max_prompt_length, shortest)
-    return kept, len(examples) - len(kept)
+
+    def encode(row: PromptRow) -> tuple[int, PromptExample]:
+        ids = encode_prompt(tokenizer, row.prompt)
+        return len(ids), PromptExample(row.prompt, ids, row.columns)
+
+    fitting = ShortEnough(encode, max_prompt_length)
+    kept = list(first_by_rank(rows, limit, rank, fitting))
+    if rows and not kept:
+        raise too_long("data.max_prompt_length", max_prompt_length, int(fitting.shortest))
+    return kept, fitting.dropped
 
 
-def _table(encoded: Iterator[tuple[int, dict[str, Any]]], fields: list[tuple[str, Any]], max_length: int) -> Tokenized:
-    """Write rows to a temporary file as they come, and map it: memory does not grow with their number."""
+class ShortEnough(Generic[T, U]):
+    """Encodes rows, each into its length and what becomes of it, and makes None of those that are too long."""
+
+    def __init__(self, encode: Callable[[T], tuple[int, U]], max_length: int) -> None:
+        self.encode = encode
+        self.max_length = max_length
+        self.dropped = 0
+        self.shortest = math.inf
+
+    def __call__(self, row: T) -> U | None:
+        length, encoded = self.encode(row)
+        self.shortest = min(self.shortest, length)
+        if length <= self.max_length:
+            return encoded
+        self.dropped += 1
+        return None
+
+
+def _table(
+    rows: Iterable[T],
+    rank: Callable[[T], int],
+    encode: Callable[[T], Encoded],
+    fields: list[tuple[str, Any]],
+    max_length: int,
+    limit: int | None,
+) -> Tokenized:
+    """Write rows to a temporary file as they come, and map it: memory does not grow with their number.
+
+    With a limit, the rows that are taken are in memory before they are written, at 4 bytes a token.
+    """
     schema = pa.schema(fields)
-    rows, shortest = 0, math.inf
+    fitting = ShortEnough(encode, max_length)
+    count = 0
 
-    def short_enough() -> Iterator[dict[str, Any]]:
-        nonlocal rows, shortest
-        for length, row in encoded:
-            rows, shortest = rows + 1, min(shortest, length)
-            if length <= max_length:
-                yield row
+    def counted() -> Iterator[T]:
+        nonlocal count
+        for row in rows:
+            count += 1
+            yield row
 
+    def compact(row: T) -> dict[str, Any] | None:
+        columns = fitting(row)
+        return columns and {
+            name: np.asarray(value, np.int32) if isinstance(value, list) else value for name, value in columns.items()
+        }
+
+    taken = first_by_rank(counted(), limit, rank, fitting if limit is None else compact)
     # The file goes when its name does; what is mapped stays (Windows keeps the file, and leaves it behind).
     with tempfile.TemporaryDirectory(prefix="lorarlhf-", ignore_cleanup_errors=True) as folder:
         path = str(Path(folder, "rows.arrow"))
         with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-            for chunk in _chunks(short_enough()):
+            for chunk in _chunks(taken):
                 writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=schema))
         dataset = Dataset.from_file(path)
-    if rows and not len(dataset):
-        raise _too_long("data.max_length", max_length, int(shortest))
-    return Tokenized(dataset, rows - len(dataset))
+    if count and not len(dataset):
+        raise too_long("data.max_length", max_length, int(fitting.shortest))
+    return Tokenized(dataset, count, fitting.dropped)
 
 
 def _chunks(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
@@ -172,7 +228,7 @@ def _chunks(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         yield chunk
 
 
-def _too_long(key: str, limit: int, shortest: int) -> UserError:
+def too_long(key: str, limit: int, shortest: int) -> UserError:
     return UserError(f"every row is longer than {key} {limit} tokens; the shortest has {shortest}: raise the limit")
 
 

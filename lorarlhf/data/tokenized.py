@@ -9,15 +9,17 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from lorarlhf.data.examples import (
+    LIMITS,
     Loaded,
     Split,
     Stream,
+    limit_of,
     load_prompt_rows,
     stream_demonstrations,
     stream_preferences,
     stream_scored,
 )
-from lorarlhf.data.rows import NO_COLUMNS, AnyExample, ColumnsWanted, Preference, PromptRow, in_turns, is_text
+from lorarlhf.data.rows import NO_COLUMNS, AnyExample, PromptRow, in_turns, is_text
 from lorarlhf.data.tokenize import (
     PromptExample,
     Tokenized,
@@ -30,7 +32,6 @@ from lorarlhf.data.tokenizer import has_chat_template, wraps_text
 from lorarlhf.recipe.sections import DataConfig
 
 logger = logging.getLogger(__name__)
-GROUPS = frozenset({"subset", "source", "category"})  # columns by which data sets say what a row is about
 
 
 def sft_examples(config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split) -> Tokenized:
@@ -43,68 +44,47 @@ def preference_examples(config: DataConfig, tokenizer: PreTrainedTokenizerBase, 
     return _examples(stream_preferences(config, split), tokenize_preferences, tokenizer)
 
 
-def grouped_preferences(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split
-) -> tuple[Tokenized, dict[str, list[str]]]:
-    """The same comparisons, and by each column that groups them (`GROUPS`, `annotator`) the groups [N] they are in.
-
-    Of several annotators of one comparison the first is named; "" is no group.
-    """
-    stream = stream_preferences(config, split)
-    groups: list[dict[str, str]] = []
-
-    def rows() -> Iterator[Preference]:
-        for row, columns in stream.with_columns(ColumnsWanted(welcome=GROUPS)):
-            groups.append({name: str(value) for name, value in columns.items() if value is not None})
-            if row.annotators:
-                groups[-1]["annotator"] = row.annotators[0]
-            yield row
-
-    read = _for_the_model(rows(), stream.source, config, tokenizer, split)
-    tokenized = tokenize_preferences(read, tokenizer, config.max_length, numbered=True)
-    _say_what_was_too_long(tokenized, stream)
-    kept = [groups[number] for number in tokenized.dataset["row"]]
-    names = sorted({name for group in kept for name in group})
-    return tokenized, {name: [group.get(name, "") for group in kept] for name in names}
-
-
 def scored_examples(config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split) -> Tokenized:
     """Ratings."""
     return _examples(stream_scored(config, split), tokenize_scored, tokenizer)
 
 
 def prompt_examples(config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split) -> list[PromptExample]:
-    """Different prompts, none of them too long."""
+    """Different prompts, none of them too long, and no more than are wanted."""
     return read_by_model(load_prompt_rows(config, split, NO_COLUMNS), config, tokenizer, split)
 
 
 def read_by_model(
     prompts: Loaded[PromptRow], config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split
 ) -> list[PromptExample]:
-    """Prompts that were loaded before the model was, none of them too long."""
-    rows = list(_for_the_model(prompts.rows, prompts.source, config, tokenizer, split))
-    examples, dropped = tokenize_prompts(rows, tokenizer, config.max_prompt_length)
-    _say_dropped(dropped, len(rows), f"data.max_prompt_length {config.max_prompt_length}", prompts.source, split)
+    """Prompts that were loaded before the model was, none of them too long, and no more than are wanted."""
+    rows = list(for_the_model(prompts.rows, prompts.source, config, tokenizer, split))
+    examples, dropped = tokenize_prompts(rows, tokenizer, config.max_prompt_length, limit_of(config, split))
+    limit = f"data.max_prompt_length {config.max_prompt_length}"
+    _say_taken(len(examples), dropped, len(rows), limit, prompts.source, config, split)
     return examples
 
 
 def _examples(
     stream: Stream[AnyExample],
-    tokenize: Callable[[Iterable[AnyExample], PreTrainedTokenizerBase, int], Tokenized],
+    tokenize: Callable[[Iterable[AnyExample], PreTrainedTokenizerBase, int, int | None], Tokenized],
     tokenizer: PreTrainedTokenizerBase,
 ) -> Tokenized:
-    read = _for_the_model(stream, stream.source, stream.config, tokenizer, stream.split)
-    tokenized = tokenize(read, tokenizer, stream.config.max_length)
-    _say_what_was_too_long(tokenized, stream)
+    config = stream.config
+    read = for_the_model(stream, stream.source, config, tokenizer, stream.split)
+    tokenized = tokenize(read, tokenizer, config.max_length, limit_of(config, stream.split))
+    say_what_was_taken(tokenized, stream)
     return tokenized
 
 
-def _say_what_was_too_long(tokenized: Tokenized, stream: Stream[Any]) -> None:
-    rows, limit = len(tokenized.dataset) + tokenized.dropped, f"data.max_length {stream.config.max_length}"
-    _say_dropped(tokenized.dropped, rows, limit, stream.source, stream.split)
+def say_what_was_taken(tokenized: Tokenized, stream: Stream[Any]) -> None:
+    """How many rows were left out for their length, or how many of how many were wanted."""
+    limit, config = f"data.max_length {stream.config.max_length}", stream.config
+    taken, dropped, rows = len(tokenized.dataset), tokenized.dropped, tokenized.rows
+    _say_taken(taken, dropped, rows, limit, stream.source, config, stream.split)
 
 
-def _for_the_model(
+def for_the_model(
     rows: Iterable[AnyExample], source: str, config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split
 ) -> Iterator[AnyExample]:
     """Rows as this model is to read them: text as turns of a conversation, or as it is."""
@@ -131,6 +111,12 @@ def _say_how_text_is_read(source: str, wraps: bool, is_chat_model: bool) -> None
         )
 
 
-def _say_dropped(dropped: int, rows: int, limit: str, source: str, split: Split) -> None:
-    if dropped:
+def _say_taken(taken: int, dropped: int, rows: int, limit: str, source: str, config: DataConfig, split: Split) -> None:
+    if taken + dropped < rows:
+        long = f"; {dropped} that were looked at are over {limit} tokens" if dropped else ""
+        key = LIMITS[split]
+        logger.warning(
+            "%s: taken: %d of %d rows to %s on, at random (data.%s)%s", source, taken, rows, split, key, long
+        )
+    elif dropped:
         logger.warning("%s: left out: %d of %d rows to %s on, over %s tokens", source, dropped, rows, split, limit)

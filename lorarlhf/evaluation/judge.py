@@ -61,15 +61,17 @@ class ScoringJudge:
     score: Callable[[Sequence[Prompt], Sequence[str]], Sequence[float]]
 
     def compare(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> list[Verdict]:
-        sides = [(prompt, text) for some in (first, second) for prompt, text in zip(prompts, some, strict=True)]
-        keys = [(prompt_text(prompt), text) for prompt, text in sides]
-        different = dict(zip(keys, sides, strict=True))  # a response that stands in several comparisons is scored once
-        scored = self.score([prompt for prompt, _ in different.values()], [text for _, text in different.values()])
-        scores = dict(zip(different, scored, strict=True))
-        pairs = zip(
-            (scores[key] for key in keys[: len(first)]), (scores[key] for key in keys[len(first) :]), strict=True
-        )
+        scores = self.scores([*prompts, *prompts], [*first, *second])
+        pairs = zip(scores[: len(first)], scores[len(first) :], strict=True)
         return [Verdict((a > b) + 0.5 * (a == b), (a, b)) for a, b in pairs]
+
+    def scores(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+        """How good each response is to its prompt; one that comes several times is scored once."""
+        keys = [(prompt_text(prompt), text) for prompt, text in zip(prompts, texts, strict=True)]
+        different = dict(zip(keys, prompts, strict=True))
+        scored = self.score([*different.values()], [text for _, text in different])
+        score_of = dict(zip(different, scored, strict=True))
+        return [score_of[key] for key in keys]
 
 
 QUESTION = """\

@@ -27,7 +27,7 @@ class Answers:
     Attributes:
         texts: N responses without special tokens.
         scores: [N] the reward of each; None where nothing gives one.
-        kl: nats a response from the reference, estimated from these samples.
+        kls: [N] log-probability of each response less the reference's, in nats: their mean estimates the KL.
         entropy: nats a token.
         response_length: tokens, the mean.
         finished: share of responses that ended themselves.
@@ -35,10 +35,15 @@ class Answers:
 
     texts: list[str]
     scores: Tensor | None
-    kl: float
+    kls: Tensor
     entropy: float
     response_length: float
     finished: float
+
+    @property
+    def kl(self) -> float:
+        """Nats a response from the reference."""
+        return self.kls.mean().item()
 
     @property
     def reward(self) -> float | None:
@@ -128,7 +133,7 @@ def measure(
     return Answers(
         texts=texts,
         scores=each.get("scores"),
-        kl=each["kl"].mean().item(),
+        kls=each["kl"],
         entropy=(each["entropy"].sum() / each["length"].sum()).item(),
         response_length=each["length"].mean().item(),
         finished=each["finished"].mean().item(),

@@ -81,6 +81,15 @@ def fit(
     return Fit(plan, capacity, largest, changes)
 
 
+def plan_here(stage: Stage, recipe: Recipe, reference: bool = True) -> StagePlan | None:
+    """What the stage takes in the memory that is free; None of a model that cannot be planned."""
+    try:
+        planner = Planner(recipe, load_model_config(recipe.model), this_target(), reference)
+        return _plan(planner, stage, available_memory_bytes())
+    except CannotPlanError:
+        return None
+
+
 def check_memory(stage: Stage, recipe: Recipe, reference: bool = True) -> None:
     """Before the model is loaded: can the stage run in the memory that is free?
 

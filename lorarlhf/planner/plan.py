@@ -140,7 +140,7 @@ class Planner:
         config, length = self.recipe.ppo, self.sequence_length
         prompt, response = self.recipe.data.max_prompt_length, config.response_length
         batch, minibatch = config.batch_size, config.batch_size // config.num_mini_batches
-        evaluated = config.eval_prompts if config.eval_every else 0
+        evaluated = self.recipe.prompts_evaluated
         decoded = max(batch, evaluated)
         decoded = min(decoded, rollout_rows or decoded)
         scored = min(max(batch, evaluated), max(1, token_budget // length))
@@ -199,7 +199,7 @@ class Planner:
         def total(rows: int) -> int:
             return max(phase.total for phase in self.ppo(rows * length, 1).phases[1:])
 
-        least, most = 1, max(config.batch_size, config.eval_prompts if config.eval_every else 0)
+        least, most = 1, max(config.batch_size, self.recipe.prompts_evaluated)
         low, high = total(least), total(most)
         if high <= capacity:
             return most * length

@@ -129,7 +129,8 @@ def measure_agreement(votes: Iterable[Vote], seed: int = 0) -> Agreement:
     )
     complete = shared[shared.sum(1) == len(names)]
     both = np.array(
-        [[ANSWERS.index(given[name]) for name in names] for given in by_pair.values() if len(given) == len(names) == 2]
+        [[ANSWERS.index(given[name]) for name in names] for given in by_pair.values() if len(given) == len(names) == 2],
+        dtype=int,
     ).reshape(-1, 2)
 
     def estimate(statistic: Callable[[np.ndarray], float], items: np.ndarray) -> Estimate:

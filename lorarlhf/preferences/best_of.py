@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.progress import Progress
 
 from lorarlhf.data.tokenize import PromptExample
@@ -55,6 +56,15 @@ def best_of_kl(n: int) -> float:
     Stiennon et al. 2020, appendix G.3. Where some are, as from a policy of few words, it is less (Beirami et al. 2024).
     """
     return math.log(n) - (n - 1) / n
+
+
+def rank_weights(n: int, of: int) -> np.ndarray:
+    """[of] how probable it is that each of the responses is the best of `n` drawn from all, the worst response first.
+
+    With it, one draw of `of` responses tells what best-of-n gives for every n up to that, without bias (Nakano et al.
+    2021, appendix I): the best is that of rank r in C(r - 1, n - 1) of C(of, n) draws.
+    """
+    return np.array([math.comb(rank, n - 1) / math.comb(of, n) for rank in range(of)])
 
 
 def _best(sampler: Sampler, batch: Sequence[PromptExample], number: int) -> list[dict[str, Any]]:

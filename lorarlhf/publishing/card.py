@@ -30,7 +30,9 @@ LABELS = {
     "dropped_too_long": "examples left out for their length",
     "seconds": "time, s",
     "peak_memory_gb": "peak memory, GB",
+    "train_rows": "train examples there were",
     "eval_examples": "held-out examples",
+    "eval_rows": "held-out examples there were",
     "eval_prompts": "held-out prompts",
 }
 PARTS = {"before": "before training", "best": "policy that was kept"}

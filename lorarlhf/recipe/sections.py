@@ -22,6 +22,12 @@ def _names_a_function(text: str) -> str:
     return text
 
 
+def _in_order(steps: list[Step]) -> list[Step]:
+    if not steps or [step for step in STEPS if step in steps] != steps:
+        raise ValueError(f"expected some of {', '.join(STEPS)}, in this order and each once, got {', '.join(steps)}")
+    return steps
+
+
 def _can_be_set(name: str) -> str:
     if not name.isidentifier() or name in ("messages", "tools", "documents", "add_generation_prompt"):
         raise ValueError(f"a chat template takes no {name} from a recipe; name one of its own variables")
@@ -35,6 +41,9 @@ Role = Literal["policy", "reference", "reward", "critic"]
 Stage = Literal["sft", "reward", "ppo"]
 Quantization = Literal["nf4", "int8", "none"]
 ObjectiveName = Literal["bradley_terry", "regression"]
+Step = Literal["sft", "reward", "ppo", "evaluate", "export"]
+STEPS: tuple[Step, ...] = ("sft", "reward", "ppo", "evaluate", "export")  # in the order in which they can be taken
+Steps = Annotated[list[Step], AfterValidator(_in_order)]
 DataKey = Literal["sft", "preferences", "prompts"]
 MergeBase = Literal["dequantized", "original"]
 Column = Literal["prompt", "chosen", "rejected", "margin", "tie", "completion", "score", "messages"]
@@ -110,7 +119,12 @@ class LoraConfig(Section):
 
 class DataConfig(Section):
     """Where examples come from. A source is a Hub id, the path of a file whose ending `lorarlhf.data.endings` knows, or
-    a folder that `datasets` saved."""
+    a folder that `datasets` saved.
+
+    Attributes:
+        max_examples, eval_examples: the most that a stage trains on, and is tested on, drawn at random from those that
+            are of use and not too long; None takes all.
+    """
 
     sft: str | None = None
     sft_test: str | None = None
@@ -121,6 +135,8 @@ class DataConfig(Section):
     train_split: str = "train"
     test_split: str = "test"
     test_size: Fraction = 0.05
+    max_examples: PositiveInt | None = None
+    eval_examples: PositiveInt | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[TemplateVariable, Any] = {}
     wrap_text: Literal["auto", "always", "never"] = "auto"
@@ -328,8 +344,9 @@ class ExportConfig(Section):
 
 
 class Recipe(Section):
-    """A whole run in one file."""
+    """A whole run in one file; `stages` is what `lorarlhf run` does of it."""
 
+    stages: Steps = ["reward", "ppo", "evaluate", "export"]
     model: ModelConfig
     lora: LoraConfig = LoraConfig()
     data: DataConfig = DataConfig()
@@ -338,3 +355,9 @@ class Recipe(Section):
     ppo: PPOConfig = PPOConfig()
     export: ExportConfig = ExportConfig()
     seed: NonNegativeInt = 42
+
+    @property
+    def prompts_evaluated(self) -> int:
+        """How many held-out prompts an evaluation of ppo samples at most; 0 where there is none."""
+        most = min(self.ppo.eval_prompts, self.data.eval_examples or self.ppo.eval_prompts)
+        return most if self.ppo.eval_every else 0

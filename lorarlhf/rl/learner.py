@@ -12,7 +12,6 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments, get_scheduler
-from transformers.integrations import get_available_reporting_integrations
 
 from lorarlhf.backbone.budget import no_second_attempt
 from lorarlhf.backbone.shared import SharedBackbone
@@ -187,13 +186,6 @@ class Learner:
         """Go on from what `state_dict` gave."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-
-
-def check_trackers(names: Sequence[str]) -> None:
-    """Raise UserError if a tracker of `report_to` is not installed."""
-    missing = [name for name in names if name not in get_available_reporting_integrations()]
-    if missing:
-        raise UserError(f"ppo.report_to: {missing[0]} is not installed; pip install it, or take it out")
 
 
 def _optimizer_arguments(config: PPOConfig, backbone: SharedBackbone, folder: Path) -> TrainingArguments:

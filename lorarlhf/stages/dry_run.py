@@ -22,7 +22,10 @@ def steps(stage: Stage, recipe: Recipe, run: Run, reward: str | None = None) -> 
         yield "score", f"with {reward or run.stage(info.needs)}, {len(recipe.ppo.reward_functions)} functions"
     if STAGES[stage].samples:
         yield "update", _learning(recipe.ppo)
-    yield "train", f"{stage} on {info.source(recipe.data) or f'(set data.{info.data_key} or --dataset)'}"
+    source, most = info.source(recipe.data) or f"(set data.{info.data_key} or --dataset)", recipe.data.max_examples
+    yield "train", f"{stage} on {f'at most {most:,} examples of {source}' if most else source}"
+    if recipe.data.eval_examples:
+        yield "test", f"on at most {recipe.data.eval_examples:,} held-out examples"
     yield "write", str(run.stage(stage))
 
 

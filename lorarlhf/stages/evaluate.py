@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from lorarlhf.backbone.budget import FORWARD_TOKENS
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
+from lorarlhf.data.choices import Choices, choice_examples
 from lorarlhf.data.examples import Loaded, load_prompt_rows
 from lorarlhf.data.rows import Prompt, PromptRow, request_text
 from lorarlhf.data.tokenized import read_by_model
@@ -27,13 +28,14 @@ from lorarlhf.evaluation.report import SAMPLES_SHOWN, counting, policy_lines
 from lorarlhf.evaluation.reward_model import score_tokens
 from lorarlhf.generation.sample import response_texts
 from lorarlhf.memory import free_cached_memory
-from lorarlhf.recipe.load import Option
 from lorarlhf.recipe.sections import DataConfig, ObjectiveName, Recipe, Stage
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.rl.rewards import RewardFunction, WeightedReward, all_reward_functions, columns_wanted
 from lorarlhf.rl.score import RolloutScorer, ScoringPasses, response_scorer
-from lorarlhf.run import BEST, Run
+from lorarlhf.run import BEST, Run, other_test_data
+from lorarlhf.stages.annotators import annotator_figures, annotator_lines
 from lorarlhf.training.objectives import OBJECTIVES, Objective
+from lorarlhf.training.reward_bench_2 import reward_bench_2, reward_bench_2_lines, scored
 
 logger = logging.getLogger(__name__)
 BASE_MODEL: Literal["base"] = "base"  # where a policy starts that starts from no stage
@@ -87,7 +89,7 @@ def evaluate(
     """
     run = Run(run)
     stage = stage or run.last_stage()
-    named = {} if dataset is None else {f"data.{STAGES[stage].data_key}_test": Option("dataset", dataset)}
+    named = {} if dataset is None else other_test_data(stage, "dataset", dataset)
     recipe = run.read_recipe(named, sets, stage)
     console = console or Console(quiet=True)
     return evaluate_run(run, recipe, stage, console, reward_functions, checkpoint, allow_other_base, judge)
@@ -102,11 +104,13 @@ def evaluate_run(
     checkpoint: str | int = BEST,
     allow_other_base: bool = False,
     judge: Judge | None = None,
+    backbone: SharedBackbone | None = None,
 ) -> dict[str, Any]:
     """What `evaluation.json` holds: of a reward model how well it predicts, of a policy what has changed.
 
     Args:
         recipe: the run's, with whatever is to be different here.
+        backbone: one that is loaded already; it gains the roles that are compared. None loads the recipe's model.
 
     Raises:
         UserError: the stage has left no adapter, there is nothing held out, or a judge is given for a reward model.
@@ -115,7 +119,7 @@ def evaluate_run(
     check_judged(stage, judge)
     functions = all_reward_functions(recipe.ppo, reward_functions)
     prompts = None if info.scores else held_out_prompts(recipe.data, stage, functions)
-    backbone = load_backbone(recipe.model, recipe.data)
+    backbone = backbone or load_backbone(recipe.model, recipe.data)
     backbone.load_role(info.role, adapter, allow_other_base=allow_other_base)
     if prompts is None:
         return evaluate_reward(backbone, recipe.data, recipe.reward.objective, console)
@@ -207,8 +211,11 @@ def reward_figures(
     Raises:
         UserError: nothing is held out.
     """
+    if choices := choice_examples(data, tokenizer, "test"):
+        return {"stage": "reward", **_choice_figures(choices, score)}
     objective = OBJECTIVES[name]
-    test, groups = objective.grouped(data, tokenizer)
+    held_out = objective.held_out_rows(data, tokenizer)
+    test = held_out.examples
     if not len(test.dataset):
         raise nothing_held_out()
     scores = [score(test.dataset[column]) for column in objective.sequences]
@@ -217,10 +224,27 @@ def reward_figures(
         "objective": name,
         "data": data.preferences_test or data.preferences,
         "examples": len(test.dataset),
+        "rows": test.rows,
         "dropped_too_long": test.dropped,
         **objective.held_out(test.dataset, scores),
         **_baselines(objective, data, tokenizer, test.dataset),
-        **objective.breakdown(test.dataset, scores, groups),
+        **objective.breakdown(test.dataset, scores, held_out.groups),
+        **annotator_figures(held_out, scores, score),
+    }
+
+
+def _choice_figures(choices: Choices, score: Callable[[Sequence[Sequence[int]]], Tensor]) -> dict[str, Any]:
+    if not choices.examples:
+        raise nothing_held_out()
+    sequences = [ids for example in choices.examples for ids in example.right + example.wrong]
+    scores = score(sequences).tolist()
+    return {
+        "data": choices.source,
+        "examples": len(choices.examples),
+        "rows": choices.rows,
+        "dropped_too_long": choices.dropped,
+        "reward_bench_2": reward_bench_2(scored(choices.examples, scores)),
+        "longer_wins": reward_bench_2(scored(choices.examples, list(map(len, sequences))))["mean"],
     }
 
 
@@ -250,7 +274,7 @@ def evaluate_policy(
         responses: another model's, in place of those of the policy role.
     """
     prompts = read_by_model(loaded, recipe.data, backbone.tokenizer, "test")
-    config, score = recipe.ppo, _scorer(backbone, recipe, functions)
+    config, score = recipe.ppo, reward_scorer(backbone, recipe, functions)
     with counting(console, "answered", 2 * len(prompts)) as advance:
         before = answer(backbone, "reference", prompts, config, recipe.seed, score, advance)
         if responses is None:
@@ -270,6 +294,7 @@ def evaluate_policy(
     figures = {
         "data": loaded.source,
         "prompts": len(prompts),
+        "rows": len(loaded.rows),
         "temperature": recipe.ppo.temperature,
         "response_length": recipe.ppo.response_length,
         "seed": recipe.seed,
@@ -279,7 +304,9 @@ def evaluate_policy(
     return Measured(figures, [example.prompt for example in prompts], before.texts, after.texts)
 
 
-def _scorer(backbone: SharedBackbone, recipe: Recipe, functions: Sequence[WeightedReward]) -> RolloutScorer | None:
+def reward_scorer(
+    backbone: SharedBackbone, recipe: Recipe, functions: Sequence[WeightedReward]
+) -> RolloutScorer | None:
     """The reward of PPO, as far as the run has one; None if it has none."""
     if "reward" not in backbone.roles and not functions:
         return None
@@ -307,6 +334,8 @@ def nothing_held_out() -> UserError:
 
 def report_lines(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
     """An evaluation line by line, each with its heading."""
+    if "reward_bench_2" in evaluation:
+        return reward_bench_2_lines(evaluation)
     if "objective" in evaluation:
-        return OBJECTIVES[evaluation["objective"]].report(evaluation)
+        return [*OBJECTIVES[evaluation["objective"]].report(evaluation), *annotator_lines(evaluation)]
     return policy_lines(evaluation)

@@ -47,19 +47,33 @@ def open_judge(
     Raises:
         UserError: it is none of the three, is the run itself, or does not answer.
     """
-    if judge.startswith(("http://", "https://")):
+    if _is_address(judge):
         if model is None:
             raise UserError(f"--judge {_address(judge)}: say with --judge-model which of its models is to judge")
         return _endpoint(judge, model, console or Console(quiet=True))
     if model is not None:
         raise UserError(f"--judge-model: is a model of an endpoint, and --judge {judge} is no http:// address")
+    return open_scoring_judge(judge, run, allow_other_base)
+
+
+def open_scoring_judge(judge: str, run: Run | None = None, allow_other_base: bool = False) -> ScoringJudge:
+    """A judge that gives each response a score: a run or a classifier, as `open_judge` takes them.
+
+    Raises:
+        UserError: it is neither, or the run itself.
+    """
+    if _is_address(judge):
+        raise UserError(
+            f"--judge {_address(judge)}: an endpoint compares, and gives no scores for --frontier to draw; give a "
+            "run or a sequence classifier"
+        )
     folder = Path(judge)
     if (folder / RECIPE).is_file():
         return _reward_of(Run(folder), run, allow_other_base)
     return _classifier(judge)
 
 
-def _reward_of(run: Run, judged: Run | None, allow_other_base: bool) -> Judge:
+def _reward_of(run: Run, judged: Run | None, allow_other_base: bool) -> ScoringJudge:
     if judged is not None and run.path.resolve() == judged.path.resolve():
         raise UserError(f"--judge {run.path}: is the run itself, whose policy was trained against it; give another run")
     adapter, config = run.adapter("reward"), run.read_recipe(stage="reward").model
@@ -73,7 +87,7 @@ def _reward_of(run: Run, judged: Run | None, allow_other_base: bool) -> Judge:
     return ScoringJudge(str(run.path), score)
 
 
-def _classifier(name: str) -> Judge:
+def _classifier(name: str) -> ScoringJudge:
     config = ModelConfig(name=name, quantization="none")
     model_config = _known(name, config)
     kinds = model_config.architectures or ["model of no kind"]
@@ -145,6 +159,10 @@ def _endpoint(url: str, model: str, console: Console) -> Judge:
 
     ask("Answer with the word yes.")  # whether it is there, before anything is loaded
     return ModelJudge(f"{model} at {address}", ask, console)
+
+
+def _is_address(judge: str) -> bool:
+    return judge.startswith(("http://", "https://"))
 
 
 def _address(url: str) -> str:

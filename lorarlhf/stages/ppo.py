@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +31,7 @@ from lorarlhf.recipe.stages import STAGES
 from lorarlhf.rl.algorithms import Algorithm, make_algorithm
 from lorarlhf.rl.checkpoint import load_checkpoint
 from lorarlhf.rl.held_out import HeldOut
-from lorarlhf.rl.learner import Learner, check_trackers
+from lorarlhf.rl.learner import Learner
 from lorarlhf.rl.loop import Setup, evaluate, train
 from lorarlhf.rl.prompts import PromptStream
 from lorarlhf.rl.rewards import RewardFunction, WeightedReward, all_reward_functions, columns_wanted
@@ -41,7 +41,7 @@ from lorarlhf.rl.symptoms import Watch
 from lorarlhf.rl.trl_engine import check_trl, train_with_trl
 from lorarlhf.run import Run
 from lorarlhf.stages.gpus import mention_other_gpus
-from lorarlhf.training.arguments import check_optimizer
+from lorarlhf.stages.inputs import check_inputs
 from lorarlhf.training.baselines import verdict
 from lorarlhf.training.checkpoint import move_aside
 
@@ -75,7 +75,10 @@ def train_ppo(
     """
     start, run = time.perf_counter(), Run(run)
     functions = all_reward_functions(recipe.ppo, reward_functions)
-    reward_folder = _check(recipe.ppo, run, reward, functions, engine, resume)
+    if engine == "trl":
+        check_trl(recipe.ppo, resume)
+    reward_folder = find_reward_adapter(recipe.ppo.reward_model_weight, bool(functions), run, reward)
+    check_inputs("ppo", recipe)
     if reward_folder == run.stage("reward") and (doubt := verdict(run.read_summary("reward"))):
         logger.warning(doubt)
     folder, has_sft = run.stage("ppo"), run.has_adapter("sft")
@@ -134,7 +137,9 @@ def train_ppo(
         **_outcome(state, config),
         "reference": "sft" if has_sft else "base",
         "train_prompts": len(prompts),
+        "train_rows": len(loaded["train"].rows),
         "eval_prompts": len(eval_prompts),
+        "eval_rows": len(loaded["test"].rows),
         "seconds": time.perf_counter() - start,
         "peak_memory_gb": peak_memory_bytes() / 1e9,
     }
@@ -163,6 +168,21 @@ def _outcome(state: TrainingState, config: PPOConfig) -> dict[str, Any]:
         "best": state.best and state.best.row,
         "improved": state.improved(config),
     }
+
+
+def result_lines(summary: Mapping[str, Any], config: PPOConfig) -> list[str]:
+    """What the stage has come to, and where that is not what it set out for."""
+    before, best, lines = summary["before"], summary["best"], []
+    if best:
+        lines.append(
+            f"held-out reward {before['eval_reward']:.3f} -> {best['eval_reward']:.3f} at iteration "
+            f"{best['iteration']}, KL {best['eval_kl']:.2f} nats a response"
+        )
+    if reason := summary["stopped"]:
+        lines.append(f"stopped at iteration {summary['iterations']} of {config.iterations}: {reason}")
+    if summary["improved"] is False:
+        lines.append("the policy kept is the one from before training, none was better on the held-out prompts")
+    return lines
 
 
 def _phase(config: PPOConfig, iteration: int) -> str:
@@ -196,22 +216,6 @@ def make_setup(
         folder=folder,
         seed=seed,
     )
-
-
-def _check(
-    config: PPOConfig,
-    run: Run,
-    reward: str | None,
-    functions: Sequence[WeightedReward],
-    engine: Engine,
-    resume: bool,
-) -> Path | None:
-    """Folder of the reward adapter, if there is to be one. Raises UserError for what could not work."""
-    check_optimizer(config, "ppo")
-    check_trackers(config.report_to)
-    if engine == "trl":
-        check_trl(config, resume)
-    return find_reward_adapter(config.reward_model_weight, bool(functions), run, reward)
 
 
 def _check_prompts(

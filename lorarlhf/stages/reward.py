@@ -22,7 +22,7 @@ from lorarlhf.recipe.sections import Recipe
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.run import Run
 from lorarlhf.stages.gpus import mention_other_gpus
-from lorarlhf.training.arguments import check_optimizer
+from lorarlhf.stages.inputs import check_inputs
 from lorarlhf.training.baselines import verdict
 from lorarlhf.training.checkpoint import move_aside
 from lorarlhf.training.objectives import OBJECTIVES, Objective
@@ -45,7 +45,7 @@ def train_reward(
     """
     start, run = time.perf_counter(), Run(run)
     config, objective = recipe.reward, OBJECTIVES[recipe.reward.objective]
-    check_optimizer(config, "reward")
+    check_inputs("reward", recipe)
     folder = run.stage("reward")
     checkpoint = find_checkpoint(folder) if resume else None
     if backbone is None:

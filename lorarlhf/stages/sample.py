@@ -177,7 +177,7 @@ def _sampler(
     }
     finished_rows(out, options)  # refuses before anything is loaded
     data = (recipe.data if recipe else DataConfig()).model_copy(
-        update={"prompts": prompts, "prompts_test": None, "test_size": 0.0}
+        update={"prompts": prompts, "prompts_test": None, "test_size": 0.0, "max_examples": None}
     )
     backbone = load_backbone(respondent.model, data)
     examples = prompt_examples(data, backbone.tokenizer, "train")

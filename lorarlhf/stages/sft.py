@@ -21,7 +21,7 @@ from lorarlhf.recipe.sections import Recipe
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.run import Run
 from lorarlhf.stages.gpus import mention_other_gpus
-from lorarlhf.training.arguments import check_optimizer
+from lorarlhf.stages.inputs import check_inputs
 from lorarlhf.training.checkpoint import move_aside
 from lorarlhf.training.progress import show_progress
 from lorarlhf.training.results import NOTHING_HELD_OUT, save_results, training_summary
@@ -44,7 +44,7 @@ def train_sft(
             "model.quantize_head: TRL's SFT trainer multiplies with the output layer itself and takes it in full only; "
             "use --set model.quantize_head=false for this stage"
         )
-    check_optimizer(recipe.sft, "sft")
+    check_inputs("sft", recipe)
     folder = run.stage("sft")
     checkpoint = find_checkpoint(folder) if resume else None
     if backbone is None:

@@ -8,17 +8,10 @@ from typing import Any, TypeVar
 import torch
 from transformers import TrainingArguments
 
-from lorarlhf.errors import UserError
 from lorarlhf.memory import accelerator
-from lorarlhf.recipe.sections import Stage, SupervisedConfig, TrainingConfig
+from lorarlhf.recipe.sections import SupervisedConfig, TrainingConfig
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
-
-
-def check_optimizer(config: TrainingConfig, stage: Stage) -> None:
-    """Raise UserError if the optimiser needs CUDA and there is none."""
-    if not torch.cuda.is_available() and ("8bit" in config.optim or "paged" in config.optim):
-        raise UserError(f"{stage}.optim: {config.optim} needs a CUDA GPU; use --set {stage}.optim=adamw_torch")
 
 
 def training_arguments(config: TrainingConfig, folder: Path, seed: int) -> dict[str, Any]:

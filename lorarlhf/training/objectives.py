@@ -16,8 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lorarlhf.data.examples import Split
+from lorarlhf.data.held_out import HeldOut, held_out_preferences
 from lorarlhf.data.tokenize import Tokenized
-from lorarlhf.data.tokenized import grouped_preferences, preference_examples, scored_examples
+from lorarlhf.data.tokenized import preference_examples, scored_examples
 from lorarlhf.recipe.sections import DataConfig, ObjectiveName, RewardConfig
 from lorarlhf.training.baselines import bag_of_words
 from lorarlhf.training.breakdown import accuracy_by_group, breakdown_lines, length_controlled, reward_bench
@@ -26,6 +27,7 @@ from lorarlhf.training.reward_metrics import (
     preference_metrics,
     regression_metrics,
     reliability,
+    reliability_lines,
     share_won,
 )
 
@@ -48,9 +50,9 @@ class Objective(ABC):
     def examples(self, config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split) -> Tokenized:
         """The rows of `data.preferences` as this objective takes them."""
 
-    def grouped(self, config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Tokenized, dict[str, list[str]]]:
-        """The test rows, and by each column that groups them the group of each; objectives of pairs know some."""
-        return self.examples(config, tokenizer, "test"), {}
+    def held_out_rows(self, config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> HeldOut:
+        """The test rows, with what is known of each; of pairs that is their groups, and what annotators said."""
+        return HeldOut(self.examples(config, tokenizer, "test"))
 
     @abstractmethod
     def collator(self, pad_token_id: int) -> Collator:
@@ -93,8 +95,8 @@ class BradleyTerry(Objective):
     def examples(self, config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split) -> Tokenized:
         return preference_examples(config, tokenizer, split)
 
-    def grouped(self, config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Tokenized, dict[str, list[str]]]:
-        return grouped_preferences(config, tokenizer, "test")
+    def held_out_rows(self, config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> HeldOut:
+        return held_out_preferences(config, tokenizer)
 
     def collator(self, pad_token_id: int) -> Collator:
         from lorarlhf.training.collators import PairCollator  # TRL takes seconds, and the planner reads this file
@@ -150,6 +152,7 @@ class BradleyTerry(Objective):
             ("margin", f"{evaluation['eval_margin']:.3f}"),
             ("loss", f"{evaluation['eval_loss']:.3f}"),
             ("calibration error", f"{evaluation['eval_calibration_error']:.3f}"),
+            *reliability_lines(evaluation.get("reliability", [])),
             *breakdown_lines(evaluation),
         ]
 

@@ -17,10 +17,12 @@ NOTHING_HELD_OUT = "no held-out examples"
 
 
 def training_summary(train: Tokenized, test: Tokenized, steps: int, start: float) -> dict[str, Any]:
-    """How much a stage has seen, and what that took since `start` of `time.perf_counter`."""
+    """How much a stage has seen, of how many rows, and what that took since `start` of `time.perf_counter`."""
     return {
         "train_examples": len(train.dataset),
+        "train_rows": train.rows,
         "eval_examples": len(test.dataset),
+        "eval_rows": test.rows,
         "dropped_too_long": train.dropped + test.dropped,
         "steps": steps,
         "seconds": time.perf_counter() - start,

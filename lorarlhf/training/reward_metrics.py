@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,6 +45,20 @@ def reliability(margins: Tensor, bins: int = 10) -> list[dict[str, float]]:
             }
         )
     return curve
+
+
+def reliability_lines(curve: Sequence[Mapping[str, float]], bins: int = 10) -> list[tuple[str, str]]:
+    """`reliability` as a small table, a line a bin, each with its heading."""
+    if not curve:
+        return []
+    lines = [("reliability", f"{'says':>6}  {'is right':>8}  {'95%':^15}  {'pairs':>7}")]
+    for part in curve:
+        number = min(int((part["confidence"] - 0.5) * 2 * bins), bins - 1)
+        low, high = (50 + 50 * edge / bins for edge in (number, number + 1))
+        interval = f"{part['accuracy_low']:.1%} to {part['accuracy_high']:.1%}"
+        shares = f"{part['confidence']:>6.1%}  {part['accuracy']:>8.1%}  {interval:^15}"
+        lines.append((f"  {low:.0f} to {high:.0f}% sure", f"{shares}  {part['pairs']:>7,}"))
+    return lines
 
 
 def longer_wins(chosen: Sequence[Sequence[int]], rejected: Sequence[Sequence[int]]) -> float:

@@ -203,10 +203,11 @@ def test_anything_else_is_exit_1(command, monkeypatch, error, message):
 
 
 def test_dry_runs_of_recipes_from_the_hub_and_help_load_nothing_heavy(environment, tmp_path):
+    from_the_hub = [info.name for info in list_recipes() if info.name not in ("demo", "qwen3-1.7b-gsm8k-8gb")]
     program = f"""
 import sys
 from lorarlhf.cli.main import main
-for recipe in {[info.name for info in list_recipes() if info.name != "demo"]}:
+for recipe in {from_the_hub}:
     for stage in {STAGES}:
         sys.argv = ["lorarlhf", stage, "--recipe", recipe, "--dry-run"]
         try:
@@ -223,11 +224,12 @@ assert not heavy, heavy
 """
     code, out, err = script(environment, tmp_path, "-c", program, program=(sys.executable,))
     assert (code, err) == (0, "")
-    assert out.count("would load ") == out.count("memory       see") == len(STAGES) * (len(list_recipes()) - 1) >= 24
+    assert out.count("would load ") == out.count("memory       see") == len(STAGES) * len(from_the_hub) >= 24
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_dry_run_says_what_would_be_done(command, tmp_path):
+    (tmp_path / "my.jsonl").write_text('{"prompt": "How much are the apples?"}\n')
     code, out, err = command(
         *("ppo", "--recipe", "demo", "--model", "my/model", "--dataset", "my.jsonl", "--output-dir", "here"),
         *("--set", "ppo.kl_coef=0.25", "--reward", "my/reward", "--dry-run"),
@@ -240,7 +242,20 @@ def test_a_dry_run_says_what_would_be_done(command, tmp_path):
     assert "would train  ppo on my.jsonl" in out
     assert "would write  here/ppo" in out
     assert "would update policy and critic (PPO)" in out
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "my.jsonl"]
+
+
+def test_a_dry_run_says_what_is_misspelt(command):
+    code, _, err = command("ppo", "--recipe", "demo", "--dataset", "my.jsonl", "--dry-run")
+    assert (code, err) == (2, "Error: my.jsonl: no such file; check the path\n")
+
+
+def test_a_dry_run_knows_how_many_rows_are_wanted(command):
+    wanted = ("--set", "data.max_examples=2000", "--set", "data.eval_examples=50")
+    out = command("reward", "--recipe", "demo", "--dataset", "my.jsonl", *wanted, "--dry-run")[1]
+    assert "would train  reward on at most 2,000 examples of my.jsonl" in out
+    assert "would test   on at most 50 held-out examples" in out
+    assert "at most" not in command("reward", "--recipe", "demo", "--dry-run")[1]
 
 
 def test_a_dry_run_knows_what_has_no_critic(command):
@@ -255,7 +270,8 @@ def test_a_dry_run_starts_from_sft_if_it_is_there(command, tmp_path):
 
 
 @pytest.mark.parametrize(("stage", "key"), [("sft", "sft"), ("reward", "preferences"), ("ppo", "prompts")])
-def test_a_dataset_replaces_the_recipes_own_and_its_held_out_part(command, stage, key):
+def test_a_dataset_replaces_the_recipes_own_and_its_held_out_part(command, tmp_path, stage, key):
+    (tmp_path / "mine.csv").write_text("prompt,chosen,rejected,completion\na,b,c,d\n")
     out = command(stage, "--recipe", "demo", "--dataset", "mine.csv", "--dry-run")[1]
     assert f"  {key}: mine.csv\n" in out
     assert f"  {key}_test: null\n" in out

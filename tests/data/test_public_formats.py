@@ -245,7 +245,13 @@ PANDALM = {
         (
             "PandaLM: votes of several annotators",
             PANDALM,
-            Preference(HI, GOOD, BAD, annotators=("annotator1", "annotator3")),
+            Preference(
+                HI,
+                GOOD,
+                BAD,
+                annotators=("annotator1", "annotator3"),
+                votes=(("annotator1", 1), ("annotator2", -1), ("annotator3", 1)),
+            ),
         ),
         (
             "text pairs with a prompt",

@@ -3,9 +3,9 @@
 import pytest
 from turns import BAD, GOOD, HI, bot, user
 
-from lorarlhf.data.formats import DEMONSTRATIONS, PREFERENCES, PROMPTS, SCORED, recognise
+from lorarlhf.data.formats import CHOICES, DEMONSTRATIONS, PREFERENCES, PROMPTS, SCORED, recognise
 from lorarlhf.data.formats.trees import gathered
-from lorarlhf.data.rows import BadRow, Demonstration, Preference, Scored
+from lorarlhf.data.rows import BadRow, Choice, Demonstration, Preference, Scored
 
 NECTAR = {
     "prompt": "\n\nHuman: Hi\n\nAssistant: ",
@@ -48,6 +48,20 @@ FINE_GRAINED = {
     "prediction 4": "D",
     "feedback": {"errors": []},
     "preference": [1, 2, 0, 2, 2, 1],
+}
+
+
+REWARD_BENCH_2 = {
+    "id": "tied:3",
+    "prompt": "Hi",
+    "chosen": ["Hello!", "Hey!"],
+    "rejected": ["What?", "Hm."],
+    "num_correct": 2,
+    "num_incorrect": 2,
+    "total_completions": 4,
+    "models": ["m"],
+    "subset": "Ties",
+    "additional_metadata": None,
 }
 
 
@@ -109,6 +123,37 @@ def test_fine_grained_comparisons():
         ("C", "D", False),
     ]
     assert {pair.prompt[0]["content"] for pair in pairs} == {"Ann\nAnn is. She was.\n\nBob\nBob is.\n\nWho?"}
+
+
+def test_right_and_wrong_answers():
+    form = recognise(REWARD_BENCH_2, PREFERENCES)
+    assert form.name == "RewardBench 2: right and wrong answers"
+    hey, hm = [bot("Hey!")], [bot("Hm.")]
+    assert list(form.convert(REWARD_BENCH_2)) == [
+        *(Preference(HI, GOOD, BAD), Preference(HI, GOOD, hm)),
+        *(Preference(HI, hey, BAD), Preference(HI, hey, hm)),
+    ]
+    assert list(recognise(REWARD_BENCH_2, DEMONSTRATIONS).convert(REWARD_BENCH_2)) == [
+        Demonstration(HI, GOOD),
+        Demonstration(HI, hey),
+    ]
+    assert list(recognise(REWARD_BENCH_2, PROMPTS).convert(REWARD_BENCH_2)) == [HI]
+    [choice] = recognise(REWARD_BENCH_2, CHOICES).convert(REWARD_BENCH_2)
+    assert choice == Choice(HI, (GOOD, hey), (BAD, hm), "Ties", "tied:3")
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ({"num_correct": 1}, "num_correct is not how many chosen hold"),
+        ({"id": "3"}, "id is not ref:NUMBER or tied:NUMBER, in the subset Ties"),
+        ({"rejected": ["What?", ""]}, "rejected has an entry that is empty or not text"),
+    ],
+)
+def test_choices_of_no_use(fault, reason):
+    row = REWARD_BENCH_2 | fault
+    with pytest.raises(BadRow, match=reason):
+        list(recognise(row, CHOICES).convert(row))
 
 
 def test_an_unusable_pair_of_a_list_leaves_the_others():

@@ -3,13 +3,16 @@
 import json
 import math
 import sys
+from itertools import combinations
+from statistics import mean
 
+import numpy as np
 import pytest
 from demo_runs import DEMO, read_jsonl, save_random_adapter, small_recipe, write_jsonl
 
 from lorarlhf.cli.main import main
 from lorarlhf.evaluation.reward_model import RewardModel
-from lorarlhf.preferences.best_of import best_of_kl
+from lorarlhf.preferences.best_of import best_of_kl, rank_weights
 from lorarlhf.run import Run
 from lorarlhf.stages.sample import of_start
 
@@ -142,3 +145,18 @@ def test_what_does_not_go_together(sample, run, tmp_path, arguments, message):
     assert code == 2
     assert len(error.splitlines()) == 1
     assert message in error
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 6])
+def test_the_best_of_n_of_more_is_the_mean_over_all_draws(n):
+    scores, judged = np.random.default_rng(0).standard_normal((2, 6))
+    weights = rank_weights(n, 6)
+    order = scores.argsort()
+    draws = [max(draw, key=lambda k: scores[k]) for draw in combinations(range(6), n)]
+    assert weights.sum() == pytest.approx(1)
+    assert scores[order] @ weights == pytest.approx(mean(scores[k] for k in draws))
+    assert judged[order] @ weights == pytest.approx(mean(judged[k] for k in draws))
+
+
+def test_weights_of_many():
+    assert rank_weights(512, 1024).sum() == pytest.approx(1)

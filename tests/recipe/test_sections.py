@@ -29,6 +29,7 @@ def test_only_the_models_name_is_required():
         ("lora", "target_modules", "q_proj"),
         ("data", "on_bad_row", "ignore"),
         ("data", "test_size", 1.5),
+        ("data", "max_examples", 0),
         ("sft", "max_steps", -2),
         ("reward", "label_smoothing", 0.5),
         ("ppo", "kl_coef", True),
@@ -110,3 +111,13 @@ def test_a_share_of_the_layers_is_at_least_one(share, layers, expected):
 def test_sections_are_frozen():
     with pytest.raises(ValidationError, match="frozen"):
         PPOConfig().kl_coef = 1.0
+
+
+def test_an_evaluation_of_ppo_takes_no_more_prompts_than_are_held_out():
+    def recipe(data, ppo):
+        return Recipe.model_validate({"model": {"name": "m"}, "data": data, "ppo": ppo})
+
+    assert recipe({}, {"eval_prompts": 64}).prompts_evaluated == 64
+    assert recipe({"eval_examples": 16}, {"eval_prompts": 64}).prompts_evaluated == 16
+    assert recipe({"eval_examples": 500}, {"eval_prompts": 64}).prompts_evaluated == 64
+    assert recipe({}, {"eval_every": 0}).prompts_evaluated == 0

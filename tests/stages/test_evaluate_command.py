@@ -9,6 +9,7 @@ from demo_runs import DEMO, read_jsonl, save_random_adapter, small_recipe, write
 
 from lorarlhf.cli.main import main
 from lorarlhf.data.examples import in_test_part
+from lorarlhf.evaluation.reward_model import RewardModel
 from lorarlhf.manifest import written_whole
 from lorarlhf.run import Run
 from lorarlhf.stages.export import export_run
@@ -81,6 +82,23 @@ def test_a_reward_model_on_other_data(evaluate, make_run, tmp_path):
     assert code == 0, err
     assert "reward on 5 ratings" in out
     assert set(written(run, "reward")) >= {"eval_loss", "eval_correlation"}
+
+
+def test_a_part_of_what_is_held_out_is_the_same_part_again(evaluate, tmp_path):
+    """And other data are taken whole, unless told otherwise."""
+    run = Run(tmp_path / "run")
+    summary = train_reward(small_recipe(tmp_path, "data.eval_examples=7", "data.max_examples=20"), run)
+    counts = {key: summary[key] for key in ("train_examples", "train_rows", "eval_examples", "eval_rows")}
+    assert counts == {"train_examples": 20, "train_rows": 40, "eval_examples": 7, "eval_rows": 12}
+    assert evaluate(run)[0] == 0
+    found = written(run, "reward")
+    assert (found["examples"], found["rows"]) == (7, 12)
+    assert all(found[key] == pytest.approx(summary[key]) for key in summary if key.startswith(("eval_m", "bag_of_")))
+    other = ["--dataset", tmp_path / "data" / "preferences_test.jsonl"]
+    assert evaluate(run, *other)[0] == 0
+    assert written(run, "reward")["examples"] == 12
+    assert evaluate(run, *other, "--set", "data.eval_examples=3")[0] == 0
+    assert written(run, "reward")["examples"] == 3
 
 
 def test_ppo_is_compared_with_where_it_started(evaluate, make_run, tmp_path):
@@ -268,8 +286,44 @@ def test_a_reward_model_by_group_of_comparisons(evaluate, make_run, tmp_path):
     assert found["eval_accuracy"] == pytest.approx(mean)
     assert found["reward_bench"] == {}
     assert sum(part["pairs"] for part in found["reliability"]) == 11
-    for line in ("subset even", "subset odd", "same length", "bag of words"):
+    for line in ("subset even", "subset odd", "same length", "bag of words", "reliability"):
         assert f"  {line:18} " in out
+
+
+def test_a_reward_model_on_reward_bench_2(evaluate, make_run, tmp_path):
+    """Every completion is scored once; a prompt of which one is too long is left out whole."""
+    run = make_run(["reward"], "data.max_length=60", "data.eval_examples=2")
+
+    def row(number, right, wrong, subset="Math", name=None):
+        more = {"id": name or str(number), "subset": subset, "num_correct": len(right), "models": ["m"]}
+        return {"prompt": f"Where is lamp {number}?", "chosen": right, "rejected": wrong, **more}
+
+    rows = [row(number, ["in the shop"], ["gone", "a lamp", "no"]) for number in range(6)]
+    rows.append(row(6, ["in the shop"], ["gone", "a lamp " * 100]))
+    rows.append(row(7, ["here"], ["gone", "no"], "Ties", "ref:0"))
+    rows.append(row(8, ["here", "there"], ["gone", "no"], "Ties", "tied:0"))
+    bench = write_jsonl(tmp_path / "bench.jsonl", rows)
+    code, out, err = evaluate(run, "--dataset", bench)
+    assert code == 0, err
+    found = written(run, "reward")
+    assert (found["examples"], found["rows"], found["dropped_too_long"]) == (8, 9, 1)
+    assert {name: part["prompts"] for name, part in found["reward_bench_2"]["subsets"].items()} == {
+        "Math": 6,
+        "Ties": 1,
+    }
+    assert f"scored {6 * 4 + 3 + 4}/{6 * 4 + 3 + 4}" in out
+    assert f"reward on 8 prompts of {bench}; 1 too long" in out
+    asked = [[{"role": "user", "content": each["prompt"]}] for each in rows[:6]]
+    model = RewardModel.from_run(run)
+    best = [
+        max(answers := [*each["chosen"], *each["rejected"]], key=dict(zip(answers, scores, strict=True)).get)
+        for each, prompt in zip(rows, asked, strict=False)
+        if (scores := model.score([prompt] * 4, [*each["chosen"], *each["rejected"]]))
+    ]
+    right = best.count("in the shop") / 6
+    assert found["reward_bench_2"]["subsets"]["Math"]["score"] == pytest.approx(right)
+    assert f"  {'Math':18} {right:.1%}" in out
+    assert "mean of subsets" in out
 
 
 def test_without_its_training_rows_a_bag_of_words_is_not_measured(evaluate, make_run, tmp_path, caplog):

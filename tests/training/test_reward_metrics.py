@@ -8,7 +8,14 @@ import torch
 from torch.testing import assert_close
 
 from lorarlhf.intervals import wilson
-from lorarlhf.training.reward_metrics import longer_wins, pair_calibration, preference_metrics, regression_metrics
+from lorarlhf.training.reward_metrics import (
+    longer_wins,
+    pair_calibration,
+    preference_metrics,
+    regression_metrics,
+    reliability,
+    reliability_lines,
+)
 
 CHOSEN, REJECTED = [2.0, 0.5, -1.0, 3.0], [1.0, 0.5, 1.0, -2.0]
 
@@ -97,6 +104,18 @@ def test_one_bin_compares_the_means():
     # Too modest by 0.25 and too sure by 0.25 cancel within one bin.
     margins = pairs((0.75, 4, 0), (0.95, 2, 2))
     assert_close(pair_calibration(margins, bins=1), 0.1, atol=1e-6, rtol=0)
+
+
+def test_the_curve_as_a_table():
+    curve = reliability(pairs((0.52, 3, 1), (0.97, 1000, 500), (1 - 1e-9, 1, 0)))
+    assert [part["pairs"] for part in curve] == [4, 1501]
+    heading, low, high = reliability_lines(curve)
+    assert heading == ("reliability", "  says  is right        95%          pairs")
+    assert low == ("  50 to 55% sure", " 52.0%     75.0%  30.1% to 95.4%         4")
+    assert high[0] == "  95 to 100% sure"
+    assert high[1].split() == ["97.0%", "66.7%", "64.3%", "to", "69.0%", "1,501"]
+    assert len({len(text) for _, text in (heading, low, high)}) == 1
+    assert reliability_lines([]) == []
 
 
 def test_sure_and_right_is_calibrated():

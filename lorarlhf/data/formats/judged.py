@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from dataclasses import replace
 
 from lorarlhf.data.formats.format import Format, single
 from lorarlhf.data.formats.pairs import compared, instruction
@@ -141,7 +142,9 @@ def _voted(row: Row) -> Preference:
         verdict = 0
     who = tuple(name for name, vote in votes.items() if vote == verdict)
     sides = answered(row, "response1"), answered(row, "response2")
-    return judged(instruction(row), *sides, verdict, annotators=who)
+    chosen = 1 if verdict >= 0 else -1
+    relative = tuple((name, chosen * vote) for name, vote in votes.items())
+    return replace(judged(instruction(row), *sides, verdict, annotators=who), votes=relative)
 
 
 JUDGED: tuple[Format[Preference], ...] = (

@@ -16,12 +16,12 @@ def all_pairs(
 ) -> list[Preference | BadRow]:
     """Every two of several answers, of which a higher rating is better."""
     return [
-        _attempt(prompt, first, second, x - y, abs(x - y) if with_margin else None)
+        attempted(prompt, first, second, x - y, abs(x - y) if with_margin else None)
         for (first, x), (second, y) in combinations(rated, 2)
     ]
 
 
-def _attempt(
+def attempted(
     prompt: list[Message], first: list[Message], second: list[Message], verdict: float, margin: float | None = None
 ) -> Preference | BadRow:
     try:
@@ -58,7 +58,7 @@ def _fine_grained(row: Row) -> list[Preference | BadRow]:
     passages = [f"{passage[0]}\n{' '.join(passage[1:])}" for passage in row["passages"]]
     prompt: list[Message] = [{"role": "user", "content": "\n\n".join([*passages, text(row, "question")])}]
     return [
-        _attempt(prompt, first, second, one_of(by_number, str(i), VOTES))
+        attempted(prompt, first, second, one_of(by_number, str(i), VOTES))
         for i, (first, second) in enumerate(combinations(answers, 2))
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
+from lorarlhf.data.formats.choices import CHOSEN_AND_REJECTED
 from lorarlhf.data.formats.format import Format, Table, single
 from lorarlhf.data.formats.judged import JUDGED
 from lorarlhf.data.formats.lists import RATED, SCORED_COMPLETIONS
@@ -13,7 +14,7 @@ from lorarlhf.data.formats.trees import TREES
 from lorarlhf.data.formats.values import Row, answered, is_list, is_text, messages, number, text
 from lorarlhf.data.rows import BadRow, Completion, Demonstration, Message, Preference, Prompt, Scored, prompt_text
 
-_PAIRS = (*JUDGED, *RATED, TREES, *SPECIAL, *GENERAL)
+_PAIRS = (*JUDGED, *RATED, TREES, *CHOSEN_AND_REJECTED, *SPECIAL, *GENERAL)
 
 
 def _best(parts: Iterable[Preference | BadRow]) -> Iterable[Demonstration | BadRow]:

@@ -1,0 +1,44 @@
+"""`lorarlhf run`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lorarlhf.cli.options import DryRun, Model, OutputDir, RecipeOption, Set
+from lorarlhf.cli.stage import print_dry_run, run_folder
+from lorarlhf.recipe.load import Option, load_recipe
+from lorarlhf.recipe.sections import STEPS
+from lorarlhf.recipe.stages import STAGES
+
+
+def run(
+    recipe: RecipeOption,
+    model: Model = None,
+    output_dir: OutputDir = None,
+    stages: Annotated[
+        str | None, typer.Option(metavar=",".join(STEPS), help="Some of these.", show_default="as in the recipe")
+    ] = None,
+    set_: Set = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--anew", help="Pass over what is done, or move it aside and do all again.")
+    ] = True,
+    dry_run: DryRun = False,
+) -> None:
+    """Do all that a recipe says, in one process; the same line goes on after an interruption."""
+    named: dict[str, Option] = {}
+    if model is not None:
+        named["model.name"] = Option("--model", model)
+    if stages is not None:
+        named["stages"] = Option("--stages", [stage.strip() for stage in stages.split(",")])
+    resolved, run_path = load_recipe(recipe, named, set_ or []), run_folder(recipe, output_dir)
+    if dry_run:
+        print_dry_run([stage for stage in STAGES if stage in resolved.stages], resolved, run_path)
+        return
+    from lorarlhf.cli.quiet import quiet_libraries
+
+    quiet_libraries()
+    from lorarlhf.stages.pipeline import run_recipe
+
+    run_recipe(resolved, run_path, resume)
