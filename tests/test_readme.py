@@ -6,15 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+from demo_runs import DEMO
 from labelling_page import label
 from pages import commands, opens_the_labelling_page, own_commands, run
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+FEW = ["data.preferences_test=few_preferences_test.jsonl", "data.prompts_test=few_prompts_test.jsonl"]
 SHORT = {
     "reward": ["reward.max_steps=2"],
     "run": ["reward.max_steps=2", "ppo.iterations=1", "ppo.batch_size=8", "stages=[reward,ppo,evaluate]"],
-    "evaluate": ["ppo.response_length=8"],
+    "evaluate": ["ppo.response_length=8", *FEW],
     "ppo": ["ppo.iterations=1", "ppo.batch_size=8", "ppo.num_ppo_epochs=1", "ppo.eval_prompts=4"],
 }
 
@@ -22,6 +24,8 @@ SHORT = {
 def test_every_command_works(monkeypatch, tmp_path, capsys, run_collect):
     my_rewards, scores = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     (tmp_path / "my_rewards.py").write_text(my_rewards)
+    for name in ("preferences_test", "prompts_test"):
+        (tmp_path / f"few_{name}.jsonl").write_text("\n".join((DEMO / f"{name}.jsonl").read_text().splitlines()[:24]))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     monkeypatch.delitem(sys.modules, "my_rewards", raising=False)  # another test has one of that name
@@ -34,7 +38,10 @@ def test_every_command_works(monkeypatch, tmp_path, capsys, run_collect):
             label(running.link, "ann", 100, noise=0.0, seed=0)
             running.stop(signal.SIGINT)
             continue
-        shorter = [part for setting in SHORT.get(arguments[0], []) for part in ("--set", setting)]
+        settings = SHORT.get(arguments[0], [])
+        if arguments[0] == "reward" and "--dataset" not in arguments:  # else the part held out is the dataset's own
+            settings = [*settings, FEW[0]]
+        shorter = [part for setting in settings for part in ("--set", setting)]
         if arguments[0] == "export":  # one iteration may have improved nothing
             shorter.append("--anyway")
         assert run(monkeypatch, [*arguments, *shorter]) == 0, (arguments, capsys.readouterr().err)
