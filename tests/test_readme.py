@@ -1,5 +1,6 @@
 """Every command of the README, run in its order in one folder, with trainings cut to a step or two."""
 
+import io
 import re
 import signal
 import subprocess
@@ -25,7 +26,7 @@ def test_every_command_works(monkeypatch, tmp_path, capsys, run_collect):
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     monkeypatch.delitem(sys.modules, "my_rewards", raising=False)  # another test has one of that name
     own = own_commands(README)
-    wanted = {"--help", "recipes", "reward", "sample", "collect", "ppo", "evaluate", "export"}
+    wanted = {"--help", "recipes", "reward", "sample", "collect", "ppo", "evaluate", "export", "chat"}
     assert {arguments[0] for arguments in own} >= wanted
     for arguments in own:
         if opens_the_labelling_page(arguments):
@@ -36,6 +37,8 @@ def test_every_command_works(monkeypatch, tmp_path, capsys, run_collect):
         shorter = [part for setting in SHORT.get(arguments[0], []) for part in ("--set", setting)]
         if arguments[0] == "export":  # one iteration may have improved nothing
             shorter.append("--anyway")
+        if arguments[0] == "chat":
+            monkeypatch.setattr("sys.stdin", io.StringIO("Hello.\n/regen\n"))
         assert run(monkeypatch, [*arguments, *shorter]) == 0, (arguments, capsys.readouterr().err)
     namespace: dict = {}
     exec(scores, namespace)

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from lorarlhf import __version__
+from lorarlhf.cli.chat import chat
 from lorarlhf.cli.collect import collect_app
 from lorarlhf.cli.data import data_app
 from lorarlhf.cli.demo import demo
@@ -45,6 +46,7 @@ app.command()(evaluate)
 app.command()(export)
 app.command()(sample)
 app.command()(score)
+app.command()(chat)
 
 
 def _print_version(wanted: bool) -> None:
