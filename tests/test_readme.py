@@ -63,5 +63,10 @@ def test_the_wheel_holds_recipes_and_data(tmp_path):
         capture_output=True,
         text=True,
     ).stdout
-    for path in ("recipes/demo.yaml", "recipes/base/hh-rlhf.yaml", "data/demo/model/model.safetensors"):
+    for path in (
+        "recipes/demo.yaml",
+        "recipes/base/hh-rlhf.yaml",
+        "constraints.txt",
+        "data/demo/model/model.safetensors",
+    ):
         assert f"lorarlhf/shipped/{path}" in names

@@ -14,6 +14,7 @@ from lorarlhf.cli.chat import chat
 from lorarlhf.cli.collect import collect_app
 from lorarlhf.cli.data import data_app
 from lorarlhf.cli.demo import demo
+from lorarlhf.cli.doctor import doctor
 from lorarlhf.cli.evaluate import evaluate
 from lorarlhf.cli.export import export
 from lorarlhf.cli.plan import plan
@@ -38,6 +39,7 @@ app.command()(demo)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
 app.add_typer(collect_app, name="collect")
+app.command()(doctor)
 app.command()(plan)
 app.command()(sft)
 app.command()(reward)
