@@ -1,5 +1,6 @@
 """Every command of the README, run in its order in one folder, with trainings cut to a step or two."""
 
+import io
 import re
 import signal
 import subprocess
@@ -30,7 +31,7 @@ def test_every_command_works(monkeypatch, tmp_path, capsys, run_collect):
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     monkeypatch.delitem(sys.modules, "my_rewards", raising=False)  # another test has one of that name
     own = own_commands(README)
-    wanted = {"--help", "recipes", "run", "reward", "sample", "collect", "ppo", "evaluate", "export"}
+    wanted = {"--help", "recipes", "run", "reward", "sample", "collect", "ppo", "evaluate", "export", "chat"}
     assert {arguments[0] for arguments in own} >= wanted
     for arguments in own:
         if opens_the_labelling_page(arguments):
@@ -44,6 +45,8 @@ def test_every_command_works(monkeypatch, tmp_path, capsys, run_collect):
         shorter = [part for setting in settings for part in ("--set", setting)]
         if arguments[0] == "export":  # one iteration may have improved nothing
             shorter.append("--anyway")
+        if arguments[0] == "chat":
+            monkeypatch.setattr("sys.stdin", io.StringIO("Hello.\n/regen\n"))
         assert run(monkeypatch, [*arguments, *shorter]) == 0, (arguments, capsys.readouterr().err)
     namespace: dict = {}
     exec(scores, namespace)
@@ -68,5 +71,10 @@ def test_the_wheel_holds_recipes_and_data(tmp_path):
         capture_output=True,
         text=True,
     ).stdout
-    for path in ("recipes/demo.yaml", "recipes/base/hh-rlhf.yaml", "data/demo/model/model.safetensors"):
+    for path in (
+        "recipes/demo.yaml",
+        "recipes/base/hh-rlhf.yaml",
+        "constraints.txt",
+        "data/demo/model/model.safetensors",
+    ):
         assert f"lorarlhf/shipped/{path}" in names

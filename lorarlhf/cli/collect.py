@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 from pathlib import Path
 from typing import Annotated
@@ -36,7 +35,7 @@ def collect(
         from lorarlhf.preferences.server import make_app
     except ModuleNotFoundError as error:
         raise UserError(f"the page needs {error.name}; install it with: pip install 'lorarlhf[collect]'") from None
-    from lorarlhf.preferences.labelling import Labelling, annotator_name
+    from lorarlhf.preferences.labelling import Labelling, annotator_name, login_name
     from lorarlhf.preferences.labels import LabelFile
     from lorarlhf.preferences.pairs import read_pairs
 
@@ -57,7 +56,7 @@ def collect(
         if browser:
             open_browser(link)
 
-    serve(lambda token: make_app(labelling, token, annotator, _login_name()), port, started)
+    serve(lambda token: make_app(labelling, token, annotator, login_name()), port, started)
     typer.echo(f"collect: {_count(len(file.labels), 'label')} in {out}")
 
 
@@ -96,10 +95,3 @@ def export(
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}" + ("" if number == 1 else "s")
-
-
-def _login_name() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, ImportError, OSError):  # a container may have none
-        return ""

@@ -10,9 +10,11 @@ from typing import Annotated
 import typer
 
 from lorarlhf import __version__
+from lorarlhf.cli.chat import chat
 from lorarlhf.cli.collect import collect_app
 from lorarlhf.cli.data import data_app
 from lorarlhf.cli.demo import demo
+from lorarlhf.cli.doctor import doctor
 from lorarlhf.cli.evaluate import evaluate
 from lorarlhf.cli.export import export
 from lorarlhf.cli.plan import plan
@@ -40,6 +42,7 @@ app.command()(run)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
 app.add_typer(collect_app, name="collect")
+app.command()(doctor)
 app.command()(plan)
 app.command()(sft)
 app.command()(reward)
@@ -49,6 +52,7 @@ app.command()(report)
 app.command()(export)
 app.command()(sample)
 app.command()(score)
+app.command()(chat)
 
 
 def _print_version(wanted: bool) -> None:

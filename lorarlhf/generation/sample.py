@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,8 @@ from lorarlhf.backbone.logprobs import Softmax
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.generation.decode import make_decoder
 from lorarlhf.generation.draw import draw
+
+OnToken = Callable[[int, int], None]  # which prompt, and the next token of its response
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,18 @@ class ResponseSampler:
         self.temperature = temperature
         self.budget = TokenBudget(phase, tokens)
 
-    def sample(self, prompts: Sequence[Sequence[int]], uniforms: Tensor, role: str = "policy") -> Rollout:
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        uniforms: Tensor,
+        role: str = "policy",
+        on_token: OnToken | None = None,
+    ) -> Rollout:
         """One response a prompt; see `sample_responses`."""
         self.backbone.eval()
         longest = max(map(len, prompts)) + self.response_length
         return self.budget.run(
-            lambda tokens: sample_responses(self.backbone, prompts, uniforms, self.temperature, role, tokens),
+            lambda tokens: sample_responses(self.backbone, prompts, uniforms, self.temperature, role, tokens, on_token),
             most=len(prompts) * longest,
             least=longest,
         )
@@ -93,6 +101,7 @@ def sample_responses(
     temperature: float,
     role: str = "policy",
     token_budget: int | None = None,
+    on_token: OnToken | None = None,
 ) -> Rollout:
     """Sample one response a prompt from softmax(logits / temperature), nothing filtered.
 
@@ -101,6 +110,7 @@ def sample_responses(
         uniforms: [B, limit] the numbers that decide each response, a row each (`uniform_table`); a response has at most
             `limit` tokens. There is no other source of randomness.
         token_budget: most tokens (prompt and full response, padded) decoded at a time; None for all at once.
+        on_token: told each token as it is drawn, which waits for the GPU at each step: for people who read along.
     """
     limit = uniforms.shape[1]
     uniforms = uniforms.to(backbone.device)
@@ -109,7 +119,9 @@ def sample_responses(
     per_token: list[Tensor] = [torch.empty(0, 2) for _ in prompts]
     finished = torch.zeros(len(prompts), dtype=torch.bool)
     for rows in _decode_batches(order, prompts, limit, token_budget):
-        tokens, logprobs_and_entropy = _decode(backbone, role, [prompts[i] for i in rows], uniforms[rows], temperature)
+        tokens, logprobs_and_entropy = _decode(
+            backbone, role, [prompts[i] for i in rows], uniforms[rows], temperature, _of_batch(on_token, rows)
+        )
         lengths, ended = response_lengths(tokens, backbone.stop_ids)
         for k, i in enumerate(rows):
             responses[i] = tokens[k, : lengths[k]].tolist()
@@ -137,6 +149,18 @@ def _decode_batches(
     return batches
 
 
+def _of_batch(on_token: OnToken | None, rows: list[int]) -> Callable[[Tensor, Tensor], None] | None:
+    """The same, told the tokens of a step by their rows in a batch, which are these of the prompts."""
+    if on_token is None:
+        return None
+
+    def tell(active: Tensor, drawn: Tensor) -> None:
+        for row, token in zip(active.tolist(), drawn.tolist(), strict=True):
+            on_token(rows[row], token)
+
+    return tell
+
+
 @torch.no_grad()
 def _decode(
     backbone: SharedBackbone,
@@ -144,10 +168,14 @@ def _decode(
     prompts: list[Sequence[int]],
     uniforms: Tensor,
     temperature: float,
+    on_tokens: Callable[[Tensor, Tensor], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Token by token with a key-value cache; rows that have ended leave the batch.
 
     A row keeps its numbers when others leave: what it draws does not depend on them.
+
+    Args:
+        on_tokens: told at each step which rows went on [n], and with which tokens [n].
 
     Returns:
         tokens [B, R], and [B, R, 2] their log-probability and the entropy they were drawn with; after a row's stop
@@ -169,6 +197,8 @@ def _decode(
             drawn = draw(softmax, uniforms[active, step])
             tokens[active, step] = drawn
             logprobs_and_entropy[active, step] = torch.stack([softmax.logprobs(drawn), softmax.entropy()], 1)
+            if on_tokens:
+                on_tokens(active, drawn)
             if step + 1 == response_length:
                 break
             going_on = ~torch.isin(drawn, stop_ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import unicodedata
 from dataclasses import dataclass
@@ -173,6 +174,14 @@ def annotator_name(text: str) -> str:
     if not 1 <= len(name) <= 64 or not name.isprintable():
         raise ValueError("a name has 1 to 64 characters that can be printed")
     return name
+
+
+def login_name() -> str:
+    """Who is logged in, to be offered as an annotator; empty where nobody is, as in a container."""
+    try:
+        return getpass.getuser()
+    except (KeyError, ImportError, OSError):
+        return ""
 
 
 def _hash(values: list[object]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -48,6 +49,24 @@ def read_pairs(path: Path) -> list[Pair]:
     return list(pairs.values())
 
 
+def make_pair(prompt: Prompt, a: Completion, b: Completion, source: str | None = None) -> Pair:
+    """A pair whose id is a hash of what is in it. Raises BadRow for what is no text."""
+    return Pair(_hash(prompt, a, b, source), prompt, a, b, source)
+
+
+def append_pair(path: Path, pair: Pair) -> None:
+    """Put a pair at the end of a .jsonl file, on disk, as `read_pairs` reads it. Raises OSError if that fails."""
+    row = {"pair_id": pair.id, "prompt": pair.prompt, "response_a": pair.response_a, "response_b": pair.response_b}
+    line = json.dumps(row | ({"source": pair.source} if pair.source else {}), ensure_ascii=False).encode() + b"\n"
+    with path.open("a+b") as file:
+        if file.tell():  # a last line that somebody wrote without its end
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else b"\n" + line
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def _unlabelled(rows: Iterable[LocatedRow]) -> Iterator[Pair]:
     for location, row in rows:
         try:
@@ -62,7 +81,7 @@ def _preferences(rows: Iterable[LocatedRow]) -> Iterator[Pair]:
     for preference in Reader(PREFERENCES).read(rows):
         texts = (preference.prompt, preference.chosen, preference.rejected)
         try:
-            yield Pair(_hash(*texts), *texts)
+            yield make_pair(*texts)
         except BadRow as bad:
             raise UserError(f"a pair {bad}; remove the one with the prompt {preference.prompt!r}") from None
 
@@ -86,9 +105,10 @@ def _pair(row: dict[str, Any]) -> Pair:
     return Pair(str(identity), prompt, a, b, source if isinstance(source, str) and source else None)
 
 
-def _hash(prompt: Prompt, a: Completion, b: Completion) -> str:
+def _hash(prompt: Prompt, a: Completion, b: Completion, source: str | None = None) -> str:
+    content = [prompt, a, b] if source is None else [prompt, a, b, source]
     try:
-        texts = json.dumps([prompt, a, b], ensure_ascii=False, sort_keys=True).encode()
+        texts = json.dumps(content, ensure_ascii=False, sort_keys=True).encode()
     except UnicodeEncodeError:
         raise BadRow("holds half of a surrogate pair, which is no text") from None
     return blake2b(texts, digest_size=8).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -10,6 +11,8 @@ from lorarlhf.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parents[1]
 SHIPPED = "shipped:"
+CONSTRAINTS = "constraints.txt"
+_PLANNED = re.compile(r"^# Planned for ([\d.]+) GiB.*?: (.*) with ([\d,]+) tokens at a time\.$", re.MULTILINE)
 
 
 class RecipeInfo(NamedTuple):
@@ -18,6 +21,14 @@ class RecipeInfo(NamedTuple):
     name: str
     path: Path
     summary: str
+
+
+class Planned(NamedTuple):
+    """The plan of a recipe for a card: GiB free on it, GiB that each stage takes, tokens of a micro-batch of ppo."""
+
+    free: float
+    peaks: dict[str, float]
+    tokens: int
 
 
 def shipped_folder(name: Literal["recipes", "data"]) -> Path:
@@ -52,6 +63,24 @@ def list_recipes() -> list[RecipeInfo]:
         first = path.read_text(encoding="utf-8").partition("\n")[0]
         infos.append(RecipeInfo(path.stem, path, first.removeprefix("#").strip()))
     return infos
+
+
+def planned_for(path: Path) -> Planned | None:
+    """What a recipe's header says that `lorarlhf plan` finds; None of a recipe that is for no card."""
+    said = _PLANNED.search(path.read_text(encoding="utf-8"))
+    if said is None:
+        return None
+    peaks = {stage: float(peak) for stage, peak in (part.split() for part in said[2].split(", "))}
+    return Planned(float(said[1]), peaks, int(said[3].replace(",", "")))
+
+
+def pinned_versions() -> dict[str, str]:
+    """The versions that this lorarlhf is tested with, by package."""
+    for path in (PACKAGE / "shipped" / CONSTRAINTS, PACKAGE.parent / CONSTRAINTS):
+        if path.is_file():
+            pins = (line.partition("==") for line in path.read_text(encoding="utf-8").splitlines() if "==" in line)
+            return {name.strip(): version.strip() for name, _, version in pins}
+    raise FileNotFoundError(f"{CONSTRAINTS} is not in {PACKAGE}; install lorarlhf again")
 
 
 def find_recipe(name_or_path: str, relative_to: Path = Path()) -> Path:

@@ -11,6 +11,7 @@ from rich.progress import Progress
 
 from lorarlhf.backbone.adapters import BASE
 from lorarlhf.backbone.load import load_backbone
+from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.tokenize import PromptExample
 from lorarlhf.data.tokenized import prompt_examples
 from lorarlhf.errors import UserError
@@ -179,8 +180,21 @@ def _sampler(
     data = (recipe.data if recipe else DataConfig()).model_copy(
         update={"prompts": prompts, "prompts_test": None, "test_size": 0.0, "max_examples": None}
     )
-    backbone = load_backbone(respondent.model, data)
+    backbone, roles = load_respondent(respondent, data, scored_by, allow_other_base)
     examples = prompt_examples(data, backbone.tokenizer, "train")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return Sampler(backbone, roles, respondent.sources, n, response_length, temperature, seed, options), examples
+
+
+def load_respondent(
+    respondent: Respondent, data: DataConfig, scored_by: Path | None, allow_other_base: bool
+) -> tuple[SharedBackbone, list[str]]:
+    """A backbone with an adapter for each source, and the reward role if there is a folder of it.
+
+    Returns:
+        the backbone, and the role of each source.
+    """
+    backbone = load_backbone(respondent.model, data)
     names = ("policy", "candidate")
     roles = [BASE if source == BASE else name for name, source in zip(names, respondent.sources, strict=False)]
     for role, source in zip(roles, respondent.sources, strict=True):
@@ -188,8 +202,7 @@ def _sampler(
             backbone.load_role(role, Path(source), allow_other_base=allow_other_base)
     if scored_by:
         backbone.load_role("reward", scored_by, allow_other_base=allow_other_base)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    return Sampler(backbone, roles, respondent.sources, n, response_length, temperature, seed, options), examples
+    return backbone, roles
 
 
 def _scored_by(respondent: Respondent, reward: Path | None, option: str) -> Path:

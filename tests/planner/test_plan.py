@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 
 import pytest
 from published_models import BILLIONS, PUBLISHED
@@ -16,7 +15,7 @@ from lorarlhf.planner.plan import CannotPlanError, Planner
 from lorarlhf.planner.shadow import shadow_model
 from lorarlhf.recipe.load import load_recipe
 from lorarlhf.recipe.sections import LoraConfig, ModelConfig, PPOConfig, Recipe, ScalarLoraOverride
-from lorarlhf.recipe.shipped import list_recipes
+from lorarlhf.recipe.shipped import list_recipes, planned_for
 
 QWEN = PUBLISHED["Qwen/Qwen2.5-7B-Instruct"]
 STAGES = ("sft", "reward", "ppo")
@@ -121,14 +120,6 @@ def test_layers_that_are_not_run_are_extrapolated_exactly():
             assert one.total == pytest.approx(other.total, rel=1e-4), (stage, one.name)
 
 
-def says_its_plan(text: str) -> tuple[float, dict[str, float], int]:
-    """The line of a recipe's header: GiB of the card that are free, peaks by stage, tokens of a micro-batch of ppo."""
-    said = re.search(r"^# Planned for ([\d.]+) GiB.*?: (.*) with ([\d,]+) tokens at a time\.$", text, re.MULTILINE)
-    assert said, "a recipe for a card says what `lorarlhf plan` finds"
-    peaks = {stage: float(peak) for stage, peak in (part.split() for part in said[2].split(", "))}
-    return float(said[1]), peaks, int(said[3].replace(",", ""))
-
-
 ON_CARDS = [info for info in list_recipes() if load_recipe(info.name).ppo.optim != "adamw_torch"]
 
 
@@ -136,7 +127,9 @@ ON_CARDS = [info for info in list_recipes() if load_recipe(info.name).ppo.optim 
 @pytest.mark.parametrize("info", ON_CARDS, ids=lambda info: info.name)
 def test_shipped_recipes_fit_the_card_in_their_name_and_say_how(info):
     shipped = load_recipe(info.name)
-    free, said, tokens = says_its_plan(info.path.read_text(encoding="utf-8"))
+    planned = planned_for(info.path)
+    assert planned, "a recipe for a card says what `lorarlhf plan` finds"
+    free, said, tokens = planned
     card = info.name.rpartition("-")[2]
     assert free == (14.5 if card == "t4" else float(card.removesuffix("gb")) - 0.5)  # a T4 has no desktop
     planner = Planner(shipped, PUBLISHED[shipped.model.name], "cuda")
