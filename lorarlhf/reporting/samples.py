@@ -39,7 +39,7 @@ class Samples:
 
 
 def collect_samples(rows: Sequence[Row], summary: Row, evaluation: Row) -> Samples | None:
-    """Of `samples.jsonl` the first evaluation beside that of the policy kept, or the last; else those of an evaluation.
+    """Of `samples.jsonl` the first evaluation beside that of the policy kept, or the last; else an evaluation's.
 
     Args:
         rows: of `ppo/samples.jsonl`.
@@ -53,10 +53,11 @@ def collect_samples(rows: Sequence[Row], summary: Row, evaluation: Row) -> Sampl
         return _of_evaluation(evaluation)
     first, *_, last = [*by_iteration, *by_iteration]
     kept = part(summary, "best").get("iteration")
-    kept_is_there = isinstance(kept, int) and kept in by_iteration
+    # A policy kept from before training is no other one: then the last shows what training did.
+    kept_is_there = isinstance(kept, int) and kept in by_iteration and kept != first
     chosen = kept if kept_is_there else last
     pairs = zip(by_iteration[first], by_iteration[chosen], strict=False)
-    after = f"iteration {cell(chosen)}, {'the policy kept' if kept_is_there else 'the last evaluation so far'}"
+    after = f"iteration {cell(chosen)}, {'the policy kept' if kept_is_there else 'the last evaluation'}"
     samples = (
         _sample(a.get("prompt"), a.get("response"), b.get("response"), a.get("reward"), b.get("reward"))
         for a, b in pairs

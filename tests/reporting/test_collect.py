@@ -89,6 +89,16 @@ def test_samples_before_and_after(make_run):
     assert third.change.share == 0 < second.change.share < first.change.share
 
 
+def test_a_policy_kept_from_before_training_is_not_compared_with_itself(make_run):
+    run = make_run()
+    summary = run.read_summary("ppo")
+    run.write_summary("ppo", {**summary, "improved": False, "best": summary["before"]})
+    report = read(run)
+    assert report.samples.after == "iteration 3, the last evaluation"
+    assert report.samples.samples[0].change.share > 0
+    assert any("from before training" in text for _, text in report.warnings)
+
+
 def test_samples_of_an_evaluation_where_ppo_left_none(make_run):
     run = make_run()
     (run.path / "ppo" / "samples.jsonl").unlink()
@@ -110,7 +120,7 @@ def test_a_run_that_goes_on_or_was_stopped(make_run):
     assert ppo.progress.startswith("not finished: 3 of 3 iterations so far")
     assert ("ppo", ppo.progress) in report.warnings
     assert not any(where == "files" for where, _ in report.warnings)
-    assert report.samples.after == "iteration 3, the last evaluation so far"
+    assert report.samples.after == "iteration 3, the last evaluation"
 
 
 def test_a_run_that_goes_on_after_its_summary(make_run):
