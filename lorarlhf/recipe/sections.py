@@ -41,8 +41,15 @@ Role = Literal["policy", "reference", "reward", "critic"]
 Stage = Literal["sft", "reward", "ppo"]
 Quantization = Literal["nf4", "int8", "none"]
 ObjectiveName = Literal["bradley_terry", "regression"]
-Step = Literal["sft", "reward", "ppo", "evaluate", "export"]
-STEPS: tuple[Step, ...] = ("sft", "reward", "ppo", "evaluate", "export")  # in the order in which they can be taken
+Step = Literal["sft", "reward", "ppo", "evaluate", "report", "export"]
+STEPS: tuple[Step, ...] = (
+    "sft",
+    "reward",
+    "ppo",
+    "evaluate",
+    "report",
+    "export",
+)  # in the order in which they can be taken
 Steps = Annotated[list[Step], AfterValidator(_in_order)]
 DataKey = Literal["sft", "preferences", "prompts"]
 MergeBase = Literal["dequantized", "original"]

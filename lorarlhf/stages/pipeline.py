@@ -17,12 +17,14 @@ from lorarlhf.planner.fit import check_memory, plan_here
 from lorarlhf.publishing.folder import MARKER
 from lorarlhf.recipe.sections import Recipe, Stage, Step
 from lorarlhf.recipe.stages import STAGES
+from lorarlhf.reporting.figures import check_figures
 from lorarlhf.run import BEST, RECIPE, Run, write_json
 from lorarlhf.stages import ppo, reward, sft
 from lorarlhf.stages.evaluate import evaluate_run, report_lines
 from lorarlhf.stages.export import check_improved, export_run
 from lorarlhf.stages.fidelity import fidelity_line
 from lorarlhf.stages.inputs import check_inputs
+from lorarlhf.stages.report import REPORT, write_report
 
 GIB = 2**30
 EXPORT = "export"  # folder in the run
@@ -61,7 +63,7 @@ def run_recipe(recipe: Recipe, run: Run | Path | str, resume: bool = True, conso
         console.print(f"\n[bold]{number}/{len(recipe.stages)} {_title(step)}[/]{passed_over}", highlight=False)
         if step == "export":
             backbone = None  # merging loads the base for itself
-        elif step not in done:
+        elif step not in (*done, "report"):
             backbone = backbone or load_backbone(recipe.model, recipe.data)
         if step not in done:
             _take(step, recipe, run, last, backbone, resume and step == next(iter(todo), None), console)
@@ -115,6 +117,8 @@ OTHER_SOURCES = {
 def _look_ahead(recipe: Recipe, run: Run, todo: Sequence[Stage], console: Console) -> None:
     """Say what each stage takes, or raise UserError for one that cannot work, before the first begins."""
     has_sft = run.has_adapter("sft") or "sft" in todo
+    if "report" in recipe.stages:
+        check_figures()
     for stage in todo:
         check_inputs(stage, recipe)
     if "ppo" in todo and "reward" not in todo:
@@ -140,6 +144,8 @@ def _take(
     if step == "evaluate":
         evaluation = evaluate_run(run, recipe, last, console, backbone=backbone)
         write_json(run.stage(last) / EVALUATION, evaluation)
+    elif step == "report":
+        write_report([run.path], run.path / REPORT)
     elif step == "export":
         check_improved(run, last, BEST, anyway=False)
         export_run(run, run.path / EXPORT, last)
@@ -153,6 +159,8 @@ def _result(step: Step, recipe: Recipe, run: Run, last: Stage) -> list[str]:
     if step == "evaluate":
         evaluation = json.loads((run.stage(last) / EVALUATION).read_text(encoding="utf-8"))
         return [f"{name:18} {text}" if name else text for name, text in report_lines(evaluation)]
+    if step == "report":
+        return [f"in {run.path / REPORT}"]
     if step == "export":
         compared = run.read_summary(last).get("export")
         return [f"in {run.path / EXPORT}", *([fidelity_line(compared)] if compared else [])]

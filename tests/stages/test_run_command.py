@@ -48,14 +48,15 @@ def test_the_whole_recipe_then_nothing_left_to_do(tmp_path, capsys, loads):
 
 
 def test_what_was_made_of_older_weights_is_made_again(tmp_path, capsys):
-    recipe, run = small_recipe(tmp_path, "stages=[reward,evaluate]"), Run(tmp_path / "run")
+    recipe, run = small_recipe(tmp_path, "stages=[reward,evaluate,report]"), Run(tmp_path / "run")
     pipeline.run_recipe(recipe, run)
     evaluation = run.stage("reward") / "evaluation.json"
     weights = (run.stage("reward") / "adapter_model.safetensors").stat()
     os.utime(evaluation, ns=(weights.st_atime_ns, weights.st_mtime_ns - 1))
     capsys.readouterr()
     pipeline.run_recipe(recipe, run)
-    assert headings(capsys.readouterr().out) == ["1/2 reward model, done already", "2/2 evaluate"]
+    assert headings(capsys.readouterr().out) == ["1/3 reward model, done already", "2/3 evaluate", "3/3 report"]
+    assert (run.path / "report.html").is_file()
     assert evaluation.stat().st_mtime_ns > weights.st_mtime_ns
 
 
