@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from lorarlhf.data.rows import request_text
-from lorarlhf.display import readable
+from lorarlhf.display import read_metrics, readable
 
 SAMPLES_SHOWN = 4
 
@@ -60,8 +59,7 @@ def show_samples(
 def samples_table(path: Path, iteration: int, rows: int = SAMPLES_SHOWN) -> Table:
     """Prompt, response and reward of the first samples that one evaluation wrote to `samples.jsonl`."""
     table = Table("Prompt", "Response", "Reward", show_lines=True)
-    samples = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    for sample in [sample for sample in samples if sample["iteration"] == iteration][:rows]:
+    for sample in [sample for sample in read_metrics(path) if sample["iteration"] == iteration][:rows]:
         table.add_row(escape(request_text(sample["prompt"])), escape(sample["response"]), readable(sample["reward"]))
     return table
 

@@ -1,9 +1,11 @@
 """What a person sees of an evaluation."""
 
+import json
+
 import pytest
 from rich.console import Console
 
-from lorarlhf.evaluation.report import SAMPLES_SHOWN, counting, show_samples
+from lorarlhf.evaluation.report import SAMPLES_SHOWN, counting, samples_table, show_samples
 
 
 def test_progress_in_plain_lines(capsys):
@@ -30,3 +32,11 @@ def test_samples_are_shown_as_they_are(capsys, terminal):
     assert "[bold]3[/] so" in out
     assert "[bold]4[/] so" not in out
     assert "Customer" in out
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
+def test_samples_may_hold_what_unicode_calls_the_end_of_a_line(tmp_path, separator):
+    row = {"iteration": 4, "prompt": "Hello.", "response": f"Yes.{separator}No.", "reward": 1.0}
+    path = tmp_path / "samples.jsonl"
+    path.write_text(json.dumps(row, ensure_ascii=False) + "\n" + json.dumps({**row, "iteration": 8}) + "\n", "utf-8")
+    assert samples_table(path, 4).row_count == 1
