@@ -49,7 +49,9 @@ def print_dry_run(stages: Sequence[Stage], recipe: Recipe, run_path: Path, rewar
     run = Run(run_path)
     typer.echo(dump_recipe(recipe))
     for stage in stages:
-        typer.echo("\n".join(f"would {verb:6} {what}" for verb, what in steps(stage, recipe, run, reward)))
+        typer.echo(
+            "\n".join(f"would {verb:6} {what}" for verb, what in steps(stage, recipe, run, reward, before=stages))
+        )
         if STAGES[stage].source(recipe.data):
             check_sources(recipe.data, STAGES[stage].data_keys, online=False)
     if not has_model_config(recipe.model):

@@ -195,7 +195,7 @@ def first_prompt(config: DataConfig, keys: Sequence[DataKey]) -> Prompt:
 
 
 def check_sources(config: DataConfig, keys: Sequence[DataKey], online: bool = True) -> None:
-    """See that the held-out file is there, and read one row of the first of these sources that is set.
+    """See that the files are there, of the first of these sources that is set and of the held-out part, and read a row.
 
     Args:
         online: ask the Hub too, where the data lie there.
@@ -210,6 +210,13 @@ def check_sources(config: DataConfig, keys: Sequence[DataKey], online: bool = Tr
             existing_file(named)
     if online or (source and is_path(source)):
         first_prompt(config, keys)
+
+
+def holds_out(config: DataConfig, keys: Sequence[DataKey]) -> bool:
+    """Whether the first of these sources that is set leaves anything to test on."""
+    key = next((key for key in keys if getattr(config, key)), keys[0])
+    source, test = getattr(config, key), getattr(config, f"{key}_test") or getattr(config, f"{keys[0]}_test")
+    return bool(test or config.test_size or (source and config.test_split in splits_of(source)))
 
 
 def in_test_part(prompt: Prompt, test_size: float) -> bool:

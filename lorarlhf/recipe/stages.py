@@ -58,7 +58,7 @@ class StageInfo:
         """What the stage trains and is tested on, by their keys."""
         named = {key: getattr(data, key) for key in (self.data_key, f"{self.data_key}_test")}
         if named[self.data_key] is None:
-            named |= {key: getattr(data, key) for key in self.data_keys}
+            named |= {name: getattr(data, name) for key in self.data_keys for name in (key, f"{key}_test")}
         return {key: source for key, source in named.items() if source}
 
 

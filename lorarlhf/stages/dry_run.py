@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from lorarlhf.recipe.sections import ModelConfig, PPOConfig, Recipe, Stage
@@ -11,12 +11,19 @@ from lorarlhf.recipe.stages import STAGES
 from lorarlhf.run import Run
 
 
-def steps(stage: Stage, recipe: Recipe, run: Run, reward: str | None = None) -> Iterator[tuple[str, str]]:
-    """Verb and object of each thing that the stage would do, in order."""
+def steps(
+    stage: Stage, recipe: Recipe, run: Run, reward: str | None = None, before: Collection[Stage] = ()
+) -> Iterator[tuple[str, str]]:
+    """Verb and object of each thing that the stage would do, in order.
+
+    Args:
+        before: stages that will have been done by then.
+    """
     info = STAGES[stage]
     yield "load", f"{recipe.model.name} ({recipe.model.quantization}), once"
     if info.starts_from:
-        start = run.stage(info.starts_from) if run.has_adapter(info.starts_from) else "the bare base model"
+        has_start = info.starts_from in before or run.has_adapter(info.starts_from)
+        start = run.stage(info.starts_from) if has_start else "the bare base model"
         yield "start", f"from {start}"
     if info.needs:
         yield "score", f"with {reward or run.stage(info.needs)}, {len(recipe.ppo.reward_functions)} functions"

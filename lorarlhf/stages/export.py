@@ -25,7 +25,7 @@ from lorarlhf.run import BEST, Run
 from lorarlhf.stages.evaluate import report_lines
 from lorarlhf.stages.fidelity import fidelity_line, trained_model
 
-DType = Literal["bfloat16", "float16", "float32"]
+DType = Literal["auto", "bfloat16", "float16", "float32"]
 
 
 def export(
@@ -71,7 +71,8 @@ def check_improved(run: Run, stage: Stage, checkpoint: str | int, anyway: bool) 
     if checkpoint == BEST and not anyway and run.read_summary(stage).get("improved") is False:
         raise UserError(
             f"{run.stage(stage)}: the policy kept is the one from before training, as none was better on the held-out "
-            "prompts; export it all the same with --anyway, or another with --checkpoint last"
+            f"prompts; for it all the same, `lorarlhf export --run {run.path} --to FOLDER --anyway`, for another "
+            "--checkpoint last"
         )
 
 

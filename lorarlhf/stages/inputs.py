@@ -9,14 +9,14 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.training_args import OptimizerNames
 from transformers.utils import is_flash_attn_2_available
 
-from lorarlhf.data.examples import check_sources
+from lorarlhf.data.examples import check_sources, stream_demonstrations, stream_preferences, stream_scored
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import ModelConfig, Recipe, Stage, TrainingConfig
 from lorarlhf.recipe.stages import STAGES
 
 
 def check_inputs(stage: Stage, recipe: Recipe) -> None:
-    """Look up attention kernel, optimiser and trackers, and read a row of the data.
+    """Look up attention kernel, optimiser and trackers, and read a row of the data as the stage does.
 
     Raises:
         UserError: one of them is not there, or the row is of no known form.
@@ -26,6 +26,11 @@ def check_inputs(stage: Stage, recipe: Recipe) -> None:
     check_optimizer(config, stage)
     check_trackers(config, stage)
     check_sources(recipe.data, STAGES[stage].data_keys)
+    if stage == "sft":
+        next(iter(stream_demonstrations(recipe.data, "train")))
+    elif stage == "reward":
+        stream = stream_preferences if recipe.reward.objective == "bradley_terry" else stream_scored
+        next(iter(stream(recipe.data, "train")))
 
 
 def check_attention(config: ModelConfig) -> None:

@@ -1,23 +1,26 @@
-"""A whole recipe on one backbone: its stages one after the other, those that are done passed over."""
+"""A whole recipe on one backbone: its stages one after the other; those that have trained are passed over."""
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
+from lorarlhf.data.examples import holds_out
 from lorarlhf.errors import UserError
 from lorarlhf.manifest import numbered_checkpoints
+from lorarlhf.memory import free_cached_memory
 from lorarlhf.planner.fit import check_memory, plan_here
-from lorarlhf.publishing.folder import MARKER
 from lorarlhf.recipe.sections import Recipe, Stage, Step
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.reporting.figures import check_figures
+from lorarlhf.rl.rewards import all_reward_functions
 from lorarlhf.run import BEST, RECIPE, Run, write_json
 from lorarlhf.stages import ppo, reward, sft
 from lorarlhf.stages.evaluate import evaluate_run, report_lines
@@ -29,7 +32,13 @@ from lorarlhf.stages.report import REPORT, write_report
 GIB = 2**30
 EXPORT = "export"  # folder in the run
 EVALUATION = "evaluation.json"  # in the folder of what is evaluated
-TRAIN: Mapping[Stage, Callable[..., dict[str, Any]]] = {
+WEIGHTS = "adapter_model.safetensors"
+SOURCE_KEYS = {name for info in STAGES.values() for key in info.data_keys for name in (key, f"{key}_test")}
+State = Literal["done", "begun", "new"]
+DONE: State = "done"
+BEGUN: State = "begun"
+NEW: State = "new"
+TRAIN: Mapping[Step, Callable[..., dict[str, Any]]] = {
     "sft": sft.train_sft,
     "reward": reward.train_reward,
     "ppo": ppo.train_ppo,
@@ -44,8 +53,8 @@ def run_recipe(recipe: Recipe, run: Run | Path | str, resume: bool = True, conso
 
     Args:
         run: a run, or its folder.
-        resume: pass over stages that have finished, go on with the one that was interrupted. False moves them aside
-            and takes all anew.
+        resume: pass over training that has finished, go on with what was interrupted. False moves them aside and
+            trains all anew. Evaluation, report and export are made again each time.
 
     Raises:
         UserError: what a stage raises; or what is to be passed over was made with other settings.
@@ -53,20 +62,24 @@ def run_recipe(recipe: Recipe, run: Run | Path | str, resume: bool = True, conso
     run, console = Run(run), console or Console()
     training: list[Stage] = [stage for stage in STAGES if stage in recipe.stages]
     last = training[-1] if training else run.last_stage()
-    finished = _finished(recipe, run, training) if resume else []
-    todo = training[len(finished) :]
-    done: list[Step] = [*finished, *(_made_of(run, last) if not todo else [])]
-    _look_ahead(recipe, run, todo, console)
+    states: dict[Step, State] = dict.fromkeys(training, NEW)
+    if resume:
+        states |= _states(recipe, run, training)
+    _look_ahead(recipe, run, [stage for stage in training if states[stage] != DONE], last, console)
     backbone = None
     for number, step in enumerate(recipe.stages, 1):
-        passed_over = ", done already" if step in done else ""
+        passed_over = ", done already" if states.get(step) == DONE else ""
         console.print(f"\n[bold]{number}/{len(recipe.stages)} {_title(step)}[/]{passed_over}", highlight=False)
         if step == "export":
             backbone = None  # merging loads the base for itself
-        elif step not in (*done, "report"):
+        elif step == "evaluate" or states.get(step, DONE) != DONE:
             backbone = backbone or load_backbone(recipe.model, recipe.data)
-        if step not in done:
-            _take(step, recipe, run, last, backbone, resume and step == next(iter(todo), None), console)
+        if step not in states:
+            _make(step, recipe, run, last, backbone, console)
+        elif states[step] != DONE:
+            TRAIN[step](recipe, run, states[step] == BEGUN, backbone=backbone)
+        gc.collect()  # optimisers, and models in circles: PEFT's wrapper and the model point to each other
+        free_cached_memory()
         for line in _result(step, recipe, run, last):
             console.print(f"   {line}", highlight=False, markup=False, soft_wrap=True)
 
@@ -75,55 +88,88 @@ def _title(step: Step) -> str:
     return STAGES[step].title if step in STAGES else step
 
 
-def _finished(recipe: Recipe, run: Run, training: Sequence[Stage]) -> list[Stage]:
-    """The stages from the first on that are done: one after one that is not was made from something else."""
-    done: list[Stage] = []
+def _states(recipe: Recipe, run: Run, training: Sequence[Stage]) -> dict[Step, State]:
+    """How far the stages are, to the first that is not done: what follows was made from something else."""
+    states: dict[Step, State] = {}
     for stage in training:
-        begun = run.has_adapter(stage) or any(numbered_checkpoints(run.stage(stage)))
-        if begun and (other := _other_settings(recipe, run, stage)):
+        state = _state(run, stage)
+        if state != NEW and (other := _other_settings(recipe, run, stage)):
             raise UserError(
                 f"{run.stage(stage)}: was made with other settings ({'; '.join(other)}); take those again, another "
                 "--output-dir, or --anew to do everything again"
             )
-        if not run.has_adapter(stage):
+        states[stage] = state
+        if state != DONE:
             break
-        done.append(stage)
-    return done
+    return states
+
+
+def _state(run: Run, stage: Stage) -> State:
+    """Done: the summary, which is written last, is there and older than nothing that it stands for."""
+    info, folder = STAGES[stage], run.stage(stage)
+    sources = [run.stage(other) / WEIGHTS for other in (info.starts_from, info.needs) if other]
+    made_from = max(map(_changed, sources), default=0)
+    checkpoint = max(map(_changed, numbered_checkpoints(folder)[:1]), default=0)
+    summary = _changed(folder / "summary.json") if run.has_adapter(stage) else 0
+    if summary and summary >= max(made_from, checkpoint):
+        return DONE
+    return BEGUN if checkpoint and checkpoint >= made_from else NEW
+
+
+def _changed(path: Path) -> int:
+    """When, in nanoseconds; 0 of what is not there."""
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def _other_settings(recipe: Recipe, run: Run, stage: Stage) -> list[str]:
     """What the stage in the run was told otherwise than it would be now, of what it depends on."""
     if not (run.stage(stage) / RECIPE).is_file():
         return []
-    before, now = run.read_recipe(stage=stage), recipe
+    before, now = (_settings(each, stage) for each in (run.read_recipe(stage=stage), recipe))
+    return [
+        f"{key} {json.dumps(before.get(key))}, not {json.dumps(now.get(key))}"
+        for key in {**before, **now}
+        if before.get(key) != now.get(key) and now.get(key) != "auto"  # stands in a run as what it came to
+    ]
+
+
+def _settings(recipe: Recipe, stage: Stage) -> dict[str, Any]:
+    """Dotted key to value of all that decides what the stage leaves."""
     info = STAGES[stage]
-    lines = []
-    for section in ("model", "lora", "data", stage):
-        was, wanted = (getattr(each, section).model_dump(mode="json") for each in (before, now))
-        for key, value in wanted.items():
-            other_data = section == "data" and key in OTHER_SOURCES - {*info.data_keys, f"{info.data_key}_test"}
-            if was[key] != value and value != "auto" and not other_data:  # auto stands in a run as what it came to
-                lines.append(f"{section}.{key} {json.dumps(was[key])}, not {json.dumps(value)}")
-    if before.seed != now.seed:
-        lines.append(f"seed {before.seed}, not {now.seed}")
-    return lines
+    has_critic = info.samples and recipe.ppo.advantage_estimator == "gae"
+    sources = info.sources(recipe.data)
+    sections: dict[str, dict[str, Any]] = {
+        "model": recipe.model.model_dump(mode="json"),
+        "lora": recipe.lora.for_role("reward" if info.scores else "policy").model_dump(),
+        "lora.critic": recipe.lora.for_role("critic").model_dump() if has_critic else {},
+        "data": {
+            key: value
+            for key, value in recipe.data.model_dump(mode="json").items()
+            if key in sources or key not in SOURCE_KEYS
+        },
+        stage: getattr(recipe, stage).model_dump(mode="json"),
+    }
+    dotted = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
+    return {**dotted, "seed": recipe.seed}
 
 
-OTHER_SOURCES = {
-    key for info in STAGES.values() for data_key in info.data_keys for key in (data_key, f"{data_key}_test")
-}
-
-
-def _look_ahead(recipe: Recipe, run: Run, todo: Sequence[Stage], console: Console) -> None:
+def _look_ahead(recipe: Recipe, run: Run, todo: Sequence[Stage], last: Stage, console: Console) -> None:
     """Say what each stage takes, or raise UserError for one that cannot work, before the first begins."""
     has_sft = run.has_adapter("sft") or "sft" in todo
     if "report" in recipe.stages:
         check_figures()
     for stage in todo:
         check_inputs(stage, recipe)
-    if "ppo" in todo and "reward" not in todo:
-        config = recipe.ppo
-        ppo.find_reward_adapter(config.reward_model_weight, bool(config.reward_functions), run, None)
+    config = recipe.ppo
+    functions = all_reward_functions(config, ()) if {last, *todo} & {"ppo"} else []
+    if "ppo" in todo and ("reward" not in todo or not config.reward_model_weight):
+        ppo.find_reward_adapter(config.reward_model_weight, bool(functions), run, None)
+    for stage in STAGES:
+        evaluated = stage == last and "evaluate" in recipe.stages
+        looks_at_held_out = stage == "ppo" and stage in todo and config.eval_every
+        key = STAGES[stage].data_key
+        if (evaluated or looks_at_held_out) and not holds_out(recipe.data, STAGES[stage].data_keys):
+            raise UserError(f"data.test_size: 0 leaves nothing to test {stage} on; raise it, or set data.{key}_test")
     for stage in todo:
         check_memory(stage, recipe, reference=has_sft)
         if plan := plan_here(stage, recipe, reference=has_sft):
@@ -131,27 +177,17 @@ def _look_ahead(recipe: Recipe, run: Run, todo: Sequence[Stage], console: Consol
             console.print(f"{STAGES[stage].title}: {peak}", highlight=False)
 
 
-def _made_of(run: Run, stage: Stage) -> list[Step]:
-    """What follows the last stage and has been made of the weights that it holds now."""
-    trained = (run.stage(stage) / "adapter_model.safetensors").stat().st_mtime_ns
-    products: dict[Step, Path] = {"evaluate": run.stage(stage) / EVALUATION, "export": run.path / EXPORT / MARKER}
-    return [step for step, path in products.items() if path.is_file() and path.stat().st_mtime_ns >= trained]
-
-
-def _take(
-    step: Step, recipe: Recipe, run: Run, last: Stage, backbone: SharedBackbone | None, resume: bool, console: Console
-) -> None:
+def _make(step: Step, recipe: Recipe, run: Run, last: Stage, backbone: SharedBackbone | None, console: Console) -> None:
+    """What is made of the weights that training has left, and made again each time: it takes minutes."""
     if step == "evaluate":
         evaluation = evaluate_run(run, recipe, last, console, backbone=backbone)
         write_json(run.stage(last) / EVALUATION, evaluation)
     elif step == "report":
         write_report([run.path], run.path / REPORT)
-    elif step == "export":
-        check_improved(run, last, BEST, anyway=False)
-        export_run(run, run.path / EXPORT, last)
     else:
-        begun = resume and any(numbered_checkpoints(run.stage(step)))
-        TRAIN[step](recipe, run, begun, backbone=backbone)
+        check_improved(run, last, BEST, anyway=False)
+        config = recipe.export
+        export_run(run, run.path / EXPORT, last, config.merge, config.dtype, base=config.base)
 
 
 def _result(step: Step, recipe: Recipe, run: Run, last: Stage) -> list[str]:

@@ -106,11 +106,12 @@ def test_two_processes_do_what_one_does(start, alone):
 
 def test_two_processes_stop_together(start):
     """One that went on would wait for the other for ever."""
-    two = on_two(start, "two-stopped", "--set", "ppo.stop_when.kl=1e-3", "--set", "ppo.learning_rate=0.01")
+    sets = ("ppo.stop_when.kl=1e-3", "ppo.learning_rate=0.01", "ppo.iterations=8")  # an early estimate may be negative
+    two = on_two(start, "two-stopped", *(part for text in sets for part in ("--set", text)))
     summary = json.loads((two / "summary.json").read_text())
     rows = [row for row in read_jsonl(two / "metrics.jsonl") if "kl" in row]
     assert [row["kl"] > 1e-3 for row in rows] == [False] * (len(rows) - 1) + [True]
-    assert (summary["iterations"], len(rows) < 3) == (len(rows), True)
+    assert (summary["iterations"], len(rows) < 8) == (len(rows), True)
     assert "ppo.stop_when.kl 0.001" in summary["stopped"]
 
 

@@ -1,7 +1,6 @@
 """`lorarlhf run`: the whole recipe with one line, which goes on where it was interrupted."""
 
 import json
-import os
 
 import pytest
 from demo_runs import small_recipe
@@ -25,39 +24,52 @@ def headings(text: str) -> list[str]:
     return [line for line in text.splitlines() if line[:1].isdigit() and "/" in line[:3]]
 
 
-def test_the_whole_recipe_then_nothing_left_to_do(tmp_path, capsys, loads):
-    recipe, run = small_recipe(tmp_path), Run(tmp_path / "run")
+def test_the_whole_recipe_and_again(tmp_path, capsys, loads):
+    recipe, run = small_recipe(tmp_path, "stages=[reward,ppo,evaluate,report,export]"), Run(tmp_path / "run")
     pipeline.run_recipe(recipe, run)
     out = capsys.readouterr().out
-    assert headings(out) == ["1/4 reward model", "2/4 policy", "3/4 evaluate", "4/4 export"]
-    assert "GiB at most" in out.partition("1/4")[0]
+    assert headings(out) == ["1/5 reward model", "2/5 policy", "3/5 evaluate", "4/5 report", "5/5 export"]
+    assert "GiB at most" in out.partition("1/5")[0]
     assert len(loads) == 1
     evaluation = json.loads((run.stage("ppo") / "evaluation.json").read_text())
     assert evaluation["prompts"] == 8
+    assert (run.path / "report.html").is_file()
     assert (run.path / "export" / "model.safetensors").is_file()
 
-    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()}
+    summaries = {stage: (run.stage(stage) / "metrics.jsonl").stat().st_mtime_ns for stage in ("reward", "ppo")}
     pipeline.run_recipe(recipe, run)
-    again = capsys.readouterr().out
-    assert all(line.endswith(", done already") for line in headings(again))
-    assert len(headings(again)) == 4
-    assert len(loads) == 1
-    assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()} == before
-    figures = [line for line in out.splitlines() if line.startswith("   ")]
-    assert [line for line in again.splitlines() if line.startswith("   ")] == figures
+    again = headings(capsys.readouterr().out)
+    assert again == ["1/5 reward model, done already", "2/5 policy, done already", *headings(out)[2:]]
+    assert summaries == {stage: (run.stage(stage) / "metrics.jsonl").stat().st_mtime_ns for stage in summaries}
+    assert json.loads((run.stage("ppo") / "evaluation.json").read_text()) == evaluation
 
 
-def test_what_was_made_of_older_weights_is_made_again(tmp_path, capsys):
-    recipe, run = small_recipe(tmp_path, "stages=[reward,evaluate,report]"), Run(tmp_path / "run")
+def test_a_policy_of_an_older_reward_model_is_trained_again(tmp_path, capsys):
+    recipe, run = small_recipe(tmp_path, "stages=[reward,ppo]", "ppo.save_every=1"), Run(tmp_path / "run")
     pipeline.run_recipe(recipe, run)
-    evaluation = run.stage("reward") / "evaluation.json"
-    weights = (run.stage("reward") / "adapter_model.safetensors").stat()
-    os.utime(evaluation, ns=(weights.st_atime_ns, weights.st_mtime_ns - 1))
+    pipeline.run_recipe(recipe.model_copy(update={"stages": ["reward"]}), run, resume=False)
     capsys.readouterr()
     pipeline.run_recipe(recipe, run)
-    assert headings(capsys.readouterr().out) == ["1/3 reward model, done already", "2/3 evaluate", "3/3 report"]
-    assert (run.path / "report.html").is_file()
-    assert evaluation.stat().st_mtime_ns > weights.st_mtime_ns
+    assert headings(capsys.readouterr().out) == ["1/2 reward model, done already", "2/2 policy"]
+    assert (run.path / "ppo.1").is_dir()  # moved aside and not gone on with
+
+
+def test_the_export_is_as_the_recipe_says_now(tmp_path):
+    recipe, run = small_recipe(tmp_path, "stages=[reward,export]"), Run(tmp_path / "run")
+    pipeline.run_recipe(recipe, run)
+    assert (run.path / "export" / "model.safetensors").is_file()
+    pipeline.run_recipe(small_recipe(tmp_path, "stages=[reward,export]", "export.merge=false"), run)
+    assert (run.path / "export" / "adapter_model.safetensors").is_file()
+
+
+def test_a_stage_that_has_its_adapter_and_no_summary_is_not_done(tmp_path, capsys):
+    recipe, run = small_recipe(tmp_path, "stages=[reward]"), Run(tmp_path / "run")
+    pipeline.run_recipe(recipe, run)
+    summary = run.read_summary("reward")
+    (run.stage("reward") / "summary.json").unlink()
+    pipeline.run_recipe(recipe, run)
+    assert run.read_summary("reward")["eval_accuracy"] == summary["eval_accuracy"]
+    assert headings(capsys.readouterr().out)[-1] == "1/1 reward model"
 
 
 def test_an_interrupted_stage_goes_on(tmp_path, capsys, monkeypatch):
@@ -107,6 +119,9 @@ def test_a_missing_file_of_a_later_stage_is_told_first(tmp_path, loads):
         ("ppo.report_to=[comet_ml]", "ppo.report_to: comet_ml is not installed"),
         ("model.attn_implementation=flash_attention_2", "flash_attention_2 needs a CUDA GPU"),
         ("stages=[ppo]", "no reward adapter there"),
+        ("ppo.reward_model_weight=0", "nothing gives a reward"),
+        ('ppo.reward_functions=["nowhere:score"]', "nowhere"),
+        ("reward.objective=regression", "score"),
     ],
 )
 def test_what_cannot_work_is_told_before_the_model_is_loaded(tmp_path, loads, setting, message):
@@ -114,6 +129,13 @@ def test_what_cannot_work_is_told_before_the_model_is_loaded(tmp_path, loads, se
         pipeline.run_recipe(small_recipe(tmp_path, setting), tmp_path / "run")
     assert not loads
     assert not (tmp_path / "run").exists()
+
+
+def test_nothing_held_out_is_told_first(tmp_path, loads):
+    recipe = small_recipe(tmp_path, "data.prompts_test=null", "data.test_size=0", "ppo.eval_every=0")
+    with pytest.raises(UserError, match="leaves nothing to test ppo on"):
+        pipeline.run_recipe(recipe, tmp_path / "run")
+    assert not loads
 
 
 @pytest.mark.parametrize("stages", ["[]", "[ppo,reward]", "[reward,reward]"])

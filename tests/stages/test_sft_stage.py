@@ -103,7 +103,7 @@ def test_held_out_loss_and_summary(train, tmp_path):
     assert Run(tmp_path / "run").read_summary("sft") == summary
     assert set(summary) == {
         *("eval_loss", "eval_perplexity", "train_examples", "eval_examples", "dropped_too_long"),
-        *("steps", "seconds", "peak_memory_gb"),
+        *("train_rows", "eval_rows", "steps", "seconds", "peak_memory_gb"),
     }
     assert summary["eval_perplexity"] == pytest.approx(math.exp(summary["eval_loss"]))
     assert summary["train_examples"] + summary["eval_examples"] == 40
