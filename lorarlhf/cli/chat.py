@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import secrets
 import sys
 import time
@@ -31,6 +32,7 @@ COMMANDS = {
 KEYS: dict[str, Verdict] = {"a": "left", "b": "right", "t": "tie", "n": "both_bad", "s": "skip"}
 QUESTION = "better: a or b? (t tie, n neither, s skip) "
 BEST_OF = 4
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed: terminals obey them
 ENDINGS = {"limit": "cut at the limit; --response-length raises it", "interrupt": "stopped"}
 
 
@@ -128,7 +130,7 @@ def _obey(session: Chat, line: str, interactive: bool) -> None:
         _end(session.regenerate(_show))
     elif command == "/best":
         best = session.best(_number(rest))
-        typer.echo(best.text)
+        _show(f"{best.text}\n")
         _note("scores " + ", ".join(f"{score:.3f}" for score in sorted(best.scores, reverse=True)))
     elif command == "/compare":
         _compare(session, interactive)
@@ -170,14 +172,14 @@ def _print_sides(task: Task, interactive: bool) -> None:
 
     a, b = completion_text(task.left_response), completion_text(task.right_response)
     if not interactive:
-        typer.echo(f"a: {a}\nb: {b}")
+        _show(f"a: {a}\nb: {b}\n")
         return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     sides = Table("a", "b", expand=True)
-    sides.add_row(Text(a), Text(b))
+    sides.add_row(Text(_shown(a)), Text(_shown(b)))
     Console().print(sides)
 
 
@@ -197,8 +199,14 @@ def _verdict(interactive: bool) -> Verdict | None:
 
 
 def _show(text: str) -> None:
-    sys.stdout.write(text)
+    """Of the model's own words, all or a piece."""
+    sys.stdout.write(_shown(text))
     sys.stdout.flush()
+
+
+def _shown(text: str) -> str:
+    """As a terminal may have it: a model's text could else move the cursor or set the title. Pipes get it as it is."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text) if sys.stdout.isatty() else text
 
 
 def _end(said: Said) -> None:
