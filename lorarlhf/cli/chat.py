@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from lorarlhf.preferences.labelling import Task
     from lorarlhf.stages.chat import Chat, Said, Verdict
 
+BEST_OF, MOST = 4, 64
 COMMANDS = {
     "/regen": "answer the last message again",
-    "/best N": "answer it N times (4), and keep the best by the run's reward model",
+    "/best N": f"answer it N times ({BEST_OF}; {MOST} at most), and keep the best by the run's reward model",
     "/compare": "answer it before and after training, side by side, and say which is better",
     "/system TEXT": "what the model is told beforehand; without TEXT, nothing",
     "/reset": "forget the conversation",
@@ -31,7 +32,6 @@ COMMANDS = {
 }
 KEYS: dict[str, Verdict] = {"a": "left", "b": "right", "t": "tie", "n": "both_bad", "s": "skip"}
 QUESTION = "better: a or b? (t tie, n neither, s skip) "
-BEST_OF = 4
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed: terminals obey them
 ENDINGS = {"limit": "cut at the limit; --response-length raises it", "interrupt": "stopped"}
 
@@ -92,6 +92,8 @@ def _talk(session: Chat, name: str) -> None:
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # what is not UTF-8 would else reach the tokenizer as half a text
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     if interactive:
         with contextlib.suppress(ImportError):  # Windows has none
             import readline  # noqa: F401  # lines can be edited and come back
@@ -148,8 +150,8 @@ def _obey(session: Chat, line: str, interactive: bool) -> None:
 def _number(text: str) -> int:
     if not text:
         return BEST_OF
-    if not text.isdecimal() or int(text) < 2:
-        raise UserError(f"/best {text}: how many answers to choose from? Give a number from 2 on, as in /best 4")
+    if text not in map(str, range(2, MOST + 1)):
+        raise UserError(f"/best {text}: how many answers to choose from? Give a number from 2 to {MOST}, as in /best 4")
     return int(text)
 
 

@@ -163,6 +163,23 @@ def test_what_is_not_utf_8_is_read_as_far_as_it_goes(piped):
     assert out
 
 
+def test_a_stdout_that_is_not_utf_8_gets_what_it_has(monkeypatch, chat):
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+    monkeypatch.setattr(chat, "answer", lambda line, show: show("é→") or Said("é→", "model"))
+    chat_cli._talk(chat, "me")
+    assert written.getvalue() == b"\xe9?\n"
+
+
+@pytest.mark.parametrize("number", ["1", "65", "100000000", "9" * 5000])
+def test_the_best_of_too_many_or_too_few_is_one_line(number):
+    with pytest.raises(UserError, match="Give a number from 2 to 64, as in /best 4") as error:
+        chat_cli._number(number)
+    assert "\n" not in str(error.value)
+    assert (chat_cli._number("64"), chat_cli._number("")) == (64, 4)
+
+
 # A conversation
 
 
