@@ -244,6 +244,18 @@ def test_the_oldest_turns_go_where_the_model_reads_no_more(chat, caplog):
     assert chat.history == kept[-len(chat.history) :]
 
 
+@pytest.mark.parametrize("command", ["regenerate", "best", "compare"])
+def test_a_message_that_became_too_long_forgets_no_turns(chat, caplog, command):
+    chat.history = [{"role": role, "content": HELLO} for role in ("user", "assistant") * 3]
+    before = list(chat.history)
+    chat.set_system("Be kind. " * 100)
+    arguments = {"regenerate": [lambda _: None], "best": [2], "compare": []}[command]
+    with pytest.raises(UserError, match="a message of .* tokens, and the model reads 256"):
+        getattr(chat, command)(*arguments)
+    assert chat.history == before
+    assert not caplog.messages
+
+
 def test_an_answer_is_shorter_where_the_last_message_leaves_less_room(chat):
     chat.sampler = Sampler(**{**vars_of(chat.sampler), "response_length": 250})
     ask(chat)
