@@ -93,7 +93,7 @@ def _talk(session: Chat, name: str) -> None:
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # what is not UTF-8 would else reach the tokenizer as half a text
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
+        sys.stdout.reconfigure(errors="replace")  # a model says what an encoding other than UTF-8 may not have
     if interactive:
         with contextlib.suppress(ImportError):  # Windows has none
             import readline  # noqa: F401  # lines can be edited and come back

@@ -250,7 +250,7 @@ def test_a_message_that_became_too_long_forgets_no_turns(chat, caplog, command):
     before = list(chat.history)
     chat.set_system("Be kind. " * 100)
     arguments = {"regenerate": [lambda _: None], "best": [2], "compare": []}[command]
-    with pytest.raises(UserError, match="a message of .* tokens, and the model reads 256"):
+    with pytest.raises(UserError, match=r"a message of .* tokens, and the model reads 256"):
         getattr(chat, command)(*arguments)
     assert chat.history == before
     assert not caplog.messages
