@@ -16,7 +16,7 @@ from lorarlhf.manifest import numbered_checkpoints
 from lorarlhf.planner.fit import check_memory, plan_here
 from lorarlhf.publishing.folder import MARKER
 from lorarlhf.recipe.sections import Recipe, Stage, Step
-from lorarlhf.recipe.stages import STAGES
+from lorarlhf.recipe.stages import STAGES, trained_by
 from lorarlhf.reporting.figures import check_figures
 from lorarlhf.run import BEST, RECIPE, Run, write_json
 from lorarlhf.stages import ppo, reward, sft
@@ -51,7 +51,7 @@ def run_recipe(recipe: Recipe, run: Run | Path | str, resume: bool = True, conso
         UserError: what a stage raises; or what is to be passed over was made with other settings.
     """
     run, console = Run(run), console or Console()
-    training: list[Stage] = [stage for stage in STAGES if stage in recipe.stages]
+    training = trained_by(recipe)
     last = training[-1] if training else run.last_stage()
     finished = _finished(recipe, run, training) if resume else []
     todo = training[len(finished) :]

@@ -17,7 +17,7 @@ import torch
 from lorarlhf.cli.main import main
 from lorarlhf.recipe.load import load_recipe
 from lorarlhf.recipe.sections import ModelConfig
-from lorarlhf.recipe.shipped import find_recipe, list_recipes, pinned_versions, planned_for
+from lorarlhf.recipe.shipped import Planned, find_recipe, list_recipes, pinned_versions, planned_for
 from lorarlhf.stages import doctor, fitting
 from lorarlhf.stages.doctor import Finding, anonymous, examine, for_bug_report
 
@@ -362,6 +362,25 @@ def test_a_recipe_for_a_card_is_for_no_cpu_and_one_for_the_cpu_wants_its_model()
 
 def test_a_recipe_whose_model_is_here_goes_by_the_planner():
     assert fitting.verdict(info("demo"), "cpu", GIB // 2) == "does not fit"
+
+
+@pytest.mark.parametrize(("stages", "verdict"), [("reward", "fits"), ("sft, reward", "does not fit")])
+def test_only_stages_that_the_recipe_has_are_judged(monkeypatch, stages, verdict):
+    """By planner and by header; and no remedy is planned."""
+    planned = {"sft": 9 * GIB, "reward": GIB, "ppo": 9 * GIB}
+
+    def plan(planner, stage, capacity):
+        peak = namedtuple("peak", ["total"])(planned[stage])
+        return namedtuple("plan", ["peak"])(peak)
+
+    monkeypatch.setattr("lorarlhf.planner.fit._plan", plan)
+    monkeypatch.setattr("lorarlhf.planner.fit._candidates", lambda *args: pytest.fail("remedies are planned"))
+    monkeypatch.setattr(fitting, "load_recipe", lambda name: load_recipe(name, sets=[f"stages=[{stages}]"]))
+    assert fitting.verdict(info("demo"), "cpu", 2 * GIB) == verdict
+    said = Planned(12, {stage: peak / GIB for stage, peak in planned.items()}, 4096)
+    monkeypatch.setattr(fitting, "planned_for", lambda path: said)
+    monkeypatch.setattr(fitting, "model_folder", lambda config: None)
+    assert fitting.verdict(info("demo"), "cuda", 2 * GIB) == verdict
 
 
 def test_a_config_in_the_cache_is_found_without_the_hub(monkeypatch, tmp_path):
