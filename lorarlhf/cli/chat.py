@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import secrets
 import sys
 import time
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
     from lorarlhf.preferences.labelling import Task
     from lorarlhf.stages.chat import Chat, Said, Verdict
 
+BEST_OF, MOST = 4, 64
 COMMANDS = {
     "/regen": "answer the last message again",
-    "/best N": "answer it N times (4), and keep the best by the run's reward model",
+    "/best N": f"answer it N times ({BEST_OF}; {MOST} at most), and keep the best by the run's reward model",
     "/compare": "answer it before and after training, side by side, and say which is better",
     "/system TEXT": "what the model is told beforehand; without TEXT, nothing",
     "/reset": "forget the conversation",
@@ -30,7 +32,7 @@ COMMANDS = {
 }
 KEYS: dict[str, Verdict] = {"a": "left", "b": "right", "t": "tie", "n": "both_bad", "s": "skip"}
 QUESTION = "better: a or b? (t tie, n neither, s skip) "
-BEST_OF = 4
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed: terminals obey them
 ENDINGS = {"limit": "cut at the limit; --response-length raises it", "interrupt": "stopped"}
 
 
@@ -90,6 +92,8 @@ def _talk(session: Chat, name: str) -> None:
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # what is not UTF-8 would else reach the tokenizer as half a text
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a model says what an encoding other than UTF-8 may not have
     if interactive:
         with contextlib.suppress(ImportError):  # Windows has none
             import readline  # noqa: F401  # lines can be edited and come back
@@ -128,7 +132,7 @@ def _obey(session: Chat, line: str, interactive: bool) -> None:
         _end(session.regenerate(_show))
     elif command == "/best":
         best = session.best(_number(rest))
-        typer.echo(best.text)
+        _show(f"{best.text}\n")
         _note("scores " + ", ".join(f"{score:.3f}" for score in sorted(best.scores, reverse=True)))
     elif command == "/compare":
         _compare(session, interactive)
@@ -146,8 +150,8 @@ def _obey(session: Chat, line: str, interactive: bool) -> None:
 def _number(text: str) -> int:
     if not text:
         return BEST_OF
-    if not text.isdecimal() or int(text) < 2:
-        raise UserError(f"/best {text}: how many answers to choose from? Give a number from 2 on, as in /best 4")
+    if text not in map(str, range(2, MOST + 1)):
+        raise UserError(f"/best {text}: how many answers to choose from? Give a number from 2 to {MOST}, as in /best 4")
     return int(text)
 
 
@@ -170,14 +174,14 @@ def _print_sides(task: Task, interactive: bool) -> None:
 
     a, b = completion_text(task.left_response), completion_text(task.right_response)
     if not interactive:
-        typer.echo(f"a: {a}\nb: {b}")
+        _show(f"a: {a}\nb: {b}\n")
         return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     sides = Table("a", "b", expand=True)
-    sides.add_row(Text(a), Text(b))
+    sides.add_row(Text(_shown(a)), Text(_shown(b)))
     Console().print(sides)
 
 
@@ -197,8 +201,14 @@ def _verdict(interactive: bool) -> Verdict | None:
 
 
 def _show(text: str) -> None:
-    sys.stdout.write(text)
+    """Of the model's own words, all or a piece."""
+    sys.stdout.write(_shown(text))
     sys.stdout.flush()
+
+
+def _shown(text: str) -> str:
+    """As a terminal may have it: a model's text could else move the cursor or set the title. Pipes get it as it is."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text) if sys.stdout.isatty() else text
 
 
 def _end(said: Said) -> None:

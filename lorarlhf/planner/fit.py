@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +79,18 @@ def fit(
         worth = 0.99 * plan.peak.total
         changes = sorted((change for change in changes if change.peak < worth), key=lambda change: change.peak)
     return Fit(plan, capacity, largest, changes)
+
+
+def all_fit(
+    recipe: Recipe, model_config: PreTrainedConfig, stages: Iterable[Stage], target: Target, capacity: int
+) -> bool:
+    """Whether each of the stages fits into so many bytes; what would help is not looked for, which takes far longer.
+
+    Raises:
+        UserError: as for `fit`.
+    """
+    planner = Planner(recipe, model_config, target)
+    return all(_plan(planner, stage, capacity).peak.total <= capacity for stage in stages)
 
 
 def plan_here(stage: Stage, recipe: Recipe, reference: bool = True) -> StagePlan | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lorarlhf.recipe.sections import DataConfig, DataKey, Role, Stage
+from lorarlhf.recipe.sections import DataConfig, DataKey, Recipe, Role, Stage
 
 
 @dataclass(frozen=True)
@@ -115,3 +115,8 @@ STAGES: dict[Stage, StageInfo] = {
 # The latest in the life of a run first; a reward model is a means, so policies come before it.
 POLICY_STAGES: tuple[Stage, ...] = tuple(info.name for info in reversed(STAGES.values()) if not info.scores)
 LAST_FIRST: tuple[Stage, ...] = (*POLICY_STAGES, *(info.name for info in STAGES.values() if info.scores))
+
+
+def trained_by(recipe: Recipe) -> list[Stage]:
+    """Those of the recipe's `stages` that train, in order."""
+    return [stage for stage in STAGES if stage in recipe.stages]

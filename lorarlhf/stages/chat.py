@@ -277,14 +277,11 @@ class Chat:
 
     def _asked_before(self) -> list[Message]:
         """The history up to the last answer: a message that got none, as Ctrl-C came first, is not answered."""
-        return self.history[:-1] if self._role_of_last() == "user" else self.history
-
-    def _role_of_last(self) -> str | None:
-        return self.history[-1]["role"] if self.history else None
+        return self.history[:-1] if _role_of_last(self.history) == "user" else self.history
 
     def _keep(self, text: str) -> None:
         """Make this the answer to the last message."""
-        if self._role_of_last() == "assistant":
+        if _role_of_last(self.history) == "assistant":
             self.history.pop()
         self.history.append({"role": "assistant", "content": text})
 
@@ -292,36 +289,40 @@ class Chat:
         """What is to be answered, and how many tokens there are for it; the oldest turns go where there are too few.
 
         Raises:
-            UserError: there is no message yet, or the last alone is too long.
+            UserError: there is no message yet, or the last alone is too long; then no turn goes.
         """
-        dropped = 0
+        turns = self.history
         while True:
-            prompt = self._prompt(command)
+            prompt = self._prompt(command, turns)
             ids = encode_prompt(self.sampler.backbone.tokenizer, prompt)
             room = self.sampler.response_length
             if self._context is not None and len(ids) + room > self._context:
-                if self.in_turns and len(self.history) > 2:
-                    self.history = self.history[2:]
-                    dropped += 2
+                if self.in_turns and len(turns) > 2:
+                    turns = turns[2:]
                     continue
                 room = self._context - len(ids)
             break
-        if dropped:
-            logger.warning("the %d oldest turns are dropped: the model reads %d tokens", dropped, self._context)
         if room < 1:
             raise UserError(
                 f"a message of {len(ids)} tokens, and the model reads {self._context}, its answer included; "
                 "write a shorter one"
             )
+        if dropped := len(self.history) - len(turns):
+            logger.warning("the %d oldest turns are dropped: the model reads %d tokens", dropped, self._context)
+        self.history = turns
         return PromptExample(prompt, ids), room
 
-    def _prompt(self, command: str) -> Prompt:
-        asked = self.history[:-1] if self._role_of_last() == "assistant" else self.history
+    def _prompt(self, command: str, turns: list[Message]) -> Prompt:
+        asked = turns[:-1] if _role_of_last(turns) == "assistant" else turns
         if not asked:
             raise UserError(f"{command}: there is nothing to answer yet; write a message first")
         if not self.in_turns:
             return asked[-1]["content"]
         return [*([_system(self.system)] if self.system else []), *asked]
+
+
+def _role_of_last(turns: list[Message]) -> str | None:
+    return turns[-1]["role"] if turns else None
 
 
 def _system(text: str) -> Message:

@@ -5,6 +5,7 @@ torch and what needs it are imported inside the checks: that they cannot be is o
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import importlib.metadata
 import os
@@ -25,6 +26,9 @@ from lorarlhf.recipe.shipped import pinned_versions
 GIB = 2**30
 TOO_LITTLE_DISK, LITTLE_DISK = 1 * GIB, 20 * GIB  # a small model's adapters and checkpoints; a 7B model in 16 bits
 REACH = 0.3  # of NF4's rounding, as a share of what is rounded: it is about a tenth
+PART_ENDS = r"(?![\w-])"  # of a path: a quote or a colon may follow, `/rootfs` is not in `/root`
+PCI = Path("/sys/bus/pci/devices")
+NVIDIA, DISPLAY = "0x10de", "0x03"  # vendor, and how the class of a graphics card begins
 TORCH_BUILDS = "https://pytorch.org/get-started/locally"
 
 Status = Literal["ok", "note", "problem"]
@@ -78,12 +82,15 @@ def for_bug_report(findings: Sequence[Finding]) -> dict[str, Any]:
 
 def anonymous(text: str) -> str:
     """With `~` for the home folder, and for the user's name wherever it is part of a path."""
-    text = text.replace(str(Path.home()), "~")
+    with contextlib.suppress(RuntimeError):  # a container may have no home
+        home = Path.home()
+        if len(home.parts) > 1:  # `/` is nobody's
+            text = re.sub(rf"(?<![\w.-]){re.escape(str(home))}{PART_ENDS}", "~", text)
     try:
         user = getpass.getuser()
-    except (KeyError, ImportError, OSError):  # a container may have none
+    except (KeyError, ImportError, OSError):  # nor a user
         return text
-    return re.sub(rf"(?<=[/\\]){re.escape(user)}(?=[/\\:\s]|$)", "~", text)
+    return re.sub(rf"(?<=[/\\]){re.escape(user)}{PART_ENDS}", "~", text)
 
 
 # The checks, in the order in which they are said.
@@ -116,10 +123,20 @@ def nvidia_gpus() -> list[str]:
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
         told = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return ["an NVIDIA GPU whose driver does not answer"]
-    rows = [line.split(", ") for line in told.splitlines() if line.strip()]
-    return [f"{name}, driver {driver}" for name, driver in rows]
+    except (OSError, subprocess.SubprocessError):  # so it does, too, where it is installed without a GPU
+        return ["an NVIDIA GPU whose driver does not answer"] if _nvidia_is_plugged_in() else []
+    rows = [line.rpartition(", ") for line in told.splitlines()]
+    return [f"{name}, driver {driver}" for name, comma, driver in rows if comma]  # else "No devices were found"
+
+
+def _nvidia_is_plugged_in() -> bool:
+    """Whether Linux names a graphics card of NVIDIA's; elsewhere, where nothing else tells, its driver's tool does."""
+    if sys.platform != "linux":
+        return True
+    return any(
+        (device / "vendor").read_text().strip() == NVIDIA and (device / "class").read_text().startswith(DISPLAY)
+        for device in PCI.glob("*")
+    )
 
 
 def check_accelerator() -> Finding:

@@ -8,19 +8,19 @@ from typing import Literal
 from lorarlhf.backbone.load import load_model_config
 from lorarlhf.errors import UserError
 from lorarlhf.memory import available_memory_bytes
-from lorarlhf.planner.fit import fit, this_target
+from lorarlhf.planner.fit import all_fit, this_target
 from lorarlhf.planner.plan import Target
 from lorarlhf.recipe.load import load_recipe
 from lorarlhf.recipe.sections import ModelConfig
 from lorarlhf.recipe.shipped import RecipeInfo, list_recipes, planned_for, resolve_path
-from lorarlhf.recipe.stages import STAGES
+from lorarlhf.recipe.stages import trained_by
 
 GIB = 2**30
 Verdict = Literal["fits", "does not fit", "for a GPU", "not known"]
 
 
 def shipped_verdicts() -> dict[str, Verdict]:
-    """Of each recipe that ships, whether all its stages fit into the memory that is free."""
+    """Of each recipe that ships, whether all stages that it trains fit into the memory that is free."""
     target, capacity = this_target(), available_memory_bytes()
     return {info.name: verdict(info, target, capacity) for info in list_recipes()}
 
@@ -36,12 +36,13 @@ def verdict(info: RecipeInfo, target: Target, capacity: int) -> Verdict:
         here = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": str(folder)})})
         try:
             config = load_model_config(here.model)
-            fits = all(fit(here, config, stage, target, capacity).fits for stage in STAGES)
+            fits = all_fit(here, config, trained_by(recipe), target, capacity)
         except UserError:  # the config is of a model that cannot be planned
             return "not known"
         return "fits" if fits else "does not fit"
     if said:
-        return "fits" if max(said.peaks.values()) * GIB <= capacity else "does not fit"
+        fits = all(said.peaks[stage] * GIB <= capacity for stage in trained_by(recipe))
+        return "fits" if fits else "does not fit"
     return "not known"
 
 

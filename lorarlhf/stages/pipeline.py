@@ -18,7 +18,7 @@ from lorarlhf.manifest import numbered_checkpoints
 from lorarlhf.memory import free_cached_memory
 from lorarlhf.planner.fit import check_memory, plan_here
 from lorarlhf.recipe.sections import Recipe, Stage, Step
-from lorarlhf.recipe.stages import STAGES
+from lorarlhf.recipe.stages import STAGES, trained_by
 from lorarlhf.reporting.figures import check_figures
 from lorarlhf.rl.rewards import all_reward_functions
 from lorarlhf.run import BEST, RECIPE, Run, write_json
@@ -60,7 +60,7 @@ def run_recipe(recipe: Recipe, run: Run | Path | str, resume: bool = True, conso
         UserError: what a stage raises; or what is to be passed over was made with other settings.
     """
     run, console = Run(run), console or Console()
-    training: list[Stage] = [stage for stage in STAGES if stage in recipe.stages]
+    training = trained_by(recipe)
     last = training[-1] if training else run.last_stage()
     states: dict[Step, State] = dict.fromkeys(training, NEW)
     if resume:

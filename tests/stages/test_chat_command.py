@@ -15,11 +15,12 @@ from lorarlhf.data.chat_templates import PLAIN
 from lorarlhf.data.rows import prompt_text
 from lorarlhf.errors import UserError
 from lorarlhf.manifest import written_whole
+from lorarlhf.preferences.labelling import Task
 from lorarlhf.preferences.pairs import append_pair, make_pair, read_pairs
 from lorarlhf.preferences.sampling import Sampler
 from lorarlhf.run import Run
 from lorarlhf.stages import chat as chat_stage
-from lorarlhf.stages.chat import Chat, before_and_after, open_chat
+from lorarlhf.stages.chat import Best, Chat, Said, before_and_after, open_chat
 from lorarlhf.stages.sample import load_respondent, of_model
 
 HELLO = "Hello. Are the muffins any good?"
@@ -162,6 +163,23 @@ def test_what_is_not_utf_8_is_read_as_far_as_it_goes(piped):
     assert out
 
 
+def test_a_stdout_that_is_not_utf_8_gets_what_it_has(monkeypatch, chat):
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+    monkeypatch.setattr(chat, "answer", lambda line, show: show("é→") or Said("é→", "model"))
+    chat_cli._talk(chat, "me")
+    assert written.getvalue() == b"\xe9?\n"
+
+
+@pytest.mark.parametrize("number", ["1", "65", "100000000", "9" * 5000])
+def test_the_best_of_too_many_or_too_few_is_one_line(number):
+    with pytest.raises(UserError, match="Give a number from 2 to 64, as in /best 4") as error:
+        chat_cli._number(number)
+    assert "\n" not in str(error.value)
+    assert (chat_cli._number("64"), chat_cli._number("")) == (64, 4)
+
+
 # A conversation
 
 
@@ -224,6 +242,18 @@ def test_the_oldest_turns_go_where_the_model_reads_no_more(chat, caplog):
     with pytest.raises(UserError, match=r"a message of .* tokens, and the model reads 90"):
         ask(chat, HELLO * 20)
     assert chat.history == kept[-len(chat.history) :]
+
+
+@pytest.mark.parametrize("command", ["regenerate", "best", "compare"])
+def test_a_message_that_became_too_long_forgets_no_turns(chat, caplog, command):
+    chat.history = [{"role": role, "content": HELLO} for role in ("user", "assistant") * 3]
+    before = list(chat.history)
+    chat.set_system("Be kind. " * 100)
+    arguments = {"regenerate": [lambda _: None], "best": [2], "compare": []}[command]
+    with pytest.raises(UserError, match=r"a message of .* tokens, and the model reads 256"):
+        getattr(chat, command)(*arguments)
+    assert chat.history == before
+    assert not caplog.messages
 
 
 def test_an_answer_is_shorter_where_the_last_message_leaves_less_room(chat):
@@ -379,6 +409,30 @@ def test_sides_stand_beside_each_other_and_do_not_say_whose_they_are(monkeypatch
     assert "sft" not in shown + prompt_text(task.pair.prompt)
     row = next(line for line in shown.splitlines() if task.left_response[0]["content"].split()[0] in line)
     assert row.index(task.left_response[0]["content"].split()[0]) < len(row) / 2
+
+
+HOSTILE = "\x1b]0;owned\x07a\tb\rc\x9b2J\x7f"
+HARMLESS = "\ufffd]0;owned\ufffda\tb\ufffdc\ufffd2J\ufffd"
+
+
+@pytest.mark.parametrize(("terminal", "shown"), [(True, HARMLESS), (False, HOSTILE)])
+def test_control_characters_of_the_model_reach_pipes_alone(monkeypatch, chat, capsys, terminal, shown):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    monkeypatch.setattr(chat, "answer", lambda line, show: show(f"{HOSTILE}\n") or Said(HOSTILE, "model"))
+    monkeypatch.setattr(chat, "best", lambda n: Best(HOSTILE, [1.0, 0.0]))
+    for line in ("hello", "/best"):
+        chat_cli._obey(chat, line, interactive=False)
+        assert capsys.readouterr().out.startswith(f"{shown}\n")
+    pair = make_pair("p", HOSTILE, "b")
+    chat_cli._print_sides(Task("t", pair, False, "a"), interactive=False)
+    assert capsys.readouterr().out == f"a: {shown}\nb: b\n"
+
+
+def test_control_characters_of_the_model_do_not_reach_the_table(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr("rich.console.Console", lambda: Console(width=100, color_system=None))
+    chat_cli._print_sides(Task("t", make_pair("p", HOSTILE, "b"), False, "a"), interactive=True)
+    assert not chat_cli.CONTROL.search(capsys.readouterr().out)
 
 
 def test_ctrl_c_at_the_prompt_and_ctrl_d(monkeypatch, chat, capsys):

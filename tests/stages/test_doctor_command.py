@@ -17,7 +17,7 @@ import torch
 from lorarlhf.cli.main import main
 from lorarlhf.recipe.load import load_recipe
 from lorarlhf.recipe.sections import ModelConfig
-from lorarlhf.recipe.shipped import find_recipe, list_recipes, pinned_versions, planned_for
+from lorarlhf.recipe.shipped import Planned, find_recipe, list_recipes, pinned_versions, planned_for
 from lorarlhf.stages import doctor, fitting
 from lorarlhf.stages.doctor import Finding, anonymous, examine, for_bug_report
 
@@ -123,6 +123,30 @@ def test_a_report_names_nobody_and_holds_no_token(monkeypatch, tmp_path):
     assert anonymous("janet in /data/janet/x") == "janet in /data/janet/x"
 
 
+@pytest.mark.parametrize(
+    ("home", "text", "told"),
+    [
+        ("/", "/usr/lib and / are read", "/usr/lib and / are read"),
+        ("/root", "/rootfs, /root-fs and /data/root2", "/rootfs, /root-fs and /data/root2"),
+        ("/root", "in '/root', /root: /root/x", "in '~', ~: ~/x"),
+        ("/home/jane", "'/scratch/jane' /nfs/home/jane/x", "'/scratch/~' /nfs/home/~/x"),
+    ],
+)
+def test_only_a_whole_home_is_written_short(monkeypatch, home, text, told):
+    monkeypatch.setenv("HOME", home)
+    monkeypatch.setattr(getpass, "getuser", lambda: "jane")
+    assert anonymous(text) == told
+
+
+def test_a_user_without_a_home(monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setattr(getpass, "getuser", lambda: "jane")
+    assert anonymous("/scratch/jane/x") == "/scratch/~/x"
+
+
 # torch and the accelerator
 
 
@@ -152,10 +176,47 @@ def test_a_gpu_that_a_cuda_build_does_not_see(monkeypatch, nvidia, visible, why)
     assert why in f"{found.what}; {found.remedy}"
 
 
-def test_a_driver_that_does_not_answer(monkeypatch, nvidia):
+@pytest.fixture
+def plugged_in(monkeypatch, tmp_path):
+    """`plugged_in(vendor, class)`: this is all that is on the bus."""
+
+    def plug(vendor: str, kind: str) -> None:
+        monkeypatch.setattr(sys, "platform", "linux")
+        monkeypatch.setattr(doctor, "PCI", tmp_path)
+        (tmp_path / "0000:01:00.0").mkdir()
+        (tmp_path / "0000:01:00.0" / "vendor").write_text(f"{vendor}\n")
+        (tmp_path / "0000:01:00.0" / "class").write_text(f"{kind}\n")
+
+    return plug
+
+
+def test_a_driver_that_does_not_answer(monkeypatch, nvidia, plugged_in):
     nvidia(None)
+    plugged_in("0x10de", "0x030000")
     version(monkeypatch, "12.8")
     assert "does not see an NVIDIA GPU whose driver does not answer" in doctor.check_torch().what
+
+
+@pytest.mark.parametrize("build", [None, "12.8"])
+@pytest.mark.parametrize(
+    ("told", "device"),
+    [
+        (None, ("0x8086", "0x030000")),
+        (None, ("0x10de", "0x040300")),  # a sound card
+        ("No devices were found\n", ("0x10de", "0x030000")),
+        ("", ("0x8086", "0x030000")),
+    ],
+)
+def test_the_drivers_tool_without_a_gpu_is_no_gpu(monkeypatch, nvidia, plugged_in, build, told, device):
+    nvidia(told)
+    plugged_in(*device)
+    version(monkeypatch, build)
+    assert doctor.check_torch().status == "ok"
+
+
+def test_a_card_may_have_a_comma_in_its_name(nvidia):
+    nvidia("A, B, 580.95.05\n")
+    assert doctor.nvidia_gpus() == ["A, B, driver 580.95.05"]
 
 
 def test_torch_that_cannot_be_imported(monkeypatch):
@@ -301,6 +362,25 @@ def test_a_recipe_for_a_card_is_for_no_cpu_and_one_for_the_cpu_wants_its_model()
 
 def test_a_recipe_whose_model_is_here_goes_by_the_planner():
     assert fitting.verdict(info("demo"), "cpu", GIB // 2) == "does not fit"
+
+
+@pytest.mark.parametrize(("stages", "verdict"), [("reward", "fits"), ("sft, reward", "does not fit")])
+def test_only_stages_that_the_recipe_has_are_judged(monkeypatch, stages, verdict):
+    """By planner and by header; and no remedy is planned."""
+    planned = {"sft": 9 * GIB, "reward": GIB, "ppo": 9 * GIB}
+
+    def plan(planner, stage, capacity):
+        peak = namedtuple("peak", ["total"])(planned[stage])
+        return namedtuple("plan", ["peak"])(peak)
+
+    monkeypatch.setattr("lorarlhf.planner.fit._plan", plan)
+    monkeypatch.setattr("lorarlhf.planner.fit._candidates", lambda *args: pytest.fail("remedies are planned"))
+    monkeypatch.setattr(fitting, "load_recipe", lambda name: load_recipe(name, sets=[f"stages=[{stages}]"]))
+    assert fitting.verdict(info("demo"), "cpu", 2 * GIB) == verdict
+    said = Planned(12, {stage: peak / GIB for stage, peak in planned.items()}, 4096)
+    monkeypatch.setattr(fitting, "planned_for", lambda path: said)
+    monkeypatch.setattr(fitting, "model_folder", lambda config: None)
+    assert fitting.verdict(info("demo"), "cuda", 2 * GIB) == verdict
 
 
 def test_a_config_in_the_cache_is_found_without_the_hub(monkeypatch, tmp_path):
