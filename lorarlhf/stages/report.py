@@ -11,7 +11,7 @@ from lorarlhf.reporting.collect import RunReport, collect
 from lorarlhf.reporting.figures import check_figures
 from lorarlhf.reporting.folder import Folder
 from lorarlhf.reporting.page import in_bytes, render
-from lorarlhf.training.verdict import verdict
+from lorarlhf.training.doubt import doubt_of
 
 REPORT = "report.html"
 
@@ -55,7 +55,7 @@ def read_runs(runs: Sequence[Path]) -> list[RunReport]:
 def _doubts(run: Path) -> dict[Stage, str]:
     """What the summary of the reward model gives to think."""
     try:
-        doubt = verdict(Folder(run).object("reward/summary.json"))
+        doubt = doubt_of(Folder(run).object("reward/summary.json"))
     except (TypeError, KeyError):  # a summary of another version, or from elsewhere
         return {}
     return {"reward": doubt} if doubt else {}
