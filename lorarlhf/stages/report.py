@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -26,9 +28,17 @@ def write_report(runs: Sequence[Path], path: Path) -> None:
     page = in_bytes(render(read_runs(runs)))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(page)
+        _replace(path, page)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}; give --out another place") from error
+
+
+def _replace(path: Path, page: bytes) -> None:
+    """Whole or as it was. A link of that name, which a run from elsewhere may hold, goes; what it leads to stays."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as aside:  # beside it: atomic
+        written = Path(aside) / path.name
+        written.write_bytes(page)
+        os.replace(written, path)
 
 
 def watch_report(runs: Sequence[Path], port: int, started: Callable[[str], None]) -> None:

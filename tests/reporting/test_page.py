@@ -8,6 +8,7 @@ import signal
 import sys
 from html import unescape
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from demo_runs import write_jsonl
@@ -109,6 +110,33 @@ def test_the_same_run_gives_the_same_figures(make_run, tmp_path):
     run = make_run()
     first, second = (re.sub("written .* by", "", written(run, path=tmp_path / f"{n}.html")) for n in "ab")
     assert first == second
+
+
+def test_a_link_is_replaced_and_not_followed(make_run, tmp_path):
+    run = make_run()
+    theirs = tmp_path / "profile"
+    theirs.write_text("mine")
+    path = run.path / "report.html"
+    path.symlink_to(theirs)
+    written(run, path=path)
+    assert theirs.read_text() == "mine"
+    assert not path.is_symlink()
+
+
+def test_a_page_that_cannot_be_written_leaves_the_one_before(make_run, tmp_path, monkeypatch):
+    path = tmp_path / "report.html"
+    before = written(make_run(), path=path)
+    whole = Path.write_bytes
+
+    def cut(self, data):
+        whole(self, data[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", cut)
+    with pytest.raises(UserError, match=r"report\.html: cannot be written: No space left on device"):
+        write_report([tmp_path / "mine"], path)
+    assert path.read_text(encoding="utf-8") == before
+    assert not list(tmp_path.glob(".*"))
 
 
 # In a browser
