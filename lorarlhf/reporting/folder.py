@@ -6,7 +6,6 @@ Nothing that lies there is trusted to have a form: what cannot be read is left o
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 
 from lorarlhf.recipe.yaml import parse_yaml
 from lorarlhf.run import RECIPE
+
+LARGEST = 1e150
 
 
 @dataclass
@@ -71,14 +72,14 @@ class Folder:
 
 
 def number(value: Any) -> float | None:
-    """A value that can be drawn; None of anything else."""
+    """A value that can be drawn, to 1e150 either way, so that sums and squares are finite; None of anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
         as_float = float(value)
     except OverflowError:
         return None
-    return as_float if math.isfinite(as_float) else None
+    return as_float if abs(as_float) <= LARGEST else None  # not NaN either
 
 
 def part(value: Any, key: str) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from lorarlhf.reporting.page import in_bytes, render
 from lorarlhf.training.doubt import doubt_of
 
 REPORT = "report.html"
+# What figures of another version, or from elsewhere, raise where they are put into words.
+NOT_OURS = (KeyError, TypeError, ValueError, OverflowError)
 
 
 def write_report(runs: Sequence[Path], path: Path) -> None:
@@ -66,6 +68,6 @@ def _doubts(run: Path) -> dict[Stage, str]:
     """What the summary of the reward model gives to think."""
     try:
         doubt = doubt_of(Folder(run).object("reward/summary.json"))
-    except (TypeError, KeyError):  # a summary of another version, or from elsewhere
-        return {}
+    except NOT_OURS:
+        doubt = "summary.json is not as this version writes it: whether it beats its baselines is not known"
     return {"reward": doubt} if doubt else {}

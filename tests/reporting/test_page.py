@@ -17,9 +17,12 @@ from typer.testing import CliRunner
 
 from lorarlhf.cli.main import app
 from lorarlhf.errors import UserError
+from lorarlhf.reporting.figures import draw
 from lorarlhf.reporting.server import make_app, state_of
 from lorarlhf.stages.report import read_runs, write_report
 
+BASELINES = {"longer_wins_accuracy": "0.9", "bag_of_words_accuracy": "0.9"}
+NOT_OURS = "summary.json is not as this version writes it"
 HERE = "http://127.0.0.1:8000"
 ATTACK = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'{{ 7 * 7 }}\x01"
 
@@ -110,6 +113,39 @@ def test_the_same_run_gives_the_same_figures(make_run, tmp_path):
     run = make_run()
     first, second = (re.sub("written .* by", "", written(run, path=tmp_path / f"{n}.html")) for n in "ab")
     assert first == second
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"margins": {"edges": [1e308, 1.5e308], "pairs": [3]}}, "</html>"),
+        ({"margins": {"edges": [-1e150, 1e150], "pairs": [3]}}, "</html>"),
+        (
+            {"eval_accuracy": "0.8", "eval_accuracy_interval": ["0.7", "0.9"], **dict.fromkeys(BASELINES, "0.9")},
+            NOT_OURS,
+        ),
+        ({"eval_accuracy": 10**400}, NOT_OURS),
+        ({"eval_accuracy_interval": [0.7, 0.9, 1.0]}, NOT_OURS),
+    ],
+)
+def test_figures_from_elsewhere_do_not_end_the_page(changes, said, make_run, tmp_path):
+    run = make_run()
+    run.write_summary("reward", {**run.read_summary("reward"), "bag_of_words_accuracy": 0.75, **changes})
+    assert said in written(run, path=tmp_path / "report.html")
+
+
+def test_a_figure_that_cannot_be_drawn_is_a_line(make_run, tmp_path, monkeypatch):
+    def refuse(plot):
+        if plot.title == "kl":
+            raise ValueError("arange: <too> large")
+        return draw(plot)
+
+    monkeypatch.setattr("lorarlhf.reporting.page.draw", refuse)
+    page = written(make_run(), path=tmp_path / "report.html")
+    assert page.count("cannot be drawn: arange: &lt;too&gt; large") == 1
+    [figure] = [part for part in re.findall(r"<figure>.*?</figure>", page, re.DOTALL) if "cannot be drawn" in part]
+    assert "<figcaption>kl<" in figure
+    assert "<table" in figure
 
 
 def test_a_link_is_replaced_and_not_followed(make_run, tmp_path):
