@@ -111,7 +111,7 @@ def collect(path: Path, name: str, doubts: Mapping[Stage, str] | None = None) ->
     begun = [stage for stage in STAGES if (path / stage).is_dir()]
     rows = {stage: folder.rows(f"{stage}/metrics.jsonl") for stage in begun}
     summaries = {stage: folder.object(f"{stage}/summary.json") for stage in begun}
-    evaluations = {stage: folder.object(f"{stage}/evaluation.json") for stage in begun}
+    evaluations = {stage: folder.measured(stage, "evaluation.json") for stage in begun}
     settings = folder.settings()
     own = {stage: folder.settings(f"{stage}/{RECIPE}") or settings for stage in begun}
     stages = tuple(
@@ -241,7 +241,7 @@ def _judged(
 ) -> JudgedSection:
     """Of the reward model its evaluation, and where it has none, what it measured when it was done."""
     measured = {**summaries.get("reward", {}), **evaluations.get("reward", {})}
-    frontier = folder.object("ppo/frontier.json")
+    frontier = folder.measured("ppo", "frontier.json")
     return JudgedSection(
         over_kl=reward_over_kl(rows.get("ppo", ()), summaries.get("ppo", {})),
         reliability=reliability_plot(measured),

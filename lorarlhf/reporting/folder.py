@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lorarlhf.recipe.sections import Stage
 from lorarlhf.recipe.yaml import parse_yaml
-from lorarlhf.run import RECIPE
+from lorarlhf.run import RECIPE, is_current
 
 LARGEST = 1e150
 
@@ -62,6 +63,16 @@ class Folder:
         if text and not isinstance(value, dict):
             self.faults.append(f"{name}: not a JSON object; left out")
         return value if isinstance(value, dict) else {}
+
+    def measured(self, stage: Stage, name: str) -> dict[str, Any]:
+        """The object in a JSON file on what a stage has trained; empty where it has trained on since."""
+        found = self.object(f"{stage}/{name}")
+        if not found or is_current(self.path / stage / name, self.path / stage):
+            return found
+        self.faults.append(
+            f"{stage}/{name}: older than the adapter beside it; left out, `lorarlhf evaluate` makes it anew"
+        )
+        return {}
 
     def settings(self, name: str = RECIPE) -> dict[str, Any]:
         """Dotted keys of a recipe and their values. It is resolved: what it may say of extending others is not read."""

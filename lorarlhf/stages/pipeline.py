@@ -18,7 +18,7 @@ from lorarlhf.publishing.folder import MARKER
 from lorarlhf.recipe.sections import Recipe, Stage, Step
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.reporting.figures import check_figures
-from lorarlhf.run import BEST, RECIPE, Run, write_json
+from lorarlhf.run import BEST, RECIPE, Run, is_current, write_json
 from lorarlhf.stages import ppo, reward, sft
 from lorarlhf.stages.evaluate import evaluate_run, report_lines
 from lorarlhf.stages.export import check_improved, export_run
@@ -133,9 +133,8 @@ def _look_ahead(recipe: Recipe, run: Run, todo: Sequence[Stage], console: Consol
 
 def _made_of(run: Run, stage: Stage) -> list[Step]:
     """What follows the last stage and has been made of the weights that it holds now."""
-    trained = (run.stage(stage) / "adapter_model.safetensors").stat().st_mtime_ns
     products: dict[Step, Path] = {"evaluate": run.stage(stage) / EVALUATION, "export": run.path / EXPORT / MARKER}
-    return [step for step, path in products.items() if path.is_file() and path.stat().st_mtime_ns >= trained]
+    return [step for step, path in products.items() if is_current(path, run.stage(stage))]
 
 
 def _take(
