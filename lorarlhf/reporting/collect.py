@@ -95,12 +95,13 @@ class Comparison:
     plots: tuple[Plot, ...]
 
 
-def collect(path: Path, name: str, doubts: Mapping[Stage, str] | None = None) -> RunReport:
+def collect(path: Path, name: str, doubts: Mapping[Stage, str] | None = None, verdict: str = "") -> RunReport:
     """What the folder of a run tells, as far as it goes.
 
     Args:
         name: what the page calls the run.
         doubts: warnings that others have of its stages.
+        verdict: what others say of its frontier, if it has one.
 
     Raises:
         UserError: it is no run.
@@ -118,7 +119,7 @@ def collect(path: Path, name: str, doubts: Mapping[Stage, str] | None = None) ->
         _stage(stage, settings, own[stage], rows[stage], summaries[stage], evaluations[stage]) for stage in begun
     )
     samples = collect_samples(folder.rows("ppo/samples.jsonl"), summaries.get("ppo", {}), evaluations.get("ppo", {}))
-    judged = _judged(folder, rows, summaries, evaluations)
+    judged = _judged(folder, rows, summaries, evaluations, verdict)
     recipe = folder.text(RECIPE)
     warnings = [*_warnings(stages, rows, summaries, doubts or {}), *(("files", fault) for fault in folder.faults)]
     return RunReport(
@@ -238,6 +239,7 @@ def _judged(
     rows: Mapping[Stage, Sequence[Mapping[str, Any]]],
     summaries: Mapping[Stage, Mapping[str, Any]],
     evaluations: Mapping[Stage, Mapping[str, Any]],
+    verdict: str,
 ) -> JudgedSection:
     """Of the reward model its evaluation, and where it has none, what it measured when it was done."""
     measured = {**summaries.get("reward", {}), **evaluations.get("reward", {})}
@@ -248,7 +250,7 @@ def _judged(
         margins=margins_plot(measured),
         groups=accuracy_by_group(evaluations.get("reward", {})),
         frontier=frontier_plots(frontier),
-        frontier_lines=tuple(frontier_lines(frontier)),
+        frontier_lines=tuple(frontier_lines(frontier, verdict)),
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lorarlhf.errors import UserError
+from lorarlhf.evaluation.frontier_report import verdict
 from lorarlhf.recipe.sections import Stage
 from lorarlhf.reporting.collect import RunReport, collect
 from lorarlhf.reporting.figures import check_figures
@@ -61,7 +62,7 @@ def read_runs(runs: Sequence[Path]) -> list[RunReport]:
     """All of them, each by the name of its folder, or its path where two folders have one name."""
     names = [path.resolve().name for path in runs]
     labels = names if len(set(names)) == len(names) else [str(path) for path in runs]
-    return [collect(path, label, _doubts(path)) for path, label in zip(runs, labels, strict=True)]
+    return [collect(path, label, _doubts(path), _verdict(path)) for path, label in zip(runs, labels, strict=True)]
 
 
 def _doubts(run: Path) -> dict[Stage, str]:
@@ -71,3 +72,12 @@ def _doubts(run: Path) -> dict[Stage, str]:
     except NOT_OURS:
         doubt = "summary.json is not as this version writes it: whether it beats its baselines is not known"
     return {"reward": doubt} if doubt else {}
+
+
+def _verdict(run: Path) -> str:
+    """Whether the run is over-optimised, as `lorarlhf evaluate --frontier` says it; nothing without a frontier."""
+    frontier = Folder(run).object("ppo/frontier.json")
+    try:
+        return verdict(frontier) if frontier else ""
+    except NOT_OURS:
+        return "frontier.json is not as this version writes it: whether the run is over-optimised is not known"

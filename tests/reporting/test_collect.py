@@ -69,7 +69,7 @@ def test_where_time_and_memory_went(make_run):
 def test_the_reward_model_is_judged(make_run, frontier):
     run = make_run()
     frontier(run)
-    judged = read(run, doubts={"reward": "beats nothing"}).judged
+    judged = read(run, doubts={"reward": "beats nothing"}, verdict="it goes too far").judged
     assert judged.reliability.series[0].points == ((0.6, 0.7), (0.9, 0.85))
     assert judged.margins.series[0].points == ((-0.5, 6), (0.5, 24))
     assert [one.name for one in judged.over_kl.series] == ["training", "held out", "kept"]
@@ -78,7 +78,7 @@ def test_the_reward_model_is_judged(make_run, frontier):
         "judge's reward over KL, checkpoints",
     ]
     assert judged.frontier[0].series[1].points == ((0.19, 1.0),)
-    assert judged.frontier_lines[-1].startswith("over-optimised from iteration 4 on")
+    assert judged.frontier_lines == ("30 prompts of held-out.jsonl", "judged by another model", "it goes too far")
     assert ("reward", "beats nothing") in read(run, doubts={"reward": "beats nothing"}).warnings
 
 

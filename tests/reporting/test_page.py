@@ -19,6 +19,7 @@ from lorarlhf.cli.main import app
 from lorarlhf.errors import UserError
 from lorarlhf.reporting.figures import draw
 from lorarlhf.reporting.server import make_app, state_of
+from lorarlhf.run import write_json
 from lorarlhf.stages.report import read_runs, write_report
 
 BASELINES = {"longer_wins_accuracy": "0.9", "bag_of_words_accuracy": "0.9"}
@@ -131,6 +132,25 @@ def test_the_same_run_gives_the_same_figures(make_run, tmp_path):
 def test_figures_from_elsewhere_do_not_end_the_page(changes, said, make_run, tmp_path):
     run = make_run()
     run.write_summary("reward", {**run.read_summary("reward"), "bag_of_words_accuracy": 0.75, **changes})
+    assert said in written(run, path=tmp_path / "report.html")
+
+
+@pytest.mark.parametrize(
+    ("turn", "said"),
+    [
+        ({}, "over-optimised from checkpoint 4 on (KL 2.0): judge&#39;s reward -1.000 (95%: -1.500 to -0.500), run"),
+        ({"outcome": "unclear"}, "the judge likes checkpoint 2 best, but to checkpoint 4 the change of -1.000"),
+        ({"judge_change": "much"}, "frontier.json is not as this version writes it"),
+        ({"compared": [7, 8]}, "frontier.json is not as this version writes it"),
+    ],
+)
+def test_the_page_has_the_verdict_of_the_terminal(turn, said, make_run, frontier, tmp_path):
+    run = make_run()
+    assert "over-optimised" not in written(run, path=tmp_path / "without.html")
+    frontier(run)
+    path = run.path / "ppo" / "frontier.json"
+    found = json.loads(path.read_text())
+    write_json(path, {**found, "over_optimisation": {**found["over_optimisation"], **turn}})
     assert said in written(run, path=tmp_path / "report.html")
 
 
