@@ -18,6 +18,7 @@ from lorarlhf.recipe.stages import LAST_FIRST, STAGES
 BEST = "best"  # stands for what a stage keeps
 
 RECIPE = "recipe.yaml"
+WEIGHTS = "adapter_model.safetensors"  # PEFT's name
 
 
 @dataclass(frozen=True, init=False)
@@ -95,6 +96,18 @@ class Run:
         """What the stage reported, or nothing if it has not finished."""
         path = self.stage(stage) / "summary.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def is_current(product: Path, adapter: Path) -> bool:
+    """Whether a file that was made of the weights in an adapter's folder is of those that lie there now.
+
+    One from before a --resume that trained on is not. False where there is no such file; where there are no weights
+    yet, nothing is newer.
+    """
+    if not product.is_file():
+        return False
+    weights = adapter / WEIGHTS
+    return not weights.is_file() or product.stat().st_mtime_ns >= weights.stat().st_mtime_ns
 
 
 def other_test_data(stage: Stage, flag: str, dataset: str) -> dict[str, Option]:

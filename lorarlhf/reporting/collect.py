@@ -95,12 +95,13 @@ class Comparison:
     plots: tuple[Plot, ...]
 
 
-def collect(path: Path, name: str, doubts: Mapping[Stage, str] | None = None) -> RunReport:
+def collect(path: Path, name: str, doubts: Mapping[Stage, str] | None = None, verdict: str = "") -> RunReport:
     """What the folder of a run tells, as far as it goes.
 
     Args:
         name: what the page calls the run.
         doubts: warnings that others have of its stages.
+        verdict: what others say of its frontier, if it has one.
 
     Raises:
         UserError: it is no run.
@@ -111,14 +112,14 @@ def collect(path: Path, name: str, doubts: Mapping[Stage, str] | None = None) ->
     begun = [stage for stage in STAGES if (path / stage).is_dir()]
     rows = {stage: folder.rows(f"{stage}/metrics.jsonl") for stage in begun}
     summaries = {stage: folder.object(f"{stage}/summary.json") for stage in begun}
-    evaluations = {stage: folder.object(f"{stage}/evaluation.json") for stage in begun}
+    evaluations = {stage: folder.measured(stage, "evaluation.json") for stage in begun}
     settings = folder.settings()
     own = {stage: folder.settings(f"{stage}/{RECIPE}") or settings for stage in begun}
     stages = tuple(
         _stage(stage, settings, own[stage], rows[stage], summaries[stage], evaluations[stage]) for stage in begun
     )
     samples = collect_samples(folder.rows("ppo/samples.jsonl"), summaries.get("ppo", {}), evaluations.get("ppo", {}))
-    judged = _judged(folder, rows, summaries, evaluations)
+    judged = _judged(folder, rows, summaries, evaluations, verdict)
     recipe = folder.text(RECIPE)
     warnings = [*_warnings(stages, rows, summaries, doubts or {}), *(("files", fault) for fault in folder.faults)]
     return RunReport(
@@ -238,17 +239,18 @@ def _judged(
     rows: Mapping[Stage, Sequence[Mapping[str, Any]]],
     summaries: Mapping[Stage, Mapping[str, Any]],
     evaluations: Mapping[Stage, Mapping[str, Any]],
+    verdict: str,
 ) -> JudgedSection:
     """Of the reward model its evaluation, and where it has none, what it measured when it was done."""
     measured = {**summaries.get("reward", {}), **evaluations.get("reward", {})}
-    frontier = folder.object("ppo/frontier.json")
+    frontier = folder.measured("ppo", "frontier.json")
     return JudgedSection(
         over_kl=reward_over_kl(rows.get("ppo", ()), summaries.get("ppo", {})),
         reliability=reliability_plot(measured),
         margins=margins_plot(measured),
         groups=accuracy_by_group(evaluations.get("reward", {})),
         frontier=frontier_plots(frontier),
-        frontier_lines=tuple(frontier_lines(frontier)),
+        frontier_lines=tuple(frontier_lines(frontier, verdict)),
     )
 
 

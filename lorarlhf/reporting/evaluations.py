@@ -90,23 +90,14 @@ def _frontier_plot(frontier: Mapping[str, Any], key: str, label: str) -> Plot | 
     return Plot(f"{label} over KL, checkpoints", "KL, nats a response", label, tuple(series), table(heads, lines))
 
 
-def frontier_lines(frontier: Mapping[str, Any]) -> list[str]:
-    """What the frontier says in words."""
+def frontier_lines(frontier: Mapping[str, Any], verdict: str) -> list[str]:
+    """What the frontier says in words, the verdict last; nothing where there is none."""
     if not frontier:
         return []
     told = [f"{cell(frontier.get('prompts'))} prompts of {cell(frontier.get('data'))}"]
     if judge := frontier.get("judge"):
         told.append(f"judged by {cell(judge)}")
-    turn = part(frontier, "over_optimisation")
-    sentences = {
-        "over_optimised": f"over-optimised from iteration {cell(turn.get('from'))} on: the judge's reward falls while "
-        "the run's own rises",
-        "judge_falls": "the judge's reward falls in the end, and the run's own does not surely rise",
-        "unclear": "no over-optimisation is shown: the judge's reward falls in the end by what may be chance",
-        "not_seen": "no over-optimisation is seen: the judge likes the last checkpoint best",
-    }
-    outcome = turn.get("outcome")
-    return told + ([sentences.get(outcome, outcome)] if isinstance(outcome, str) else [])
+    return [*told, verdict] if verdict else told
 
 
 def _has(row: Mapping[str, Any], *keys: str) -> bool:

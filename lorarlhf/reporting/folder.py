@@ -6,14 +6,16 @@ Nothing that lies there is trusted to have a form: what cannot be read is left o
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lorarlhf.recipe.sections import Stage
 from lorarlhf.recipe.yaml import parse_yaml
-from lorarlhf.run import RECIPE
+from lorarlhf.run import RECIPE, is_current
+
+LARGEST = 1e150
 
 
 @dataclass
@@ -62,6 +64,16 @@ class Folder:
             self.faults.append(f"{name}: not a JSON object; left out")
         return value if isinstance(value, dict) else {}
 
+    def measured(self, stage: Stage, name: str) -> dict[str, Any]:
+        """The object in a JSON file on what a stage has trained; empty where it has trained on since."""
+        found = self.object(f"{stage}/{name}")
+        if not found or is_current(self.path / stage / name, self.path / stage):
+            return found
+        self.faults.append(
+            f"{stage}/{name}: older than the adapter beside it; left out, `lorarlhf evaluate` makes it anew"
+        )
+        return {}
+
     def settings(self, name: str = RECIPE) -> dict[str, Any]:
         """Dotted keys of a recipe and their values. It is resolved: what it may say of extending others is not read."""
         document = parse_yaml(self.text(name))
@@ -71,14 +83,14 @@ class Folder:
 
 
 def number(value: Any) -> float | None:
-    """A value that can be drawn; None of anything else."""
+    """A value that can be drawn, to 1e150 either way, so that sums and squares are finite; None of anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
         as_float = float(value)
     except OverflowError:
         return None
-    return as_float if math.isfinite(as_float) else None
+    return as_float if abs(as_float) <= LARGEST else None  # not NaN either
 
 
 def part(value: Any, key: str) -> dict[str, Any]:

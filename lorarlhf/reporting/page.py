@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from lorarlhf import __version__
+from lorarlhf.errors import first_line
 from lorarlhf.reporting.collect import RunReport, compare
 from lorarlhf.reporting.figures import draw
 from lorarlhf.reporting.plots import Plot, cell
@@ -61,8 +62,14 @@ def _environment() -> Environment:
 
 
 def _figure(plot: Plot) -> Markup:
-    """The only markup that goes in as it is: an XML library wrote it, and has escaped the texts in it."""
-    return Markup(draw(plot))
+    """The only markup that goes in as it is: an XML library wrote it, and has escaped the texts in it.
+
+    Of numbers that matplotlib cannot lay out there is a line that says so; the table beside it has them.
+    """
+    try:
+        return Markup(draw(plot))
+    except (ValueError, ArithmeticError) as error:
+        return Markup('<p class="unfinished">cannot be drawn: {}</p>').format(first_line(error))
 
 
 @cache

@@ -21,7 +21,7 @@ from lorarlhf.publishing.folder import write_marker, written_beside
 from lorarlhf.publishing.merge import check_mergeable, export_dtype, stage_tokenizer, write_adapter, write_merged
 from lorarlhf.recipe.sections import MergeBase, ModelConfig, Recipe, Stage
 from lorarlhf.recipe.stages import STAGES
-from lorarlhf.run import BEST, Run
+from lorarlhf.run import BEST, Run, is_current
 from lorarlhf.stages.evaluate import report_lines
 from lorarlhf.stages.fidelity import fidelity_line, trained_model
 
@@ -148,9 +148,7 @@ def _card(
     kept = adapter == run.stage(stage)
     summary = run.read_summary(stage) if kept else {"checkpoint": adapter.parent.name}
     lines = []
-    weights = adapter / "adapter_model.safetensors"
-    # One from before a --resume that trained on is not of these weights.
-    if evaluation.is_file() and evaluation.stat().st_mtime_ns >= weights.stat().st_mtime_ns:
+    if is_current(evaluation, adapter):
         lines = report_lines(published(json.loads(evaluation.read_text(encoding="utf-8"))))
     merged: torch.dtype | None = export_dtype(recipe, stage) if recipe.export.merge else None
     return model_card(

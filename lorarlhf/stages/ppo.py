@@ -43,7 +43,7 @@ from lorarlhf.run import Run
 from lorarlhf.stages.gpus import mention_other_gpus
 from lorarlhf.stages.inputs import check_inputs
 from lorarlhf.training.checkpoint import move_aside
-from lorarlhf.training.verdict import verdict
+from lorarlhf.training.doubt import doubt_of
 
 logger = logging.getLogger(__name__)
 Engine = Literal["lorarlhf", "trl"]
@@ -79,7 +79,7 @@ def train_ppo(
         check_trl(recipe.ppo, resume)
     reward_folder = find_reward_adapter(recipe.ppo.reward_model_weight, bool(functions), run, reward)
     check_inputs("ppo", recipe)
-    if reward_folder == run.stage("reward") and (doubt := verdict(run.read_summary("reward"))):
+    if reward_folder == run.stage("reward") and (doubt := doubt_of(run.read_summary("reward"))):
         logger.warning(doubt)
     folder, has_sft = run.stage("ppo"), run.has_adapter("sft")
     checkpoint = find_checkpoint(folder) if resume else None

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lorarlhf.errors import UserError
+from lorarlhf.evaluation.frontier_report import verdict
 from lorarlhf.recipe.sections import Stage
 from lorarlhf.reporting.collect import RunReport, collect
 from lorarlhf.reporting.figures import check_figures
 from lorarlhf.reporting.folder import Folder
 from lorarlhf.reporting.page import in_bytes, render
-from lorarlhf.training.verdict import verdict
+from lorarlhf.training.doubt import doubt_of
 
 REPORT = "report.html"
+# What figures of another version, or from elsewhere, raise where they are put into words.
+NOT_OURS = (KeyError, TypeError, ValueError, OverflowError)
 
 
 def write_report(runs: Sequence[Path], path: Path) -> None:
@@ -26,9 +31,17 @@ def write_report(runs: Sequence[Path], path: Path) -> None:
     page = in_bytes(render(read_runs(runs)))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(page)
+        _replace(path, page)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}; give --out another place") from error
+
+
+def _replace(path: Path, page: bytes) -> None:
+    """Whole or as it was. A link of that name, which a run from elsewhere may hold, goes; what it leads to stays."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as aside:  # beside it: atomic
+        written = Path(aside) / path.name
+        written.write_bytes(page)
+        os.replace(written, path)
 
 
 def watch_report(runs: Sequence[Path], port: int, started: Callable[[str], None]) -> None:
@@ -49,13 +62,22 @@ def read_runs(runs: Sequence[Path]) -> list[RunReport]:
     """All of them, each by the name of its folder, or its path where two folders have one name."""
     names = [path.resolve().name for path in runs]
     labels = names if len(set(names)) == len(names) else [str(path) for path in runs]
-    return [collect(path, label, _doubts(path)) for path, label in zip(runs, labels, strict=True)]
+    return [collect(path, label, _doubts(path), _verdict(path)) for path, label in zip(runs, labels, strict=True)]
 
 
 def _doubts(run: Path) -> dict[Stage, str]:
     """What the summary of the reward model gives to think."""
     try:
-        doubt = verdict(Folder(run).object("reward/summary.json"))
-    except (TypeError, KeyError):  # a summary of another version, or from elsewhere
-        return {}
+        doubt = doubt_of(Folder(run).object("reward/summary.json"))
+    except NOT_OURS:
+        doubt = "summary.json is not as this version writes it: whether it beats its baselines is not known"
     return {"reward": doubt} if doubt else {}
+
+
+def _verdict(run: Path) -> str:
+    """Whether the run is over-optimised, as `lorarlhf evaluate --frontier` says it; nothing without a frontier."""
+    frontier = Folder(run).object("ppo/frontier.json")
+    try:
+        return verdict(frontier) if frontier else ""
+    except NOT_OURS:
+        return "frontier.json is not as this version writes it: whether the run is over-optimised is not known"

@@ -24,11 +24,11 @@ from lorarlhf.run import Run
 from lorarlhf.stages.gpus import mention_other_gpus
 from lorarlhf.stages.inputs import check_inputs
 from lorarlhf.training.checkpoint import move_aside
+from lorarlhf.training.doubt import doubt_of
 from lorarlhf.training.objectives import OBJECTIVES, Objective
 from lorarlhf.training.progress import show_progress
 from lorarlhf.training.results import NOTHING_HELD_OUT, save_results, training_summary
 from lorarlhf.training.reward import RewardModelTrainer
-from lorarlhf.training.verdict import verdict
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def train_reward(
         **training_summary(train, test, result.global_step, start),
     }
     save_results(run, "reward", backbone, "reward", summary)
-    if doubt := verdict(summary):
+    if doubt := doubt_of(summary):
         logger.warning(doubt)
     return summary
 

@@ -103,7 +103,15 @@ def frontier():
             "judge": "another model",
             "checkpoints": [{"iteration": k, "kl": 0.5 * k, **point} for k in (0, 2, 4)],
             "best_of": [{"n": 2, "kl_bound": 0.19, **point}],
-            "over_optimisation": {"outcome": "over_optimised", "from": 4},
+            "over_optimisation": {
+                "outcome": "over_optimised",
+                "from": 4,
+                "compared": [2, 4],
+                "reward_change": 0.5,
+                "reward_change_interval": [0.25, 0.75],
+                "judge_change": -1.0,
+                "judge_change_interval": [-1.5, -0.5],
+            },
         }
         write_json(run.path / "ppo" / "frontier.json", json.loads(json.dumps(found)))
 

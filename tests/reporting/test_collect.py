@@ -1,6 +1,7 @@
 """What a report reads from a run's folder, whole, half, strange or hostile."""
 
 import json
+import os
 import sys
 from subprocess import run as run_process
 
@@ -10,6 +11,7 @@ from lorarlhf.errors import UserError
 from lorarlhf.reporting.changes import change
 from lorarlhf.reporting.collect import collect, compare
 from lorarlhf.reporting.plots import ROWS, readable_number, table
+from lorarlhf.run import write_json
 
 
 def read(run, **more):
@@ -67,7 +69,7 @@ def test_where_time_and_memory_went(make_run):
 def test_the_reward_model_is_judged(make_run, frontier):
     run = make_run()
     frontier(run)
-    judged = read(run, doubts={"reward": "beats nothing"}).judged
+    judged = read(run, doubts={"reward": "beats nothing"}, verdict="it goes too far").judged
     assert judged.reliability.series[0].points == ((0.6, 0.7), (0.9, 0.85))
     assert judged.margins.series[0].points == ((-0.5, 6), (0.5, 24))
     assert [one.name for one in judged.over_kl.series] == ["training", "held out", "kept"]
@@ -76,7 +78,7 @@ def test_the_reward_model_is_judged(make_run, frontier):
         "judge's reward over KL, checkpoints",
     ]
     assert judged.frontier[0].series[1].points == ((0.19, 1.0),)
-    assert judged.frontier_lines[-1].startswith("over-optimised from iteration 4 on")
+    assert judged.frontier_lines == ("30 prompts of held-out.jsonl", "judged by another model", "it goes too far")
     assert ("reward", "beats nothing") in read(run, doubts={"reward": "beats nothing"}).warnings
 
 
@@ -107,6 +109,26 @@ def test_samples_of_an_evaluation_where_ppo_left_none(make_run):
     (run.path / "ppo" / "evaluation.json").write_text(json.dumps(found))
     samples = read(run).samples
     assert (samples.before, samples.after, samples.samples[0].words) == ("base", "ppo", 2)
+
+
+def test_what_was_measured_before_training_went_on_is_left_out(make_run, frontier):
+    run = make_run()
+    frontier(run)
+    write_json(run.path / "ppo" / "evaluation.json", {"win_rate": 0.875})
+    weights = run.path / "ppo" / "adapter_model.safetensors"
+    weights.touch()
+    os.utime(weights, ns=(0, 0))
+    report = read(run)
+    assert report.stages[-1].evaluated == (("win rate", "0.875"),)
+    assert report.judged.frontier
+    assert not any(where == "files" for where, _ in report.warnings)
+    os.utime(weights, ns=(2**62, 2**62))  # as if a --resume had trained on since
+    report = read(run)
+    assert report.stages[-1].evaluated == ()
+    assert (report.judged.frontier, report.judged.frontier_lines) == ((), ())
+    faults = [text.partition(":")[::2] for where, text in report.warnings if where == "files"]
+    why = " older than the adapter beside it; left out, `lorarlhf evaluate` makes it anew"
+    assert faults == [("ppo/evaluation.json", why), ("ppo/frontier.json", why)]
 
 
 def test_a_run_that_goes_on_or_was_stopped(make_run):

@@ -8,6 +8,7 @@ import signal
 import sys
 from html import unescape
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from demo_runs import write_jsonl
@@ -16,9 +17,13 @@ from typer.testing import CliRunner
 
 from lorarlhf.cli.main import app
 from lorarlhf.errors import UserError
+from lorarlhf.reporting.figures import draw
 from lorarlhf.reporting.server import make_app, state_of
+from lorarlhf.run import write_json
 from lorarlhf.stages.report import read_runs, write_report
 
+BASELINES = {"longer_wins_accuracy": "0.9", "bag_of_words_accuracy": "0.9"}
+NOT_OURS = "summary.json is not as this version writes it"
 HERE = "http://127.0.0.1:8000"
 ATTACK = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'{{ 7 * 7 }}\x01"
 
@@ -109,6 +114,85 @@ def test_the_same_run_gives_the_same_figures(make_run, tmp_path):
     run = make_run()
     first, second = (re.sub("written .* by", "", written(run, path=tmp_path / f"{n}.html")) for n in "ab")
     assert first == second
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"margins": {"edges": [1e308, 1.5e308], "pairs": [3]}}, "</html>"),
+        ({"margins": {"edges": [-1e150, 1e150], "pairs": [3]}}, "</html>"),
+        (
+            {"eval_accuracy": "0.8", "eval_accuracy_interval": ["0.7", "0.9"], **dict.fromkeys(BASELINES, "0.9")},
+            NOT_OURS,
+        ),
+        ({"eval_accuracy": 10**400}, NOT_OURS),
+        ({"eval_accuracy_interval": [0.7, 0.9, 1.0]}, NOT_OURS),
+    ],
+)
+def test_figures_from_elsewhere_do_not_end_the_page(changes, said, make_run, tmp_path):
+    run = make_run()
+    run.write_summary("reward", {**run.read_summary("reward"), "bag_of_words_accuracy": 0.75, **changes})
+    assert said in written(run, path=tmp_path / "report.html")
+
+
+@pytest.mark.parametrize(
+    ("turn", "said"),
+    [
+        ({}, "over-optimised from checkpoint 4 on (KL 2.0): judge&#39;s reward -1.000 (95%: -1.500 to -0.500), run"),
+        ({"outcome": "unclear"}, "the judge likes checkpoint 2 best, but to checkpoint 4 the change of -1.000"),
+        ({"judge_change": "much"}, "frontier.json is not as this version writes it"),
+        ({"compared": [7, 8]}, "frontier.json is not as this version writes it"),
+    ],
+)
+def test_the_page_has_the_verdict_of_the_terminal(turn, said, make_run, frontier, tmp_path):
+    run = make_run()
+    assert "over-optimised" not in written(run, path=tmp_path / "without.html")
+    frontier(run)
+    path = run.path / "ppo" / "frontier.json"
+    found = json.loads(path.read_text())
+    write_json(path, {**found, "over_optimisation": {**found["over_optimisation"], **turn}})
+    assert said in written(run, path=tmp_path / "report.html")
+
+
+def test_a_figure_that_cannot_be_drawn_is_a_line(make_run, tmp_path, monkeypatch):
+    def refuse(plot):
+        if plot.title == "kl":
+            raise ValueError("arange: <too> large")
+        return draw(plot)
+
+    monkeypatch.setattr("lorarlhf.reporting.page.draw", refuse)
+    page = written(make_run(), path=tmp_path / "report.html")
+    assert page.count("cannot be drawn: arange: &lt;too&gt; large") == 1
+    [figure] = [part for part in re.findall(r"<figure>.*?</figure>", page, re.DOTALL) if "cannot be drawn" in part]
+    assert "<figcaption>kl<" in figure
+    assert "<table" in figure
+
+
+def test_a_link_is_replaced_and_not_followed(make_run, tmp_path):
+    run = make_run()
+    theirs = tmp_path / "profile"
+    theirs.write_text("mine")
+    path = run.path / "report.html"
+    path.symlink_to(theirs)
+    written(run, path=path)
+    assert theirs.read_text() == "mine"
+    assert not path.is_symlink()
+
+
+def test_a_page_that_cannot_be_written_leaves_the_one_before(make_run, tmp_path, monkeypatch):
+    path = tmp_path / "report.html"
+    before = written(make_run(), path=path)
+    whole = Path.write_bytes
+
+    def cut(self, data):
+        whole(self, data[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", cut)
+    with pytest.raises(UserError, match=r"report\.html: cannot be written: No space left on device"):
+        write_report([tmp_path / "mine"], path)
+    assert path.read_text(encoding="utf-8") == before
+    assert not list(tmp_path.glob(".*"))
 
 
 # In a browser

@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset
 
 from lorarlhf.training.baselines import bag_of_words
-from lorarlhf.training.verdict import verdict
+from lorarlhf.training.doubt import doubt_of
 
 GOOD, BAD, OTHERS = 5, 6, range(10, 30)
 
@@ -70,7 +70,7 @@ def test_a_reward_model_that_learnt_nothing_is_called_that(interval, words, long
         "bag_of_words_accuracy": words,
         "longer_wins_accuracy": longer,
     }
-    line = verdict(summary)
+    line = doubt_of(summary)
     if said is None:
         assert line is None
     else:
@@ -78,5 +78,5 @@ def test_a_reward_model_that_learnt_nothing_is_called_that(interval, words, long
 
 
 def test_nothing_is_said_where_nothing_was_measured():
-    assert verdict({"eval_loss": 0.3}) is None
-    assert verdict({}) is None
+    assert doubt_of({"eval_loss": 0.3}) is None
+    assert doubt_of({}) is None

@@ -8,7 +8,7 @@ from typing import Any
 from lorarlhf.intervals import Estimate
 
 
-def verdict(summary: Mapping[str, Any]) -> str | None:
+def doubt_of(summary: Mapping[str, Any]) -> str | None:
     """Of a reward model that is not shown to beat the better baseline: so, in one line. None of one that is.
 
     Args:
