@@ -11,13 +11,12 @@ from rich.console import Console
 
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
-from lorarlhf.errors import UserError
+from lorarlhf.errors import UserError, check_matplotlib
 from lorarlhf.manifest import numbered_checkpoints
 from lorarlhf.planner.fit import check_memory, plan_here
 from lorarlhf.publishing.folder import MARKER
 from lorarlhf.recipe.sections import Recipe, Stage, Step
 from lorarlhf.recipe.stages import STAGES
-from lorarlhf.reporting.figures import check_figures
 from lorarlhf.run import BEST, RECIPE, Run, is_current, write_json
 from lorarlhf.stages import ppo, reward, sft
 from lorarlhf.stages.evaluate import evaluate_run, report_lines
@@ -118,7 +117,7 @@ def _look_ahead(recipe: Recipe, run: Run, todo: Sequence[Stage], console: Consol
     """Say what each stage takes, or raise UserError for one that cannot work, before the first begins."""
     has_sft = run.has_adapter("sft") or "sft" in todo
     if "report" in recipe.stages:
-        check_figures()
+        check_matplotlib("report")
     for stage in todo:
         check_inputs(stage, recipe)
     if "ppo" in todo and "reward" not in todo:
