@@ -9,6 +9,20 @@ class UserError(Exception):
     """
 
 
+def check_matplotlib(asker: str) -> None:
+    """Raise UserError if figures cannot be drawn.
+
+    Args:
+        asker: the command or option that wants them.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"{asker}: a figure needs {error.name}; install it with: pip install 'lorarlhf[plots]'"
+        ) from None
+
+
 def first_line(error: BaseException) -> str:
     """What an exception says, in one line; its class where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lorarlhf.data.endings import check_ending
-from lorarlhf.errors import UserError
+from lorarlhf.errors import check_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,12 +21,7 @@ RUN_COLOUR, BEST_OF_COLOUR, PAST_COLOUR = "C0", "C1", "C3"
 def check_figure(path: Path) -> None:
     """Raise UserError unless a figure can be drawn into a file of that name."""
     check_ending(path, ENDINGS)
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"--plot: a figure needs {error.name}; install it with: pip install 'lorarlhf[plots]'"
-        ) from None
+    check_matplotlib("--plot")
 
 
 def draw_frontier(frontier: Mapping[str, Any], title: str, path: Path) -> None:

@@ -31,7 +31,11 @@ def frontier_lines(frontier: Mapping[str, Any]) -> list[str]:
 
 
 def verdict(frontier: Mapping[str, Any]) -> str:
-    """The sentence that says whether, and from where on, the run is over-optimised."""
+    """The sentence that says whether, and from where on, the run is over-optimised.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is not as `measure_frontier` makes it.
+    """
     turn = frontier["over_optimisation"]
     if turn is None:
         return (
@@ -56,6 +60,8 @@ def verdict(frontier: Mapping[str, Any]) -> str:
             f"no over-optimisation is shown: the judge likes {_who(before)} best, but to checkpoint {after} the change "
             f"of {judged} may be chance; more prompts would tell"
         )
+    if turn["outcome"] != "not_seen":
+        raise ValueError(f"over_optimisation.outcome: {turn['outcome']!r} is none")
     return (
         f"no over-optimisation is seen: the judge likes the last, checkpoint {after}, best; judge's reward {judged}, "
         f"run's own {reward} since the start"

@@ -15,7 +15,6 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from lorarlhf.errors import UserError
 from lorarlhf.reporting.plots import Plot, Series, printable, readable_number
 
 if TYPE_CHECKING:
@@ -40,16 +39,6 @@ STYLE: dict[Any, Any] = {  # Any: the keys that matplotlib knows are a type of t
     "axes.axisbelow": True,
     "grid.alpha": 0.6,
 }
-
-
-def check_figures() -> None:
-    """Raise UserError if figures cannot be drawn."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"report: its figures need {error.name}; install it with: pip install 'lorarlhf[plots]'"
-        ) from None
 
 
 @lru_cache(maxsize=512)  # a page that is made again has mostly the same ones

@@ -13,13 +13,12 @@ from rich.console import Console
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.examples import holds_out
-from lorarlhf.errors import UserError
+from lorarlhf.errors import UserError, check_matplotlib
 from lorarlhf.manifest import numbered_checkpoints
 from lorarlhf.memory import free_cached_memory
 from lorarlhf.planner.fit import check_memory, plan_here
 from lorarlhf.recipe.sections import Recipe, Stage, Step
 from lorarlhf.recipe.stages import STAGES, trained_by
-from lorarlhf.reporting.figures import check_figures
 from lorarlhf.rl.rewards import all_reward_functions
 from lorarlhf.run import BEST, RECIPE, Run, write_json
 from lorarlhf.stages import ppo, reward, sft
@@ -157,7 +156,7 @@ def _look_ahead(recipe: Recipe, run: Run, todo: Sequence[Stage], last: Stage, co
     """Say what each stage takes, or raise UserError for one that cannot work, before the first begins."""
     has_sft = run.has_adapter("sft") or "sft" in todo
     if "report" in recipe.stages:
-        check_figures()
+        check_matplotlib("report")
     for stage in todo:
         check_inputs(stage, recipe)
     config = recipe.ppo

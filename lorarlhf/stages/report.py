@@ -7,11 +7,10 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lorarlhf.errors import UserError
+from lorarlhf.errors import UserError, check_matplotlib
 from lorarlhf.evaluation.frontier_report import verdict
 from lorarlhf.recipe.sections import Stage
 from lorarlhf.reporting.collect import RunReport, collect
-from lorarlhf.reporting.figures import check_figures
 from lorarlhf.reporting.folder import Folder
 from lorarlhf.reporting.page import in_bytes, render
 from lorarlhf.training.doubt import doubt_of
@@ -27,7 +26,7 @@ def write_report(runs: Sequence[Path], path: Path) -> None:
     Raises:
         UserError: one of them is no run, figures cannot be drawn, or the file cannot be written.
     """
-    check_figures()
+    check_matplotlib("report")
     page = in_bytes(render(read_runs(runs)))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +52,7 @@ def watch_report(runs: Sequence[Path], port: int, started: Callable[[str], None]
     from lorarlhf.loopback import serve
     from lorarlhf.reporting.server import make_app
 
-    check_figures()
+    check_matplotlib("report")
     read_runs(runs)  # says so now if one of them is none
     serve(lambda token: make_app(runs, lambda: read_runs(runs), token), port, started)
 

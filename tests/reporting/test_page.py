@@ -142,6 +142,7 @@ def test_figures_from_elsewhere_do_not_end_the_page(changes, said, make_run, tmp
         ({"outcome": "unclear"}, "the judge likes checkpoint 2 best, but to checkpoint 4 the change of -1.000"),
         ({"judge_change": "much"}, "frontier.json is not as this version writes it"),
         ({"compared": [7, 8]}, "frontier.json is not as this version writes it"),
+        ({"outcome": "of another version"}, "frontier.json is not as this version writes it"),
     ],
 )
 def test_the_page_has_the_verdict_of_the_terminal(turn, said, make_run, frontier, tmp_path):
@@ -329,7 +330,8 @@ def test_refusals(make_run, tmp_path, monkeypatch):
     (tmp_path / "taken.html").mkdir()
     assert "cannot be written" in refusal("--run", run, "--out", tmp_path / "taken.html")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert refusal("--run", run).endswith("install it with: pip install 'lorarlhf[plots]'")
+    needed = "report: a figure needs matplotlib.figure; install it with: pip install 'lorarlhf[plots]'"
+    assert refusal("--run", run) == needed
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     monkeypatch.delitem(sys.modules, "lorarlhf.loopback", raising=False)
     assert refusal("--run", run, "--watch") == "--watch needs uvicorn; install it with: pip install 'lorarlhf[collect]'"
