@@ -109,10 +109,10 @@ def one(args: argparse.Namespace, algorithm: str, seed: int) -> dict[str, Any]:
             *("evaluate", "--run", run, "--frontier", "--judge", args.folder / "judge", "--dataset", prompts),
             *("--best-of", best_of),
         )
-    summary = json.loads((run / "ppo" / "summary.json").read_text())
+    frontier = json.loads((run / "ppo" / "frontier.json").read_text())
     return {
-        "frontier": json.loads((run / "ppo" / "frontier.json").read_text()),
-        "summary": summary,
+        "frontier": frontier | {key: Path(frontier[key]).name for key in ("data", "judge")},
+        "summary": json.loads((run / "ppo" / "summary.json").read_text()),
         "iterations": [row for row in read_metrics(run / "ppo" / "metrics.jsonl") if "kl" in row],
     }
 
