@@ -69,8 +69,9 @@ def score(backbone: SharedBackbone, drawn: list[list[Rollout]], how: str) -> np.
     passes = ScoringPasses(backbone, 1.0, 4096)
     rows = []
     for part in drawn:
-        ends = [rollout.finished if how == "as drawn" else torch.ones_like(rollout.finished) for rollout in part]
-        sequences = [with_end(rollout.sequences, end, backbone.end_id) for rollout, end in zip(part, ends, strict=True)]
+        sequences = [rollout.sequences for rollout in part]
+        if how == "ended":
+            sequences = [with_end(batch, backbone.end_id) for batch in sequences]
         rows.append(torch.cat([passes.scores(batch) for batch in sequences]))
     return torch.stack(rows).double().numpy()
 
