@@ -78,20 +78,18 @@ class TokenBatch:
             yield torch.tensor(group, device=self.tokens.device)
 
 
-def with_end(batch: TokenBatch, finished: Tensor, end_id: int) -> TokenBatch:
-    """The same sequences with `end_id` for the last token of each finished response, whatever stopped it.
+def with_end(batch: TokenBatch, end_id: int) -> TokenBatch:
+    """The same sequences with `end_id` for the last token of each response, whatever stopped it.
 
-    A policy may stop with any of several tokens. A reward model has only seen the one that ends its training rows, and
-    that is the token its score is read at. For scoring alone: the action that was sampled, and so its log-probability,
-    stays what it was.
-
-    Args:
-        finished: [B] False where a response was cut at the limit, and so has no end.
+    A policy may stop with any of several tokens, or at the limit. A reward model has only seen the one that ends its
+    training rows, and that is the token its score is read at: what it says of a response that breaks off is mostly
+    noise (docs/results.md). For scoring alone: the action that was sampled, and so its log-probability, stays what it
+    was.
 
     Returns:
         `batch` itself where nothing changes: then what was computed of it (`TrunkStates`) can be gone on from.
     """
-    rows = torch.nonzero(finished).squeeze(1)
+    rows = torch.nonzero(batch.response_lengths).squeeze(1)
     last = batch.lengths[rows] - 1
     if (batch.tokens[rows, last] == end_id).all():
         return batch

@@ -192,7 +192,7 @@ def scored_responses(
     rollout = sampler.responses.sample(ids, uniforms, sampler.roles[k])
     scores = torch.zeros(len(ids))
     if "reward" in backbone.roles:
-        ended = with_end(rollout.sequences, rollout.finished, backbone.end_id)
+        ended = with_end(rollout.sequences, backbone.end_id)
         (column,) = in_micro_batches(
             ended, sampler.scoring_budget, lambda micro, _: (backbone.scores(micro).unsqueeze(1),), (1,)
         )

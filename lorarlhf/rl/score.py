@@ -59,7 +59,7 @@ def response_scorer(
     def reward(rollout: Rollout, prompts: Sequence[PromptExample], trunk: TrunkStates | None = None) -> Tensor:
         total = torch.zeros(len(prompts), device=rollout.sequences.tokens.device)
         if "reward" in backbone.roles and reward_model_weight:
-            ended = with_end(rollout.sequences, rollout.finished, backbone.end_id)
+            ended = with_end(rollout.sequences, backbone.end_id)
             # The trunk's states are those of the tokens that were sampled: of another last token they say nothing.
             total += reward_model_weight * passes.scores(ended, trunk if ended is rollout.sequences else None)
         if functions:

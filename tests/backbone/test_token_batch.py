@@ -75,10 +75,9 @@ def test_moving_keeps_every_field(sequences):
     assert {t.device.type for t in (moved.tokens, moved.prompt_lengths, moved.response_lengths)} == {"meta"}
 
 
-def test_finished_responses_get_the_one_end(sequences):
-    finished = torch.tensor([True, False, True, False])
-    ended = with_end(sequences, finished, 8)
-    assert rows(ended) == list(zip(PROMPTS, [[2, 8], [], [11, 12, 13, 0, 8], [3]], strict=True))
+def test_responses_get_the_one_end(sequences):
+    ended = with_end(sequences, 8)
+    whole = [[*response[:-1], 8] if response else [] for response in RESPONSES]
+    assert rows(ended) == list(zip(PROMPTS, whole, strict=True))
     assert rows(sequences) == list(zip(PROMPTS, RESPONSES, strict=True)), "what was sampled stays"
-    assert with_end(ended, finished, 8) is ended
-    assert with_end(sequences, torch.zeros(4, dtype=torch.bool), 8) is sequences
+    assert with_end(ended, 8) is ended

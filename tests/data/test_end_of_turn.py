@@ -82,8 +82,10 @@ def test_a_response_is_scored_as_if_it_had_stopped_as_the_rows_do(tmp_path, reci
     score = response_scorer(passes, 1.0, [])
     _, trunk = passes.reference(rollout.sequences)
     assert trunk is not None
-    expected = passes.scores(batch)
+    whole = batch.tokens.clone()
+    whole[torch.arange(4), batch.lengths - 1] = backbone.end_id  # of those that were cut, too
+    expected = passes.scores(replace(batch, tokens=whole))
     assert_close(score(rollout, [None] * 4, None), expected)
     assert_close(score(rollout, [None] * 4, trunk), expected)
     otherwise = (passes.scores(rollout.sequences) - expected).abs() > 1e-3
-    assert otherwise.tolist() == (finished & (stop != END)).tolist()
+    assert otherwise.tolist() == (~finished | (stop != END)).tolist()
