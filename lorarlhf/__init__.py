@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from lorarlhf.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from lorarlhf.backbone.load import load_backbone
     from lorarlhf.errors import UserError
@@ -30,7 +32,6 @@ __all__ = [
     "train_sft",
 ]
 
-__version__ = "0.1.0"
 
 # Where each name lives: torch and transformers, which take seconds to import, come with the first name that needs them.
 _MODULES = {

@@ -22,7 +22,7 @@ ORDER = (
     {"run", "display", "loopback"},
     {"manifest"},
     {"recipe"},
-    {"errors", "memory", "intervals"},
+    {"errors", "memory", "intervals", "version"},
 )
 # Within the fourth line: the planner runs the passes of both trainers, and an evaluation scores as rl does.
 ACROSS = {("planner", "rl"), ("planner", "training"), ("evaluation", "rl")}
@@ -34,7 +34,7 @@ def room(module: str) -> str:
 
 
 def imports_of(path: Path) -> Iterator[str]:
-    """Modules of this package that a file imports anywhere; the package itself has nothing but a version."""
+    """Modules of this package that a file imports anywhere."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -45,7 +45,7 @@ def imports_of(path: Path) -> Iterator[str]:
             ]
         else:
             continue
-        yield from (name for name in names if name.startswith("lorarlhf.") and name != "lorarlhf.__version__")
+        yield from (name for name in names if name.startswith("lorarlhf."))
 
 
 def crossings(package: Path) -> dict[tuple[str, str], tuple[str, str]]:

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from lorarlhf import __version__
 from lorarlhf.cli.chat import chat
 from lorarlhf.cli.collect import collect_app
 from lorarlhf.cli.data import data_app
@@ -28,6 +27,7 @@ from lorarlhf.cli.score import score
 from lorarlhf.cli.sft import sft
 from lorarlhf.errors import UserError, first_line, is_out_of_memory
 from lorarlhf.recipe.stages import STAGES
+from lorarlhf.version import __version__
 
 INTERRUPTED = 130  # what Typer makes of Ctrl-C
 

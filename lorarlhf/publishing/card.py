@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from lorarlhf import __version__
 from lorarlhf.data.endings import file_kind
 from lorarlhf.publishing.snippets import generation_code, scoring_code
 from lorarlhf.recipe.sections import DataConfig, Recipe, Stage
 from lorarlhf.recipe.shipped import SHIPPED
 from lorarlhf.recipe.stages import STAGES, StageInfo
 from lorarlhf.recipe.yaml import dump_yaml
+from lorarlhf.version import __version__
 
 LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
 # Of summaries, what a person would say. A key not named here is read as its words.

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lorarlhf import __version__
 from lorarlhf.errors import UserError
 from lorarlhf.run import write_json
+from lorarlhf.version import __version__
 
 MARKER = "lorarlhf_export.json"  # written last; lists the export's files, so that a later one may replace them
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from lorarlhf import __version__
 from lorarlhf.errors import first_line
 from lorarlhf.reporting.collect import RunReport, compare
 from lorarlhf.reporting.figures import draw
 from lorarlhf.reporting.plots import Plot, cell
+from lorarlhf.version import __version__
 
 PAGE = Path(__file__).parent / "page"
 

@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lorarlhf import __version__
 from lorarlhf.errors import first_line
 from lorarlhf.recipe.shipped import pinned_versions
+from lorarlhf.version import __version__
 
 GIB = 2**30
 TOO_LITTLE_DISK, LITTLE_DISK = 1 * GIB, 20 * GIB  # a small model's adapters and checkpoints; a 7B model in 16 bits
