@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorarlhf.errors import UserError
-from lorarlhf.planner.fit import Fit, all_fit, fit
+from lorarlhf.planner.fit import plans_of
+from lorarlhf.planner.plan import StagePlan
 from lorarlhf.recipe.full import comment
 from lorarlhf.recipe.load import Option, load_recipe
 from lorarlhf.recipe.schema import COPIED_SCHEMA, modeline
@@ -45,7 +46,7 @@ class Tailored:
 
     text: str
     recipe: Recipe
-    fits: list[Fit]
+    plans: list[StagePlan]
 
 
 Settings = dict[str, tuple[Any, str]]  # dotted key to its value, and why
@@ -58,19 +59,28 @@ def tailored(answers: Answers) -> Tailored:
         UserError: the model is too large for the card.
     """
     parent, settings = _parent(answers), _settings(answers)
-    card, config = answers.card, answers.model.config
+    card = answers.card
     for smaller, share in _smaller(answers, settings):
         named = {key: Option("init", value) for key, (value, _) in smaller.items()}
         recipe = load_recipe(parent, named)
-        stages = trained_by(recipe)
-        if all_fit(recipe, config, stages, card.target, int(share * card.capacity)):
-            reference = "sft" in stages
-            fits = [fit(recipe, config, stage, card.target, card.capacity, reference) for stage in stages]
-            return Tailored(_text(answers, parent, smaller, fits), recipe, fits)
+        plans = _fitting(recipe, answers, int(share * card.capacity))
+        if plans:
+            return Tailored(_text(answers, parent, smaller, plans), recipe, plans)
     raise UserError(
         f"{answers.model.name} does not fit on {card.name}, of which {card.capacity / GIB:.1f} GiB are free, even in 4 "
         "bits and with short texts; choose a smaller model"
     )
+
+
+def _fitting(recipe: Recipe, answers: Answers, capacity: int) -> list[StagePlan]:
+    """The plan of each stage that trains; none as soon as one takes more than so many bytes."""
+    plans: list[StagePlan] = []
+    stages = trained_by(recipe)
+    for plan in plans_of(recipe, answers.model.config, stages, answers.card.target, capacity, "sft" in stages):
+        if plan.peak.total > capacity:
+            return []
+        plans.append(plan)
+    return plans
 
 
 def _parent(answers: Answers) -> str:
@@ -113,8 +123,8 @@ def _data(answers: Answers) -> Settings:
         settings: Settings = {f"data.{key}": (getattr(base, key), "") for key in keys} if card.target == "cpu" else {}
     else:
         of_use = {"sft": data.kind != "prompts", "preferences": data.compares, "prompts": True}
-        none: Settings = {"data.preferences": (None, "")} if card.target == "cpu" else {}  # its recipe has some
-        settings = {**none, **{f"data.{key}": (data.source, "") for key, use in of_use.items() if use}}
+        on_cpu = card.target == "cpu"  # whose recipe has data of its own, to be taken back
+        settings = {f"data.{key}": (data.source if use else None, "") for key, use in of_use.items() if use or on_cpu}
         if data.train_split:
             settings["data.train_split"] = (data.train_split, "")
         if data.test_split:
@@ -223,9 +233,9 @@ def _smaller(answers: Answers, settings: Settings) -> Iterator[tuple[Settings, f
     yield least, 1.0
 
 
-def _text(answers: Answers, parent: str, settings: Settings, fits: list[Fit]) -> str:
+def _text(answers: Answers, parent: str, settings: Settings, plans: list[StagePlan]) -> str:
     card, data = answers.card, answers.data
-    peaks = ", ".join(f"{fit.plan.stage} {fit.plan.peak.total / GIB:.1f}" for fit in fits)
+    peaks = ", ".join(f"{plan.stage} {plan.peak.total / GIB:.1f}" for plan in plans)
     header = [
         *comment(f"{answers.model.name} on {data.source}, for {card.name}; written by `lorarlhf init`."),
         "#",
