@@ -11,6 +11,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 
 @dataclass
@@ -46,11 +47,11 @@ class Agenda:
         heading = f"{number}/{len(self.entries)} {entry.title}"
         self.console.print(f"\n[bold]{heading}[/]{escape(note)}", highlight=False)
 
-    def end(self, number: int, lines: Sequence[str]) -> None:
-        """Step `number` has come to this; the first line stays in the list."""
+    def end(self, number: int, lines: Sequence[str], kept: int = 0) -> None:
+        """Step `number` has come to this; the line of index `kept` stays in the list."""
         entry = self.entries[number - 1]
         entry.ended = time.monotonic()
-        entry.result = lines[0] if lines else ""
+        entry.result = lines[kept] if lines else ""
         for line in lines:
             self.console.print(f"   {line}", highlight=False, markup=False, soft_wrap=True)
 
@@ -66,13 +67,15 @@ class Agenda:
             self.live.stop()
 
     def _picture(self) -> RenderableType:
+        # Texts and not markup: what is printed without markup renders this list without it too.
         table = Table.grid(padding=(0, 2))
         now = time.monotonic()
         for entry in self.entries:
             took = "" if entry.began is None else clock((entry.ended or now) - entry.began)
             mark, style = ("✓", "green") if entry.ended else ("▸", "bold") if entry.began else ("·", "dim")
-            table.add_row(f"[{style}]{mark}[/]", f"[{style}]{escape(entry.title)}[/]", took, escape(entry.result))
-        table.add_row("", "in all", clock(now - self.start), "")
+            result = Text(entry.result, no_wrap=True, overflow="ellipsis")
+            table.add_row(Text(mark, style), Text(entry.title, style), Text(took), result)
+        table.add_row(Text(), Text("in all"), Text(clock(now - self.start)), Text())
         return table
 
 

@@ -90,7 +90,7 @@ def run_recipe(
                 TRAIN[step](recipe, run, states[step] == BEGUN, backbone=backbone)
             gc.collect()  # optimisers, and models in circles: PEFT's wrapper and the model point to each other
             free_cached_memory()
-            agenda.end(number, _result(step, recipe, run, last))
+            agenda.end(number, _result(step, recipe, run, last), kept=-1 if step == "evaluate" else 0)
 
 
 def _title(step: Step) -> str:
