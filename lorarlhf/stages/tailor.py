@@ -19,10 +19,7 @@ from lorarlhf.recipe.stages import trained_by
 from lorarlhf.recipe.yaml import flow
 from lorarlhf.stages.interview import CPU_RECIPE, GIB, LOOKED_AT, BaseModel, Card, Data
 
-# What the recipes that ship are sized for: a night on a card, an hour on a CPU. Not measured.
-ITERATIONS = {"cuda": 200 / 8, "cpu": 20.0}  # of ppo, an hour
-EXAMPLES = {"cuda": 32_000 / 8, "cpu": 1600.0}  # of sft and reward, an hour
-RATES = {"cuda": (1e-4, 200), "cpu": (5e-4, 20)}  # of ppo, and the iterations they are for
+HOURS = {"cuda": 8, "cpu": 1}  # that the recipes that ship are sized for, a night and a lunch; not measured
 LARGE = 3e9  # parameters, from which on the rate is halved
 BATCH = 16  # examples a step in sft and reward
 LENGTHS = {"cuda": (1024, 512), "cpu": (256, 128)}  # the most tokens of a prompt and of a response
@@ -83,6 +80,19 @@ def _fitting(recipe: Recipe, answers: Answers, capacity: int) -> list[StagePlan]
     return plans
 
 
+def _usual(answers: Answers) -> Recipe:
+    """What those that ship do in `HOURS`."""
+    name = CPU_RECIPE if answers.card.target == "cpu" else "base/training"
+    return load_recipe(name, {"model.name": Option("init", answers.model.name)})
+
+
+def _examples(answers: Answers) -> int:
+    """Of sft and reward, in line with the time."""
+    usual = _usual(answers)
+    most = usual.data.max_examples or usual.reward.max_steps * BATCH
+    return max(1, round(most * answers.hours / HOURS[answers.card.target]))
+
+
 def _parent(answers: Answers) -> str:
     if answers.card.target == "cpu":
         return CPU_RECIPE
@@ -111,7 +121,7 @@ def _stages(answers: Answers) -> tuple[list[str], str]:
     if imitates:
         why = "sft first: " + ("the model has no chat template" if not model.chats else "the data are demonstrations")
     else:
-        why = "no sft: the model answers already"
+        why = "no sft: " + ("the model answers already" if model.chats else "there is nothing to imitate")
     return [*stages, "export"], f"what `lorarlhf run` does; {why}"
 
 
@@ -133,8 +143,7 @@ def _data(answers: Answers) -> Settings:
             share = min(0.2, max(0.05, math.ceil(3200 / data.report.prompts) / 100))
             settings["data.test_size"] = (share, f"held out, of {data.report.prompts:,} different prompts")
         settings["data.on_bad_row"] = ("skip", "rows that cannot be used are counted and left out")
-    most = max(1, round(EXAMPLES[card.target] * answers.hours))
-    settings["data.max_examples"] = (most, f"of sft and reward, drawn at random: {answers.hours:g} h")
+    settings["data.max_examples"] = (_examples(answers), f"the most, drawn at random: {answers.hours:g} h")
     if answers.model.thinks:
         settings["data.chat_template_kwargs"] = ({"enable_thinking": False}, "thoughts would take up the response")
     return settings
@@ -166,9 +175,7 @@ def _rounded(tokens: float, most: int) -> int:
 def _supervised(answers: Answers, stages: list[str]) -> Settings:
     settings: Settings = {}
     report = answers.data.report
-    rows = min(
-        answers.hours * EXAMPLES[answers.card.target], report.rows if report and report.rows < LOOKED_AT else math.inf
-    )
+    rows = min(_examples(answers), report.rows if report and report.rows < LOOKED_AT else math.inf)
     for stage in (stage for stage in ("sft", "reward") if stage in stages):
         settings[f"{stage}.max_steps"] = (-1, "all of data.max_examples, once")
         settings[f"{stage}.warmup_steps"] = (min(50, round(rows / BATCH / 10)), "a tenth of the steps, at most 50")
@@ -179,13 +186,13 @@ def _supervised(answers: Answers, stages: list[str]) -> Settings:
 
 
 def _ppo(answers: Answers) -> Settings:
-    target = answers.card.target
-    iterations = max(10, round(ITERATIONS[target] * answers.hours))
-    rate, usual = RATES[target]
-    rate *= math.sqrt(usual / iterations) * (0.5 if answers.model.parameters >= LARGE else 1)
+    usual = _usual(answers).ppo
+    iterations = max(10, round(usual.iterations * answers.hours / HOURS[answers.card.target]))
+    rate = usual.learning_rate * math.sqrt(usual.iterations / iterations)
+    rate *= 0.5 if answers.model.parameters >= LARGE and answers.card.target == "cuda" else 1
     often = max(1, iterations // 10)
     settings: Settings = {
-        "ppo.iterations": (iterations, f"{answers.hours:g} h, at {ITERATIONS[target]:g} an hour: a rule of thumb"),
+        "ppo.iterations": (iterations, f"{answers.hours:g} h, by a rule of thumb"),
         "ppo.learning_rate": (float(f"{rate:.1g}"), "fewer steps, longer ones (docs/recipes.md)"),
         "ppo.eval_every": (often, ""),
         "ppo.save_every": (often, ""),
