@@ -52,6 +52,7 @@ STEPS: tuple[Step, ...] = (
 )  # in the order in which they can be taken
 Steps = Annotated[list[Step], AfterValidator(_in_order)]
 DataKey = Literal["sft", "preferences", "prompts"]
+Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow", "swanlab"]
 MergeBase = Literal["dequantized", "original"]
 Column = Literal["prompt", "chosen", "rejected", "margin", "tie", "completion", "score", "messages"]
 
@@ -165,7 +166,7 @@ class TrainingConfig(Section):
     optim: str = "adamw_torch"
     gradient_checkpointing: bool = True
     save_total_limit: PositiveInt | None = 2
-    report_to: list[str] = []
+    report_to: list[Tracker] = []
 
 
 class SupervisedConfig(TrainingConfig):

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from lorarlhf.backbone.base import check_base, identify_base
 from lorarlhf.backbone.load import load_model_config
@@ -148,7 +149,7 @@ def _find_converter(
         )
     if llama_cpp is None:
         raise UserError(f"--gguf {gguf}: a clone of llama.cpp makes it; give its folder with --llama-cpp")
-    architecture = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__
+    architecture = str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type])
     return find_converter(Path(llama_cpp), gguf, architecture, adapter=not recipe.export.merge)
 
 

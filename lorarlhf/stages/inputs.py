@@ -57,4 +57,4 @@ def check_trackers(config: TrainingConfig, stage: Stage) -> None:
     """Raise UserError if a tracker of `report_to` is not installed."""
     missing = [name for name in config.report_to if name not in get_available_reporting_integrations()]
     if missing:
-        raise UserError(f"{stage}.report_to: {missing[0]} is not installed; pip install it, or take it out")
+        raise UserError(f"{stage}.report_to: {missing[0]} is not installed; `pip install {missing[0]}`, or take it out")
