@@ -9,12 +9,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from lorarlhf.cli.options import recipe_names
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.shipped import find_recipe, list_recipes
 
 recipes_app = typer.Typer(help="Look at the recipes that ship with lorarlhf, and copy one.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(help="A name from `lorarlhf recipes list`.", show_default=False)]
+Name = Annotated[
+    str,
+    typer.Argument(help="A name from `lorarlhf recipes list`.", show_default=False, autocompletion=recipe_names),
+]
 
 
 @recipes_app.command("list")
@@ -34,7 +38,11 @@ def list_() -> None:
 
 
 @recipes_app.command()
-def show(name: Annotated[str, typer.Argument(help="A recipe's name or path.", show_default=False)]) -> None:
+def show(
+    name: Annotated[
+        str, typer.Argument(help="A recipe's name or path.", show_default=False, autocompletion=recipe_names)
+    ],
+) -> None:
     """Print a recipe with its comments."""
     from rich.syntax import Syntax  # loads Pygments, which `--help` need not wait for
 

@@ -168,7 +168,7 @@ def _look_ahead(recipe: Recipe, run: Run, todo: Sequence[Stage], last: Stage, co
     if "report" in recipe.stages:
         check_matplotlib("report")
     for stage in todo:
-        check_inputs(stage, recipe)
+        check_inputs(stage, recipe, run.path)
     config = recipe.ppo
     functions = all_reward_functions(config, ()) if {last, *todo} & {"ppo"} else []
     if "ppo" in todo and ("reward" not in todo or not config.reward_model_weight):

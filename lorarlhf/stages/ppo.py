@@ -80,7 +80,7 @@ def train_ppo(
     if engine == "trl":
         check_trl(recipe.ppo, resume)
     reward_folder = find_reward_adapter(recipe.ppo.reward_model_weight, bool(functions), run, reward)
-    check_inputs("ppo", recipe)
+    check_inputs("ppo", recipe, run.path)
     if reward_folder == run.stage("reward") and (doubt := doubt_of(run.read_summary("reward"))):
         logger.warning(doubt)
     folder, has_sft = run.stage("ppo"), run.has_adapter("sft")
@@ -260,8 +260,8 @@ def find_reward_adapter(weight: float, has_functions: bool, run: Run, reward: st
         if has_functions:
             return None
         raise UserError(
-            f"{run.stage('reward')}: no reward adapter there; run `lorarlhf reward` with the same --output-dir first, "
-            "or give one with --reward"
+            f"{run.stage('reward')}: no reward adapter there; run `lorarlhf reward --recipe NAME --output-dir "
+            f"{run.path}` first, or give one with --reward"
         )
     folder = Path(reward).expanduser()
     if not folder.is_dir():

@@ -46,7 +46,7 @@ def train_reward(
     """
     start, run = time.perf_counter(), Run(run)
     config, objective = recipe.reward, OBJECTIVES[recipe.reward.objective]
-    check_inputs("reward", recipe)
+    check_inputs("reward", recipe, run.path)
     folder = run.stage("reward")
     checkpoint = find_checkpoint(folder) if resume else None
     if backbone is None:

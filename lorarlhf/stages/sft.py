@@ -45,7 +45,7 @@ def train_sft(
             "model.quantize_head: TRL's SFT trainer multiplies with the output layer itself and takes it in full only; "
             "use --set model.quantize_head=false for this stage"
         )
-    check_inputs("sft", recipe)
+    check_inputs("sft", recipe, run.path)
     folder = run.stage("sft")
     checkpoint = find_checkpoint(folder) if resume else None
     if backbone is None:
