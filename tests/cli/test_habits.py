@@ -60,7 +60,7 @@ def test_shells_complete_names_of_recipes(command, monkeypatch, line):
 
 
 def test_shells_complete_commands_and_choices(command, monkeypatch):
-    assert completed(command, monkeypatch, "lorarlhf re") == ["recipes", "reward", "report"]
+    assert sorted(completed(command, monkeypatch, "lorarlhf re")) == ["recipes", "report", "reward"]
     assert completed(command, monkeypatch, "lorarlhf export --stage ") == ["sft", "reward", "ppo"]
 
 
