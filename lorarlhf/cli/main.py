@@ -83,7 +83,7 @@ def main() -> None:
     except SystemExit as ended:
         if ended.code != INTERRUPTED:
             raise
-        _fail(f"stopped; {_how_to_go_on(sys.argv[1:])}", 1, verbose)
+        _fail(f"stopped{_how_to_go_on(sys.argv[1:])}", 1, verbose)
     except Exception as error:  # the last stop: anything else becomes one line and exit 1
         _fail(_in_one_line(error), 1, verbose)
 
@@ -104,13 +104,13 @@ def _one_of_several() -> None:
 
 
 def _how_to_go_on(arguments: list[str]) -> str:
-    """What to type after an interruption."""
-    stage = next((argument for argument in arguments if not argument.startswith("-")), "")
+    """What to type after training was interrupted; nothing after anything else."""
+    command = next((argument for argument in arguments if not argument.startswith("-")), "")
     again = shlex.join(["lorarlhf", *arguments])
-    if stage in STAGES:
+    if command in STAGES:
         resume = "" if "--resume" in arguments else " --resume"
-        return f"`{again}{resume}` goes on from the last checkpoint"
-    return f"`{again}` goes on where it was" if stage == "run" else f"`{again}` begins again"
+        return f"; `{again}{resume}` goes on from the last checkpoint"
+    return f"; `{again}` goes on where it was" if command == "run" else ""
 
 
 def _fail(message: str, code: int, verbose: bool) -> None:

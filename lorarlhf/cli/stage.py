@@ -37,9 +37,17 @@ def run_folder(recipe: str, output_dir: Path | None) -> Path:
 
 
 def print_dry_run(
-    stages: Sequence[Stage], recipe: Recipe, run_path: Path, reward: str | None = None, resume: bool = False
+    stages: Sequence[Stage],
+    name: str,
+    recipe: Recipe,
+    run_path: Path,
+    reward: str | None = None,
+    resume: bool = False,
 ) -> None:
     """The recipe, what would be done, and the memory it would take if the model's config is here already.
+
+    Args:
+        name: of the recipe, as it was asked for.
 
     Raises:
         UserError: what `check_sources` finds, without asking the Hub, or `check_outputs`; there is no checkpoint to
@@ -59,7 +67,7 @@ def print_dry_run(
         if STAGES[stage].source(recipe.data):
             check_sources(recipe.data, STAGES[stage].data_keys, online=False)
     if not has_model_config(recipe.model):
-        typer.echo("memory       see `lorarlhf plan`, which reads the model's config from the Hub")
+        typer.echo(f"memory       see `lorarlhf plan --recipe {name}`, which reads the model's config from the Hub")
         return
     from lorarlhf.cli.plan import show_fit
     from lorarlhf.cli.quiet import quiet_libraries
