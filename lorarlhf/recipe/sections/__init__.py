@@ -13,7 +13,14 @@ from lorarlhf.recipe.sections.model import (
 )
 from lorarlhf.recipe.sections.ppo import PPOConfig, StopWhen, WeightedFunction
 from lorarlhf.recipe.sections.section import Section
-from lorarlhf.recipe.sections.training import ObjectiveName, RewardConfig, SFTConfig, SupervisedConfig, TrainingConfig
+from lorarlhf.recipe.sections.training import (
+    ObjectiveName,
+    RewardConfig,
+    SFTConfig,
+    SupervisedConfig,
+    Tracker,
+    TrainingConfig,
+)
 from lorarlhf.recipe.sections.whole import STEPS, ExportConfig, MergeBase, Recipe, Stage, Step
 
 __all__ = [
@@ -41,6 +48,7 @@ __all__ = [
     "Step",
     "StopWhen",
     "SupervisedConfig",
+    "Tracker",
     "TrainingConfig",
     "WeightedFunction",
 ]
