@@ -78,6 +78,42 @@ def demo_backbone() -> SharedBackbone:
 
 
 @pytest.fixture
+def fake_hub(monkeypatch):
+    """`fake_hub(splits, **asked)`: a Hub with the data set `owner/pairs`, which must be asked for as told."""
+    import datasets
+
+    from lorarlhf.data import hub
+
+    class Builder:
+        cache_dir, hash = ".", "0" * 40
+
+        def __init__(self, splits):
+            self.splits = splits
+
+        def download_and_prepare(self):
+            fetched.append("owner/pairs")
+
+        def as_dataset(self):
+            return datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name, rows in self.splits.items()})
+
+    fetched = []
+
+    def set_up(splits, **asked):
+        def load(path, **wanted):
+            if path != "owner/pairs":
+                raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{path}' doesn't exist on the Hub")
+            assert wanted == {"name": None, "data_dir": None, "revision": None} | asked
+            return Builder(splits)
+
+        monkeypatch.setattr(datasets, "load_dataset_builder", load)
+        return fetched
+
+    hub._hub_data.cache_clear()
+    yield set_up
+    hub._hub_data.cache_clear()
+
+
+@pytest.fixture
 def run_collect():
     """`run_collect(*arguments, command)`: a `Running` server, of the labelling page unless told otherwise; killed after
     the test."""

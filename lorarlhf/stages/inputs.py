@@ -27,10 +27,10 @@ def check_inputs(stage: Stage, recipe: Recipe) -> None:
     check_trackers(config, stage)
     check_sources(recipe.data, STAGES[stage].data_keys)
     if stage == "sft":
-        next(iter(stream_demonstrations(recipe.data, "train")))
+        stream_demonstrations(recipe.data, "train").check()
     elif stage == "reward":
         stream = stream_preferences if recipe.reward.objective == "bradley_terry" else stream_scored
-        next(iter(stream(recipe.data, "train")))
+        stream(recipe.data, "train").check()
 
 
 def check_attention(config: ModelConfig) -> None:
