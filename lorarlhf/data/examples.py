@@ -103,7 +103,7 @@ class Stream(Generic[T]):
             )
         if split == "test" and kept < FEW and places[0].keeps is not _keep_all and config.test_size > 0:
             logger.warning(
-                "%s: %d of %d rows are held out (data.test_size %s), too few to tell much by; raise it, or set data.%s_test",
+                "%s: held out: %d of %d rows (data.test_size %s), too few to tell much; raise it, or set data.%s_test",
                 *(self.source, kept, usable, config.test_size, self.key),
             )
 

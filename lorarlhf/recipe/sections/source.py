@@ -43,8 +43,10 @@ class Source(Section):
         return self.source + (f" ({', '.join(parts)})" if parts else "")
 
 
-def _all_weighed_or_none(value: str | Source | list[str | Source]) -> str | Source | list[str | Source]:
+def _weighed(value: str | Source | list[str | Source]) -> str | Source | list[str | Source]:
     sources = sources_of(value)
+    if not sources:
+        raise ValueError("names no source; name one, or take the key out")
     weighed = [source for source in sources if source.weight is not None]
     if weighed and len(weighed) < len(sources):
         missing = next(source for source in sources if source.weight is None)
@@ -52,9 +54,7 @@ def _all_weighed_or_none(value: str | Source | list[str | Source]) -> str | Sour
     return value
 
 
-Sources = Annotated[
-    str | Source | Annotated[list[str | Source], Field(min_length=1)], AfterValidator(_all_weighed_or_none)
-]
+Sources = Annotated[str | Source | list[str | Source], AfterValidator(_weighed)]
 
 
 def sources_of(value: str | Source | list[str | Source] | None) -> tuple[Source, ...]:
