@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -81,6 +82,7 @@ def demo_backbone() -> SharedBackbone:
 def fake_hub(monkeypatch):
     """`fake_hub(splits, **asked)`: a Hub with the data set `owner/pairs`, which must be asked for as told."""
     import datasets
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     from lorarlhf.data import hub
 
@@ -100,12 +102,17 @@ def fake_hub(monkeypatch):
 
     def set_up(splits, **asked):
         def load(path, **wanted):
-            if path != "owner/pairs":
-                raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{path}' doesn't exist on the Hub")
+            assert path == "owner/pairs"
             assert wanted == {"name": None, "data_dir": None, "revision": None} | asked
             return Builder(splits)
 
+        def has_revision(source, revision):
+            if source != "owner/pairs":
+                raise RepositoryNotFoundError("404 Client Error", response=SimpleNamespace(headers={}, request=None))
+            return True
+
         monkeypatch.setattr(datasets, "load_dataset_builder", load)
+        monkeypatch.setattr(hub, "has_revision", has_revision)
         return fetched
 
     hub._hub_data.cache_clear()

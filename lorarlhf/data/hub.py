@@ -1,4 +1,4 @@
-"""Data sets of the Hub, and folders laid out like them: fetched once, kept by `datasets`, there again without network.
+"""Data sets of the Hub, and folders laid out like them: fetched once, kept, and there again without network.
 
 `datasets` makes Arrow files of them, which are mapped: memory does not grow with the rows.
 """
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from datasets import DatasetBuilder, DatasetDict
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-COMMIT = re.compile(r"[0-9a-f]{40}")
 MIB = 2**20
 logger = logging.getLogger(__name__)
 
@@ -30,18 +29,18 @@ logger = logging.getLogger(__name__)
 def hub_data(source: Source) -> DatasetDict:
     """All splits of a data set, by name. Raises UserError if it cannot be read.
 
-    It is asked for and fetched once a process, and not again where `datasets` has it from before.
+    It is asked for once a process, and fetched only where it is not kept from before.
     """
     return _hub_data(source.source, source.name, source.data_dir, source.revision)
 
 
 @lru_cache
 def _hub_data(source: str, name: str | None, data_dir: str | None, revision: str | None) -> DatasetDict:
-    from datasets.exceptions import DatasetNotFoundError, DatasetsError
+    from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HfHubHTTPError
 
-    path = resolve_path(source)
-    local = Path(path).expanduser().is_dir()
+    folder = Path(resolve_path(source)).expanduser()
+    local = folder.is_dir()
     if not local and not HUB_ID.fullmatch(source):
         raise UserError(
             f"{source}: neither a file nor the form of a Hub id (name or owner/name); check data.* in the recipe"
@@ -49,36 +48,79 @@ def _hub_data(source: str, name: str | None, data_dir: str | None, revision: str
     if local and revision:
         raise UserError(f"{source}: is a folder, and has no revision {revision!r}; take it out, or name a Hub id")
     try:
-        builder = _builder(source, str(Path(path).expanduser()) if local else path, name, data_dir, revision)
+        if not local and not has_revision(source, revision):
+            local, folder, revision = True, kept_folder(source, revision), None
+        builder = _builder(source, str(folder) if local else source, name, data_dir, revision)
         if not local:
             _say_what_is_to_come(builder, source)
         with _bars():
             builder.download_and_prepare()
         return builder.as_dataset()
-    except (DatasetNotFoundError, HfHubHTTPError) as error:
+    except HfHubHTTPError as error:
         raise UserError(
             f"{source}: no such file, and no such data set on the Hub that you may read ({first_line(error)}); "
             "check the name, or log in with `hf auth login` if it is private or gated"
         ) from error
-    except ConnectionError as error:
-        raise UserError(
-            f"{source}: no such file, and the Hub cannot be reached ({first_line(error)}); "
-            "go online, or give a local file"
-        ) from error
     # RuntimeError: a data set that is a script. StopIteration: all files are empty.
     except (ValueError, OSError, RuntimeError, StopIteration, DatasetsError) as error:
-        why = first_line(error.__cause__ or error)
+        what, why = "folder" if local else "Hub data set", first_line(error.__cause__ or error)
+        raise UserError(f"{source}: `datasets` cannot read this {what} ({why})") from error
+
+
+def has_revision(source: str, revision: str | None) -> bool:
+    """Whether the Hub has this data set; False if it cannot be reached. Raises HfHubHTTPError where it has it not."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # that of its HTTP library, of which there are two
+
+    try:
+        HfApi().dataset_info(source, revision=revision)
+    except HfHubHTTPError as error:
+        if error.response.status_code < 500:
+            raise
+        return False
+    except (ConnectionError, HTTPError):
+        return False
+    return True
+
+
+def kept_folder(source: str, revision: str | None) -> Path:
+    """What was fetched of a data set before, which stands in for the Hub; of several commits the last that was.
+
+    `datasets` falls back on what it keeps, too, but on any revision, and it does not find what has a `data_dir`.
+
+    Raises:
+        UserError: nothing was, or another revision.
+    """
+    from huggingface_hub import CacheNotFound, scan_cache_dir
+
+    try:
+        repos = scan_cache_dir().repos
+    except CacheNotFound:
+        repos = frozenset()
+    kept = [
+        commit for repo in repos if repo.repo_type == "dataset" and repo.repo_id == source for commit in repo.revisions
+    ]
+    if not kept:
         raise UserError(
-            f"{source}: `datasets` cannot read this {'folder' if local else 'Hub data set'} ({why})"
-        ) from error
+            f"{source}: no such file, and the Hub cannot be reached, from which it was not fetched before; go online, "
+            "or give a local file"
+        )
+    wanted = [commit for commit in kept if revision is None or revision in {commit.commit_hash, *commit.refs}]
+    if not wanted:
+        raise UserError(
+            f"{source}: the Hub cannot be reached, and {revision} is not known to be among the commits that were "
+            f"fetched before: {', '.join(sorted(commit.commit_hash for commit in kept))}; go online, or name one"
+        )
+    last = max(wanted, key=lambda commit: commit.last_modified)
+    logger.warning("%s: the Hub cannot be reached: commit %s, fetched before, is taken", source, last.commit_hash)
+    return last.snapshot_path
 
 
 def _builder(source: str, path: str, name: str | None, data_dir: str | None, revision: str | None) -> DatasetBuilder:
     import datasets
-    from datasets.packaged_modules.cache.cache import Cache
 
     try:
-        builder = datasets.load_dataset_builder(path, name=name, data_dir=data_dir, revision=revision)
+        return datasets.load_dataset_builder(path, name=name, data_dir=data_dir, revision=revision)
     except ValueError as error:
         names = datasets.get_dataset_config_names(path, revision=revision)
         if name in names or len(names) < 2:
@@ -87,28 +129,6 @@ def _builder(source: str, path: str, name: str | None, data_dir: str | None, rev
             f"{source}: has the configurations {', '.join(names)}{f', and no {name}' if name else ''}; "
             f"name one in the recipe: {{source: {source}, name: {names[0]}}}"
         ) from error
-    if isinstance(builder, Cache):  # what `datasets` falls back on without a word that the user would see
-        _check_kept(source, revision, kept=Path(builder.cache_dir).name)
-    return builder
-
-
-def _check_kept(source: str, revision: str | None, kept: str) -> None:
-    """Say that the Hub does not answer, and which commit is taken instead; `datasets` would take any.
-
-    Raises:
-        UserError: the recipe names another one.
-    """
-    from huggingface_hub import try_to_load_from_cache
-
-    if revision is not None:
-        card = try_to_load_from_cache(source, "README.md", repo_type="dataset", revision=revision)
-        commit = revision if COMMIT.fullmatch(revision) else Path(card).parent.name if isinstance(card, str) else None
-        if commit != kept:
-            raise UserError(
-                f"{source}: the Hub cannot be reached, and what is kept here is commit {kept}, not known to be "
-                f"revision {revision}; go online once, or name that commit as revision"
-            )
-    logger.warning("%s: the Hub cannot be reached; commit %s, which was fetched before, is taken", source, kept)
 
 
 def _say_what_is_to_come(builder: DatasetBuilder, source: str) -> None:

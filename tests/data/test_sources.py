@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from lorarlhf.data import hub
 from lorarlhf.data.rows import BadRow
 from lorarlhf.data.sources import is_path, iter_rows, splits_of
 from lorarlhf.errors import UserError
@@ -179,9 +180,6 @@ def test_which_part_of_a_hub_data_set(fake_hub):
 
 
 def test_no_hub(monkeypatch):
-    def load(path, **_):
-        raise ConnectionError("Couldn't reach it")
-
-    monkeypatch.setattr(datasets, "load_dataset_builder", load)
+    monkeypatch.setattr(hub, "has_revision", lambda source, revision: False)
     with pytest.raises(UserError, match="the Hub cannot be reached"):
         list(iter_rows("owner/pairs", "train"))
