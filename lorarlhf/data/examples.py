@@ -89,13 +89,18 @@ class Stream(Generic[T]):
         bounds, sizes = self._drawn(places)
         self.skipped = Counter()
         usable = kept = 0
-        parts = [self._usable(place, wanted, self.skipped) for place in places]
-        for number, (row, columns) in evenly(parts, sizes):
-            usable += 1
-            prompt = self.prompt_of(row)
-            if places[number].keeps(prompt) and (bounds[number] == ALL or place_of(prompt) < bounds[number]):
-                kept += 1
-                yield (row, columns), places[number].source
+
+        def part(place: Place, bound: int) -> Iterator[tuple[T, dict[str, Any]]]:
+            nonlocal usable
+            for row, columns in self._usable(place, wanted, self.skipped):
+                usable += 1
+                prompt = self.prompt_of(row)
+                if place.keeps(prompt) and (bound == ALL or place_of(prompt) < bound):
+                    yield row, columns
+
+        for number, found in evenly(list(map(part, places, bounds)), sizes):
+            kept += 1
+            yield found, places[number].source
         if not kept and (split == "train" or config.test_size > 0):
             raise UserError(
                 f"{self.source}: none of {usable} rows falls in the {split} part at data.test_size "

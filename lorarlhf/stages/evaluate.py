@@ -253,11 +253,10 @@ def _baselines(
 ) -> dict[str, Any]:
     """Learnt from the rows that the run trained on, if they are still there."""
     try:
-        train = objective.examples(data, tokenizer, "train").dataset
+        return objective.baselines(lambda: objective.examples(data, tokenizer, "train").dataset, test)
     except UserError as error:
         logger.warning("a bag of words is not measured, as what the run trained on cannot be read: %s", error)
         return {}
-    return objective.baselines(train, test)
 
 
 def evaluate_policy(

@@ -159,12 +159,22 @@ def test_what_is_left_out_of_training_is_said_once(write, caplog):
         stream = stream_preferences(config, split)
         assert list(stream) == list(stream)
         assert stream.skipped["chosen and rejected are identical"] == 2
-    said = [record.getMessage() for record in caplog.records]
+    said = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
     assert len(said) == 2, "twice read to train on"
     assert said[0].endswith(
         "pairs.jsonl: left out: chosen and rejected are identical (2); not valid JSON "
         "(Invalid control character at) (1); rejected is missing (1)"
     )
+
+
+def test_a_test_part_that_is_too_small_says_so(write, caplog):
+    config = DataConfig(preferences=write(PAIRS), test_size=0.01)
+    rows = load_preferences(config, "test").rows
+    assert f"held out: {len(rows)} of 400 rows (data.test_size 0.01), too few to tell much; raise it" in caplog.text
+    caplog.clear()
+    for enough in ({"test_size": 0.2}, {"preferences_test": write(PAIRS[:3], "few.jsonl")}):
+        load_preferences(config.model_copy(update=enough), "test")
+    assert not caplog.text, "told of a file that was chosen"
 
 
 def test_nothing_usable_is_an_error(write):
