@@ -9,7 +9,7 @@ import typer
 
 from lorarlhf.data.endings import READ, listed
 
-SOURCE = f"Hub id, a {listed(READ)} file, or a folder that `datasets` saved."
+SOURCE = f"Hub id, a {listed(READ)} file, a folder that `datasets` can read, or a mapping as in a recipe."
 
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A name from `lorarlhf recipes list`, or your .yaml file.")]
 Model = Annotated[str | None, typer.Option(help="Hub id or folder of the base model, instead of the recipe's.")]

@@ -140,7 +140,7 @@ def train_ppo(
         "train_prompts": len(prompts),
         "train_rows": len(loaded["train"].rows),
         "eval_prompts": len(eval_prompts),
-        "eval_rows": len(loaded["test"].rows),
+        "eval_rows": len(loaded["test"].rows) if "test" in loaded else 0,
         "seconds": time.perf_counter() - start,
         "peak_memory_gb": peak_memory_bytes() / 1e9,
     }
