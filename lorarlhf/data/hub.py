@@ -37,7 +37,7 @@ def hub_data(source: Source) -> DatasetDict:
 @lru_cache
 def _hub_data(source: str, name: str | None, data_dir: str | None, revision: str | None) -> DatasetDict:
     from datasets.exceptions import DatasetsError
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
     folder = Path(resolve_path(source)).expanduser()
     local = folder.is_dir()
@@ -61,6 +61,8 @@ def _hub_data(source: str, name: str | None, data_dir: str | None, revision: str
             f"{source}: no such file, and no such data set on the Hub that you may read ({first_line(error)}); "
             "check the name, or log in with `hf auth login` if it is private or gated"
         ) from error
+    except HTTPError as error:
+        raise UserError(f"{source}: the Hub broke off ({first_line(error)}); try again") from error
     # RuntimeError: a data set that is a script. StopIteration: all files are empty.
     except (ValueError, OSError, RuntimeError, StopIteration, DatasetsError) as error:
         what, why = "folder" if local else "Hub data set", first_line(error.__cause__ or error)

@@ -69,6 +69,11 @@ def parse_source(text: str) -> Source:
         raise UserError(f"{text}: {'.'.join(map(str, first['loc']))}: {first['msg']}; there are {known}") from error
 
 
+def source_value(text: str) -> str | dict[str, Any]:
+    """A source as on the command line as the value of a recipe's key. Raises UserError as `parse_source` does."""
+    return parse_source(text).model_dump() if text.startswith("{") else text
+
+
 def weighed(texts: Sequence[str]) -> list[Source]:
     """Several sources as on the command line, each with `:WEIGHT` behind it or none."""
     sources = []
@@ -155,7 +160,8 @@ class _Draft:
 def _merge(base: dict[str, Any], over: Mapping[str, Any], at: KeyPath = ()) -> Iterator[KeyPath]:
     """Lay one mapping over another in place; yields the keys whose whole value is a new one."""
     for key, value in over.items():
-        if isinstance(value, dict) and isinstance(base.get(key), dict):
+        # One data set takes the place of another whole: a configuration of that is none of this.
+        if isinstance(value, dict) and isinstance(base.get(key), dict) and "source" not in value:
             yield from _merge(base[key], value, (*at, key))
         else:
             base[key] = value

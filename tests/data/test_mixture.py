@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from lorarlhf.cli.stage import resolve
 from lorarlhf.data.examples import (
     check_sources,
     load_preferences,
@@ -175,6 +176,18 @@ def test_a_faulty_source_is_named(value, message):
     with pytest.raises(UserError) as error:
         load_recipe("demo", sets=[f"data.preferences={value}"])
     assert message in str(error.value)
+
+
+def test_a_source_takes_the_place_of_another_whole():
+    first, second = (
+        "data.preferences={source: a, name: x, max_examples: 3}",
+        "data.preferences={source: b, weight: 2}",
+    )
+    assert load_recipe("demo", sets=[first, second]).data.preferences == Source(source="b", weight=2.0)
+    assert load_recipe("demo", sets=[first, "data.preferences.max_examples=4"]).data.preferences.max_examples == 4
+    recipe, _ = resolve("reward", "demo", None, "{source: b, name: y}", None, [])
+    assert (recipe.data.preferences, recipe.data.preferences_test) == (Source(source="b", name="y"), None)
+    assert resolve("reward", "demo", None, "b", None, [])[0].data.preferences == "b"
 
 
 def test_what_is_for_the_hub_alone_is_refused_of_a_file(write):
