@@ -11,7 +11,7 @@ from typing import Any
 
 from lorarlhf.errors import UserError
 from lorarlhf.manifest import chosen_checkpoint
-from lorarlhf.recipe.load import Option, dump_recipe, load_recipe
+from lorarlhf.recipe.load import Option, dump_recipe, load_recipe, source_value
 from lorarlhf.recipe.sections import Recipe, Stage
 from lorarlhf.recipe.stages import LAST_FIRST, STAGES
 
@@ -121,7 +121,7 @@ def is_current(product: Path, adapter: Path) -> bool:
 def other_test_data(stage: Stage, flag: str, dataset: str) -> dict[str, Option]:
     """What of a recipe is different where a stage is tested on other data: all of them, however few the run takes."""
     return {
-        f"data.{STAGES[stage].data_key}_test": Option(flag, dataset),
+        f"data.{STAGES[stage].data_key}_test": Option(flag, source_value(dataset)),
         "data.eval_examples": Option(flag, None),
     }
 

@@ -10,7 +10,7 @@ import typer
 from lorarlhf.data.endings import READ, listed
 from lorarlhf.recipe.shipped import list_recipes
 
-SOURCE = f"Hub id, a {listed(READ)} file, or a folder that `datasets` saved."
+SOURCE = f"Hub id, a {listed(READ)} file, a folder that `datasets` can read, or a mapping as in a recipe."
 
 
 def recipe_names(incomplete: str) -> list[tuple[str, str]]:

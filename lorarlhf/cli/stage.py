@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from lorarlhf.recipe.load import Option, dump_recipe, load_recipe
+from lorarlhf.recipe.load import Option, dump_recipe, load_recipe, source_value
 from lorarlhf.recipe.sections import Recipe, Stage
 from lorarlhf.recipe.shipped import find_recipe
 from lorarlhf.recipe.stages import STAGES
@@ -27,7 +27,7 @@ def resolve(
         named["model.name"] = Option("--model", model)
     if dataset is not None:  # the recipe's own held-out file belongs to its own data
         key = f"data.{STAGES[stage].data_key}"
-        named |= {key: Option("--dataset", dataset), f"{key}_test": Option("--dataset", None)}
+        named |= {key: Option("--dataset", source_value(dataset)), f"{key}_test": Option("--dataset", None)}
     return load_recipe(recipe, named, sets or []), run_folder(recipe, output_dir)
 
 

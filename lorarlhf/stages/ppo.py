@@ -86,8 +86,9 @@ def train_ppo(
     folder, has_sft = run.stage("ppo"), run.has_adapter("sft")
     checkpoint = find_checkpoint(folder) if resume else None
     wanted = columns_wanted(functions)
-    loaded = {split: load_prompt_rows(recipe.data, split, wanted) for split in SPLITS}
     config = recipe.ppo
+    splits = SPLITS if config.eval_every else SPLITS[:1]  # few prompts need not be enough to hold some out
+    loaded = {split: load_prompt_rows(recipe.data, split, wanted) for split in splits}
     if config.micro_batch_tokens == "auto":  # before the model takes its share of the memory that is free
         config = config.model_copy(update={"micro_batch_tokens": auto_token_budget(recipe, reference=has_sft)})
         recipe = recipe.model_copy(update={"ppo": config})
@@ -95,8 +96,8 @@ def train_ppo(
         mention_other_gpus("ppo")
         check_memory("ppo", recipe, reference=has_sft)
         backbone = load_backbone(recipe.model, recipe.data)
-    prompts, eval_prompts = (read_by_model(loaded[split], recipe.data, backbone.tokenizer, split) for split in SPLITS)
-    eval_prompts = eval_prompts[: config.eval_prompts]
+    read = {split: read_by_model(rows, recipe.data, backbone.tokenizer, split) for split, rows in loaded.items()}
+    prompts, eval_prompts = read["train"], read.get("test", [])[: config.eval_prompts]
     _check_prompts(config, prompts, eval_prompts, engine)
 
     algorithm = make_algorithm(config)
@@ -144,7 +145,7 @@ def train_ppo(
         "train_prompts": len(prompts),
         "train_rows": len(loaded["train"].rows),
         "eval_prompts": len(eval_prompts),
-        "eval_rows": len(loaded["test"].rows),
+        "eval_rows": len(loaded["test"].rows) if "test" in loaded else 0,
         "seconds": time.perf_counter() - start,
         "peak_memory_gb": peak_memory_bytes() / 1e9,
     }

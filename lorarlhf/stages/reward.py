@@ -75,7 +75,7 @@ def train_reward(
     summary = {
         "objective": config.objective,
         **held_out,
-        **(objective.baselines(train.dataset, test.dataset) if len(test.dataset) else {}),
+        **(objective.baselines(lambda: train.dataset, test.dataset) if len(test.dataset) else {}),
         **training_summary(train, test, result.global_step, start),
     }
     save_results(run, "reward", backbone, "reward", summary)
