@@ -273,12 +273,23 @@ class PPOConfig(TrainingConfig):
     normalize_reward: bool = False
     reward_clip: PositiveFloat | None = None
     missing_eos_penalty: NonNegativeFloat | None = None
+    reward_timeout: Annotated[
+        PositiveFloat | None,
+        Field(description="Seconds that a reward function may take for a batch; longer is an error. None waits."),
+    ] = None
 
     # Evaluation and checkpoints, in iterations
     eval_every: NonNegativeInt = 20
     eval_prompts: PositiveInt = 64
     save_every: NonNegativeInt = 20
     stop_when: StopWhen | None = None
+    on_nan: Annotated[
+        Literal["stop", "skip"],
+        Field(
+            description="At NaN or infinity in scores, log-probabilities or gradients: end with an error before the "
+            "weights change, or leave out that step (of scores: the iteration's update), count it and go on."
+        ),
+    ] = "stop"
 
     @property
     def token_budget(self) -> int:
