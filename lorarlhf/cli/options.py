@@ -12,6 +12,12 @@ from lorarlhf.data.endings import READ, listed
 SOURCE = f"Hub id, a {listed(READ)} file, or a folder that `datasets` saved."
 
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A name from `lorarlhf recipes list`, or your .yaml file.")]
+OptionalRecipe = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe", help="A name from `lorarlhf recipes list`, or your .yaml file.", show_default="the run's own"
+    ),
+]
 Model = Annotated[str | None, typer.Option(help="Hub id or folder of the base model, instead of the recipe's.")]
 Dataset = Annotated[str | None, typer.Option(help=f"For this stage: {SOURCE}")]
 OutputDir = Annotated[
@@ -29,5 +35,9 @@ Checkpoint = Annotated[
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of an interrupted run.")]
 AllowOtherBase = Annotated[
     bool, typer.Option("--allow-other-base", help="Load adapters that were trained on another base model, too.")
+]
+LogFile = Annotated[
+    Path | None,
+    typer.Option(help="Write what is said there, and go on when the terminal closes.", show_default=False),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and the plan; load no weights.")]
