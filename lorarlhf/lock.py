@@ -24,8 +24,8 @@ SAME_START = 10  # seconds: the machine's clock may have been set since
 def one_writer(folder: Path) -> Iterator[None]:
     """Nobody else writes into the folder inside the block; a process that holds it already may enter again.
 
-    Of several processes of a launcher the first holds it for all. A lock whose process has ended is taken over. A
-    folder that was made for the lock, and in which nothing has come to lie, goes with it.
+    Of several processes of a launcher the first holds it for all. A lock whose process has ended is taken over. What
+    was made of folders for the lock, and in which nothing has come to lie, goes with it.
 
     Raises:
         UserError: another process writes there.
@@ -35,16 +35,16 @@ def one_writer(folder: Path) -> Iterator[None]:
     if os.environ.get("RANK", "0") != "0" or _holder(lock) == me:
         yield
         return
-    made = not folder.exists()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     _take(lock, me)
     try:
         yield
     finally:
         lock.unlink(missing_ok=True)
-        if made:
-            with contextlib.suppress(OSError):  # it holds something now
-                folder.rmdir()
+        with contextlib.suppress(OSError):  # one of them holds something now
+            for path in made:
+                path.rmdir()
 
 
 def _take(lock: Path, me: dict[str, Any]) -> None:

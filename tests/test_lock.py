@@ -29,9 +29,9 @@ def other():
 
 
 def test_a_folder_made_for_the_lock_goes_with_it(tmp_path):
-    with one_writer(tmp_path / "run"):
-        assert json.loads((tmp_path / "run" / LOCK).read_text())["process"] == os.getpid()
-    assert not (tmp_path / "run").exists()
+    with one_writer(tmp_path / "runs" / "run"):
+        assert json.loads((tmp_path / "runs" / "run" / LOCK).read_text())["process"] == os.getpid()
+    assert not (tmp_path / "runs").exists()
     with one_writer(tmp_path / "run"):
         (tmp_path / "run" / "recipe.yaml").touch()
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["recipe.yaml"]
