@@ -20,19 +20,19 @@ from typing import Any
 from hh_reward import subset
 from one_person import lorarlhf, sets
 
-from lorarlhf.display import read_metrics
+from lorarlhf.display import read_rows
 
 HELD_OUT = 1000  # comparisons of the test file that proxy and judge are judged on
 LORA = ("model.quantization=none", "lora.r=16", "lora.alpha=32", "data.max_length=192", "data.test_size=0")
 REWARD = (
     *("reward.num_train_epochs=1", "reward.max_steps=-1", "reward.learning_rate=4e-4", "reward.warmup_steps=10"),
-    *("reward.per_device_train_batch_size=16", "reward.gradient_accumulation_steps=1", "reward.save_steps=10000"),
+    *("reward.per_device_train_batch_size=8", "reward.gradient_accumulation_steps=2", "reward.save_steps=10000"),
     "reward.center_rewards_coefficient=0.01",
 )
 PPO = (
     *("ppo.batch_size=32", "ppo.num_ppo_epochs=1", "ppo.num_mini_batches=2", "ppo.learning_rate=5e-4"),
     *("ppo.response_length=64", "ppo.missing_eos_penalty=1.0", "ppo.kl_coef=0.05", "data.max_prompt_length=128"),
-    *("ppo.micro_batch_tokens=3072", "ppo.eval_every=4", "ppo.eval_prompts=32", "ppo.save_every=4"),
+    *("ppo.micro_batch_tokens=1536", "ppo.eval_every=4", "ppo.eval_prompts=32", "ppo.save_every=4"),
     *("ppo.save_total_limit=null", "ppo.stop_when=null"),
 )
 ALGORITHMS: dict[str, tuple[str, ...]] = {
@@ -113,7 +113,7 @@ def one(args: argparse.Namespace, algorithm: str, seed: int) -> dict[str, Any]:
     return {
         "frontier": frontier | {key: Path(frontier[key]).name for key in ("data", "judge")},
         "summary": json.loads((run / "ppo" / "summary.json").read_text()),
-        "iterations": [row for row in read_metrics(run / "ppo" / "metrics.jsonl") if "kl" in row],
+        "iterations": [row for row in read_rows(run / "ppo" / "metrics.jsonl", "iteration") if "kl" in row],
     }
 
 
