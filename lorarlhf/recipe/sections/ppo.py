@@ -171,7 +171,7 @@ class PPOConfig(TrainingConfig):
     and nothing else where nearly all are cut off."""
 
     reward_timeout: PositiveFloat | None = None
-    """Seconds that a reward function may take for a batch, after which the run ends with an error; null waits for it."""
+    """Seconds that a reward function may take for a batch; longer ends the run with an error, null waits for it."""
 
     # Evaluation and checkpoints, in iterations
     eval_every: NonNegativeInt = 20
