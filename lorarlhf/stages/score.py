@@ -18,6 +18,7 @@ from lorarlhf.data.sources import iter_rows
 from lorarlhf.errors import UserError
 from lorarlhf.evaluation.report import counting
 from lorarlhf.evaluation.reward_model import RewardModel
+from lorarlhf.files import written_file
 from lorarlhf.recipe.sections import DataConfig, Source
 from lorarlhf.run import Run
 
@@ -42,14 +43,15 @@ def score_file(
     run.adapter("reward")  # says so before anything is loaded
     rows = _rows(source, split)
     model = RewardModel.from_run(run, allow_other_base)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f"{out.name}.part")
-    with part.open("w", encoding="utf-8") as file, counting(console, "scored", len(rows)) as advance:
+    with (
+        written_file(out) as part,
+        part.open("w", encoding="utf-8") as file,
+        counting(console, "scored", len(rows)) as advance,
+    ):
         for start in range(0, len(rows), ROWS_AT_ONCE):
             batch = rows[start : start + ROWS_AT_ONCE]
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in _scored(model, batch))
             advance(len(batch))
-    part.replace(out)
     return len(rows)
 
 
