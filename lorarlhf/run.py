@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from lorarlhf.manifest import chosen_checkpoint
 from lorarlhf.recipe.load import Option, dump_recipe, load_recipe
 from lorarlhf.recipe.sections import Recipe, Stage
 from lorarlhf.recipe.stages import LAST_FIRST, STAGES
+from lorarlhf.recipe.trust import remember
 
 BEST = "best"  # stands for what a stage keeps
 
@@ -27,12 +28,15 @@ class Run:
 
     Args:
         path: the folder, which need not be there yet; another Run is the same one.
+        trust: let its recipe run code, also if it may be from elsewhere (`lorarlhf.recipe.trust`).
     """
 
     path: Path
+    trust: bool = field(compare=False)
 
-    def __init__(self, path: Run | Path | str) -> None:
+    def __init__(self, path: Run | Path | str, trust: bool = False) -> None:
         object.__setattr__(self, "path", path.path if isinstance(path, Run) else Path(path))
+        object.__setattr__(self, "trust", trust or (isinstance(path, Run) and path.trust))
 
     def stage(self, stage: Stage) -> Path:
         return self.path / stage
@@ -61,14 +65,18 @@ class Run:
 
     def last_stage(self) -> Stage:
         """The last stage that has an adapter. Raises UserError if none has."""
-        self.read_recipe()  # says so if this is no run
+        self._recipe_file()  # says so if this is no run
         for stage in LAST_FIRST:
             if self.has_adapter(stage):
                 return stage
         raise UserError(f"{self.path}: no stage of this run has an adapter; run `lorarlhf reward` or `ppo` first")
 
     def write_recipe(self, recipe: Recipe, stage: Stage | None = None) -> None:
-        """Write the recipe of the run, which is that of its latest stage, and beside it that of the stage."""
+        """Write the recipe of the run, which is that of its latest stage, and beside it that of the stage.
+
+        Whoever has come so far with it may run its code: that is remembered, for later commands on this run.
+        """
+        remember(self.path, recipe)
         for folder in (self.path, *([self.stage(stage)] if stage else [])):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / RECIPE).write_text(dump_recipe(recipe), encoding="utf-8")
@@ -80,6 +88,9 @@ class Run:
 
         Later stages may have been told otherwise: whoever describes a stage or goes on from it names it.
         """
+        return load_recipe(str(self._recipe_file(stage)), named, sets, self.trust, run=self.path)
+
+    def _recipe_file(self, stage: Stage | None = None) -> Path:
         path = self.path / RECIPE
         if stage is not None and (self.stage(stage) / RECIPE).is_file():  # stages of earlier versions have none
             path = self.stage(stage) / RECIPE
@@ -87,7 +98,7 @@ class Run:
             raise UserError(
                 f"{self.path}: not a run, there is no recipe.yaml; give the --output-dir of an earlier stage"
             )
-        return load_recipe(str(path), named, sets)
+        return path
 
     def write_summary(self, stage: Stage, summary: dict[str, Any]) -> None:
         write_json(self.stage(stage) / "summary.json", summary)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from lorarlhf.cli.options import AllowOtherBase, Checkpoint, RunFolder
+from lorarlhf.cli.options import AllowOtherBase, Checkpoint, RunFolder, Trust
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import MergeBase, Stage
 
@@ -32,6 +32,7 @@ def export(
         ),
     ] = None,
     allow_other_base: AllowOtherBase = False,
+    trust: Trust = False,
     checkpoint: Checkpoint = "best",
     anyway: Annotated[bool, typer.Option("--anyway", help="Even if training has improved nothing.")] = False,
     push_to_hub: Annotated[str | None, typer.Option(metavar="REPO", help="Upload to this Hub repository.")] = None,
@@ -48,9 +49,10 @@ def export(
     from lorarlhf.stages.export import check_improved, export_run
     from lorarlhf.stages.fidelity import fidelity_line
 
-    chosen = stage or Run(run).last_stage()
-    check_improved(Run(run), chosen, checkpoint, anyway)
-    compared = export_run(Run(run), to, chosen, merge, dtype, checkpoint, base=base, allow_other_base=allow_other_base)
+    folder = Run(run, trust)
+    chosen = stage or folder.last_stage()
+    check_improved(folder, chosen, checkpoint, anyway)
+    compared = export_run(folder, to, chosen, merge, dtype, checkpoint, base=base, allow_other_base=allow_other_base)
     typer.echo(f"export: the {chosen} stage of {run} is in {to}")
     if compared:
         typer.echo(f"export: {fidelity_line(compared)}")

@@ -31,3 +31,6 @@ AllowOtherBase = Annotated[
     bool, typer.Option("--allow-other-base", help="Load adapters that were trained on another base model, too.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and the plan; load no weights.")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Let a recipe or run from elsewhere run the code it names; read it first.")
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from lorarlhf.cli.options import Dataset, DryRun, Model, OutputDir, RecipeOption, Resume, Set
+from lorarlhf.cli.options import Dataset, DryRun, Model, OutputDir, RecipeOption, Resume, Set, Trust
 from lorarlhf.cli.stage import print_dry_run, resolve
 
 
@@ -16,9 +16,10 @@ def reward(
     set_: Set = None,
     resume: Resume = False,
     dry_run: DryRun = False,
+    trust: Trust = False,
 ) -> None:
     """Train a reward model on comparisons (or ratings)."""
-    resolved, run_path = resolve("reward", recipe, model, dataset, output_dir, set_)
+    resolved, run_path = resolve("reward", recipe, model, dataset, output_dir, set_, trust)
     if dry_run:
         print_dry_run(["reward"], resolved, run_path)
         return
@@ -28,5 +29,5 @@ def reward(
     from lorarlhf.run import Run
     from lorarlhf.stages.reward import result_line, train_reward
 
-    summary = train_reward(resolved, Run(run_path), resume)
+    summary = train_reward(resolved, Run(run_path, trust), resume)
     typer.echo(f"reward: {result_line(summary)}; adapter in {run_path / 'reward'}")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lorarlhf.cli.options import DryRun, Model, OutputDir, RecipeOption, Set
+from lorarlhf.cli.options import DryRun, Model, OutputDir, RecipeOption, Set, Trust
 from lorarlhf.cli.stage import print_dry_run, run_folder
 from lorarlhf.recipe.load import Option, load_recipe
 from lorarlhf.recipe.sections import STEPS
@@ -25,6 +25,7 @@ def run(
         bool, typer.Option("--resume/--anew", help="Pass over what is done, or move it aside and do all again.")
     ] = True,
     dry_run: DryRun = False,
+    trust: Trust = False,
 ) -> None:
     """Do all that a recipe says, in one process; the same line goes on after an interruption."""
     named: dict[str, Option] = {}
@@ -32,13 +33,14 @@ def run(
         named["model.name"] = Option("--model", model)
     if stages is not None:
         named["stages"] = Option("--stages", [stage.strip() for stage in stages.split(",")])
-    resolved, run_path = load_recipe(recipe, named, set_ or []), run_folder(recipe, output_dir)
+    resolved, run_path = load_recipe(recipe, named, set_ or [], trust), run_folder(recipe, output_dir)
     if dry_run:
         print_dry_run([stage for stage in STAGES if stage in resolved.stages], resolved, run_path)
         return
     from lorarlhf.cli.quiet import quiet_libraries
 
     quiet_libraries()
+    from lorarlhf.run import Run
     from lorarlhf.stages.pipeline import run_recipe
 
-    run_recipe(resolved, run_path, resume)
+    run_recipe(resolved, Run(run_path, trust), resume)

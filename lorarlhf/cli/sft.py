@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from lorarlhf.cli.options import Dataset, DryRun, Model, OutputDir, RecipeOption, Resume, Set
+from lorarlhf.cli.options import Dataset, DryRun, Model, OutputDir, RecipeOption, Resume, Set, Trust
 from lorarlhf.cli.stage import print_dry_run, resolve
 
 
@@ -16,9 +16,10 @@ def sft(
     set_: Set = None,
     resume: Resume = False,
     dry_run: DryRun = False,
+    trust: Trust = False,
 ) -> None:
     """Fine-tune the policy on demonstrations."""
-    resolved, run_path = resolve("sft", recipe, model, dataset, output_dir, set_)
+    resolved, run_path = resolve("sft", recipe, model, dataset, output_dir, set_, trust)
     if dry_run:
         print_dry_run(["sft"], resolved, run_path)
         return
@@ -28,5 +29,5 @@ def sft(
     from lorarlhf.run import Run
     from lorarlhf.stages.sft import result_line, train_sft
 
-    summary = train_sft(resolved, Run(run_path), resume)
+    summary = train_sft(resolved, Run(run_path, trust), resume)
     typer.echo(f"sft: {result_line(summary)}; adapter in {run_path / 'sft'}")

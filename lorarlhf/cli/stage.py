@@ -20,6 +20,7 @@ def resolve(
     dataset: str | None,
     output_dir: Path | None,
     sets: list[str] | None,
+    trust: bool,
 ) -> tuple[Recipe, Path]:
     """The recipe with all that the options change, and the folder of the run."""
     named: dict[str, Option] = {}
@@ -28,7 +29,7 @@ def resolve(
     if dataset is not None:  # the recipe's own held-out file belongs to its own data
         key = f"data.{STAGES[stage].data_key}"
         named |= {key: Option("--dataset", dataset), f"{key}_test": Option("--dataset", None)}
-    return load_recipe(recipe, named, sets or []), run_folder(recipe, output_dir)
+    return load_recipe(recipe, named, sets or [], trust), run_folder(recipe, output_dir)
 
 
 def run_folder(recipe: str, output_dir: Path | None) -> Path:

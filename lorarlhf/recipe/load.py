@@ -18,6 +18,7 @@ from lorarlhf.errors import UserError
 from lorarlhf.recipe.faults import explain, line
 from lorarlhf.recipe.sections import Recipe
 from lorarlhf.recipe.shipped import find_recipe
+from lorarlhf.recipe.trust import check_code
 from lorarlhf.recipe.yaml import Document, KeyPath, dump_yaml, parse_yaml, read_yaml, show
 
 
@@ -28,15 +29,23 @@ class Option(NamedTuple):
     value: object
 
 
-def load_recipe(name_or_path: str, named: Mapping[str, Option] | None = None, sets: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    name_or_path: str,
+    named: Mapping[str, Option] | None = None,
+    sets: Sequence[str] = (),
+    trust: bool = False,
+    run: Path | None = None,
+) -> Recipe:
     """A recipe with everything that overrides it, validated.
 
     Args:
         named: dotted key to the option that gives its value, as `{"model.name": Option("--model", "gpt2")}`.
         sets: the texts of `--set`, as `ppo.kl_coef=0.1`; values are YAML.
+        trust: let it run code that a file from elsewhere names (`lorarlhf.recipe.trust`).
+        run: folder of the run whose recipe it is; None for a recipe that somebody named.
 
     Raises:
-        UserError: every fault found, one a line, each with its file and line or its option.
+        UserError: every fault found, one a line, each with its file and line or its option; or code that needs `trust`.
     """
     draft = _Draft()
     chain = _follow_extends(find_recipe(name_or_path))
@@ -46,7 +55,10 @@ def load_recipe(name_or_path: str, named: Mapping[str, Option] | None = None, se
         draft.add_value(tuple(key.split(".")), Document(option.value), option.flag)
     for text in sets:
         draft.add_set(text)
-    return draft.validated(str(chain[-1][0]))
+    recipe = draft.validated(str(chain[-1][0]))
+    if not trust:
+        check_code(recipe, draft.written_in(), run)
+    return recipe
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -61,8 +73,10 @@ class _Draft:
     data: dict[str, Any] = field(default_factory=dict)
     origins: dict[KeyPath, str] = field(default_factory=dict)
     faults: list[tuple[KeyPath, str]] = field(default_factory=list)
+    files: dict[str, Path] = field(default_factory=dict)
 
     def add_file(self, path: Path, document: Document) -> None:
+        self.files |= {f"{path}:{number}": path for number in document.lines.values()}
         self._add(document.data, {key: f"{path}:{number}" for key, number in document.lines.items()})
         for fault in document.faults:
             self.faults.append((fault.path, line(f"{path}:{fault.line}", fault.path, fault.message)))
@@ -86,6 +100,10 @@ class _Draft:
             self.faults.append((at, f"{origin}: only a file can extend; choose the recipe with --recipe"))
         else:
             self.add_value(at, parse_yaml(value), origin)
+
+    def written_in(self) -> dict[KeyPath, tuple[Path, str]]:
+        """Of each key whose value is a file's: that file, and the file with the line."""
+        return {key: (self.files[origin], origin) for key, origin in self.origins.items() if origin in self.files}
 
     def validated(self, file: str) -> Recipe:
         faults = list(self.faults)

@@ -22,6 +22,12 @@ def _names_a_function(text: str) -> str:
     return text
 
 
+def _names_a_package(text: str) -> str:
+    if not text.isidentifier():
+        raise ValueError(f"expected a package's name as it is imported, such as math_verify, got {text!r}")
+    return text
+
+
 def _in_order(steps: list[Step]) -> list[Step]:
     if not steps or [step for step in STEPS if step in steps] != steps:
         raise ValueError(f"expected some of {', '.join(STEPS)}, in this order and each once, got {', '.join(steps)}")
@@ -36,6 +42,7 @@ def _can_be_set(name: str) -> str:
 
 TemplateVariable = Annotated[str, AfterValidator(_can_be_set)]
 FunctionName = Annotated[str, AfterValidator(_names_a_function)]
+PackageName = Annotated[str, AfterValidator(_names_a_package)]
 
 Role = Literal["policy", "reference", "reward", "critic"]
 Stage = Literal["sft", "reward", "ppo"]
@@ -354,6 +361,9 @@ class Recipe(Section):
     """A whole run in one file; `stages` is what `lorarlhf run` does of it."""
 
     stages: Steps = ["reward", "ppo", "evaluate", "export"]
+    requires: list[PackageName] = Field(
+        default=[], description="Installed packages, as they are imported, that `ppo.reward_functions` may come from."
+    )
     model: ModelConfig
     lora: LoraConfig = LoraConfig()
     data: DataConfig = DataConfig()

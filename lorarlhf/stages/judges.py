@@ -69,7 +69,7 @@ def open_scoring_judge(judge: str, run: Run | None = None, allow_other_base: boo
         )
     folder = Path(judge)
     if (folder / RECIPE).is_file():
-        return _reward_of(Run(folder), run, allow_other_base)
+        return _reward_of(Run(folder, trust=run is not None and run.trust), run, allow_other_base)
     return _classifier(judge)
 
 

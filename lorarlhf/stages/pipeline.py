@@ -160,7 +160,7 @@ def _look_ahead(recipe: Recipe, run: Run, todo: Sequence[Stage], last: Stage, co
     for stage in todo:
         check_inputs(stage, recipe)
     config = recipe.ppo
-    functions = all_reward_functions(config, ()) if {last, *todo} & {"ppo"} else []
+    functions = all_reward_functions(recipe) if {last, *todo} & {"ppo"} else []
     if "ppo" in todo and ("reward" not in todo or not config.reward_model_weight):
         ppo.find_reward_adapter(config.reward_model_weight, bool(functions), run, None)
     for stage in STAGES:

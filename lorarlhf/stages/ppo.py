@@ -74,7 +74,7 @@ def train_ppo(
         allow_other_base: take adapters that say they were trained on another base model.
     """
     start, run = time.perf_counter(), Run(run)
-    functions = all_reward_functions(recipe.ppo, reward_functions)
+    functions = all_reward_functions(recipe, reward_functions)
     if engine == "trl":
         check_trl(recipe.ppo, resume)
     reward_folder = find_reward_adapter(recipe.ppo.reward_model_weight, bool(functions), run, reward)
