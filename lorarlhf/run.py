@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lorarlhf.errors import UserError
+from lorarlhf.json_file import read_object
 from lorarlhf.manifest import chosen_checkpoint
 from lorarlhf.recipe.load import Option, dump_recipe, load_recipe
 from lorarlhf.recipe.sections import Recipe, Stage
@@ -76,7 +77,7 @@ class Run:
 
         Whoever has come so far with it may run its code: that is remembered, for later commands on this run.
         """
-        remember(self.path, recipe)
+        remember(recipe)
         for folder in (self.path, *([self.stage(stage)] if stage else [])):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / RECIPE).write_text(dump_recipe(recipe), encoding="utf-8")
@@ -88,7 +89,7 @@ class Run:
 
         Later stages may have been told otherwise: whoever describes a stage or goes on from it names it.
         """
-        return load_recipe(str(self._recipe_file(stage)), named, sets, self.trust, run=self.path)
+        return load_recipe(str(self._recipe_file(stage)), named, sets, self.trust, of_run=True)
 
     def _recipe_file(self, stage: Stage | None = None) -> Path:
         path = self.path / RECIPE
@@ -106,7 +107,7 @@ class Run:
     def read_summary(self, stage: Stage) -> dict[str, Any]:
         """What the stage reported, or nothing if it has not finished."""
         path = self.stage(stage) / "summary.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return read_object(path) if path.is_file() else {}
 
 
 def is_current(product: Path, adapter: Path) -> bool:

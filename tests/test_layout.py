@@ -22,6 +22,7 @@ ORDER = (
     {"run", "display", "loopback"},
     {"manifest"},
     {"recipe"},
+    {"json_file"},
     {"errors", "memory", "intervals", "version"},
 )
 # Within the fourth line: the planner runs the passes of both trainers, and an evaluation scores as rl does.

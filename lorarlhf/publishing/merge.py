@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -23,10 +22,12 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from lorarlhf.backbone.adapter_files import read_adapter
 from lorarlhf.backbone.base import base_of
 from lorarlhf.backbone.load import compute_dtype, load_model_config, quantization_config
 from lorarlhf.data.tokenizer import end_of_turn
 from lorarlhf.errors import UserError
+from lorarlhf.json_file import read_object
 from lorarlhf.publishing.card import without_folders
 from lorarlhf.recipe.sections import MergeBase, ModelConfig, Recipe, Stage
 from lorarlhf.recipe.shipped import resolve_path
@@ -52,8 +53,9 @@ def write_merged(recipe: Recipe, stage: Stage, adapter: Path, tokenizer: PreTrai
 
 def write_adapter(recipe: Recipe, adapter: Path, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """The adapter alone in plain PEFT format, with its tokenizer; it names no folder of this computer."""
+    read_adapter(adapter)  # only what can be loaded here leaves
     shutil.copyfile(adapter / "adapter_model.safetensors", folder / "adapter_model.safetensors")
-    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    config = read_object(adapter / "adapter_config.json")
     name = without_folders(recipe.model.name)
     write_json(
         folder / "adapter_config.json",
@@ -103,6 +105,7 @@ def merged_model(
         model = _load_base(AutoModelForCausalLM, config, base)
         _set_special_tokens(model.generation_config, tokenizer)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    read_adapter(adapter)  # refuses what PEFT is not to see
     adapted = PeftModel.from_pretrained(model, str(adapter))
     for layer in adapted.modules():
         if isinstance(layer, LoraLayer):  # one layer at a time in float32

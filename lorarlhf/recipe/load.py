@@ -34,7 +34,7 @@ def load_recipe(
     named: Mapping[str, Option] | None = None,
     sets: Sequence[str] = (),
     trust: bool = False,
-    run: Path | None = None,
+    of_run: bool = False,
 ) -> Recipe:
     """A recipe with everything that overrides it, validated.
 
@@ -42,7 +42,7 @@ def load_recipe(
         named: dotted key to the option that gives its value, as `{"model.name": Option("--model", "gpt2")}`.
         sets: the texts of `--set`, as `ppo.kl_coef=0.1`; values are YAML.
         trust: let it run code that a file from elsewhere names (`lorarlhf.recipe.trust`).
-        run: folder of the run whose recipe it is; None for a recipe that somebody named.
+        of_run: a run brought the recipe along; else somebody named it.
 
     Raises:
         UserError: every fault found, one a line, each with its file and line or its option; or code that needs `trust`.
@@ -57,7 +57,7 @@ def load_recipe(
         draft.add_set(text)
     recipe = draft.validated(str(chain[-1][0]))
     if not trust:
-        check_code(recipe, draft.written_in(), run)
+        check_code(recipe, draft.written_in(), of_run)
     return recipe
 
 

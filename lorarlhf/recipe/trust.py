@@ -1,8 +1,9 @@
 """Which recipes may run code: what the user typed, what lies in their project, what ships, what they have said yes to.
 
 Two keys run code: `model.trust_remote_code` that of a model, `ppo.reward_functions` that of a module. In a file from
-elsewhere, a run's recipe.yaml included, they need `--trust`. A run of one's own does not: where its recipe is written,
-a note in the user's own state folder says which code that was. It lies outside the run, so no run can bring one along.
+elsewhere, a run's recipe.yaml included, they need `--trust`. The runs of one's own do not: where a run is begun, a note
+in the user's own state folder says which code that was, by its name and the folder it was called from. Notes lie
+outside runs, so that no run can bring one along.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ FUNCTIONS: KeyPath = ("ppo", "reward_functions")
 logger = logging.getLogger(__name__)
 
 
-def check_code(recipe: Recipe, written_in: Mapping[KeyPath, tuple[Path, str]], run: Path | None) -> None:
+def check_code(recipe: Recipe, written_in: Mapping[KeyPath, tuple[Path, str]], of_run: bool) -> None:
     """Raise UserError if the recipe would run code that a file from elsewhere names.
 
     Args:
         written_in: file, and file with line, of each key that a file gave; what options gave is not among them.
-        run: folder of the run whose recipe it is; None for a recipe that was named.
+        of_run: a run brought the recipe along; else somebody named it.
     """
     for key, code in _code_of(recipe).items():
         if key not in written_in:
             continue
         file, place = written_in[key]
-        if _is_shipped(file) or (_in_project(file) if run is None else _note(run, key, code).is_file()):
+        if _is_shipped(file) or (_in_project(file) and not of_run) or _note(key, code).is_file():
             continue
         what = "code of the model" if key == REMOTE_CODE else "code of the modules it names"
         raise UserError(
@@ -46,15 +47,15 @@ def check_code(recipe: Recipe, written_in: Mapping[KeyPath, tuple[Path, str]], r
         )
 
 
-def remember(run: Path, recipe: Recipe) -> None:
-    """Note that the user let this code run in the run's folder, so that later commands need not ask again."""
+def remember(recipe: Recipe) -> None:
+    """Note that the user let this code run from the current folder, so that later commands there need not ask again."""
     for key, code in _code_of(recipe).items():
-        note = _note(run, key, code)
+        note = _note(key, code)
         try:
             note.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            note.write_text(f"{run.resolve()}\n", encoding="utf-8")  # for people who look
+            note.write_text(f"{_said(key, code)}\n", encoding="utf-8")  # for people who look
         except OSError as error:
-            logger.warning("%s: cannot be written (%s): later commands on %s need --trust", note, error.strerror, run)
+            logger.warning("%s: cannot be written (%s): later commands on this run need --trust", note, error.strerror)
 
 
 def _code_of(recipe: Recipe) -> dict[KeyPath, Any]:
@@ -67,10 +68,13 @@ def _code_of(recipe: Recipe) -> dict[KeyPath, Any]:
     return code
 
 
-def _note(run: Path, key: KeyPath, code: Any) -> Path:
+def _said(key: KeyPath, code: Any) -> str:
+    return json.dumps([str(Path.cwd()), key, code])
+
+
+def _note(key: KeyPath, code: Any) -> Path:
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    said = json.dumps([str(run.resolve()), key, code]).encode()
-    return state / "lorarlhf" / "trusted" / hashlib.sha256(said).hexdigest()
+    return state / "lorarlhf" / "trusted" / hashlib.sha256(_said(key, code).encode()).hexdigest()
 
 
 def _is_shipped(file: Path) -> bool:

@@ -14,6 +14,7 @@ from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.examples import holds_out
 from lorarlhf.errors import UserError, check_matplotlib
+from lorarlhf.json_file import read_object
 from lorarlhf.manifest import numbered_checkpoints
 from lorarlhf.memory import free_cached_memory
 from lorarlhf.planner.fit import check_memory, plan_here
@@ -192,7 +193,7 @@ def _make(step: Step, recipe: Recipe, run: Run, last: Stage, backbone: SharedBac
 def _result(step: Step, recipe: Recipe, run: Run, last: Stage) -> list[str]:
     """What a step that is done has come to, line by line."""
     if step == "evaluate":
-        evaluation = json.loads((run.stage(last) / EVALUATION).read_text(encoding="utf-8"))
+        evaluation = read_object(run.stage(last) / EVALUATION)
         return [f"{name:18} {text}" if name else text for name, text in report_lines(evaluation)]
     if step == "report":
         return [f"in {run.path / REPORT}"]

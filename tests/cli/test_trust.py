@@ -36,7 +36,9 @@ def elsewhere(tmp_path, project):
     """A run that came as an archive and was unpacked here, in the current folder."""
     recipe = small_recipe(tmp_path, 'ppo.reward_functions=["mine:score"]')
     made = Run(tmp_path / "made-by-another")
-    made.write_recipe(recipe, "ppo")
+    with pytest.MonkeyPatch.context() as another:
+        another.setenv("XDG_STATE_HOME", str(tmp_path / "state-of-another"))
+        made.write_recipe(recipe, "ppo")
     for stage in ("reward", "policy"):
         save_random_adapter(recipe, made, "ppo" if stage == "policy" else stage)
     return shutil.copytree(made.path, project / "unpacked")
@@ -99,17 +101,18 @@ def test_what_is_typed_is_the_users_own(tmp_path):
 
 
 @pytest.mark.parametrize("code", ['ppo.reward_functions=["mine:score"]', "model.trust_remote_code=true"])
-def test_a_run_of_ones_own_is_read_again(tmp_path, code):
+def test_a_run_of_ones_own_is_read_again_from_the_same_folder(project, tmp_path, monkeypatch, code):
     run = Run(tmp_path / "run")
     run.write_recipe(load_recipe("demo", sets=[code]), "ppo")
     assert run.read_recipe(stage="ppo") == run.read_recipe()
-    for other in (run.path.rename(tmp_path / "moved"), shutil.copytree(tmp_path / "moved", tmp_path / "copied")):
-        with pytest.raises(UserError, match=r"recipe.yaml:\d+: .*--trust"):
-            Run(other).read_recipe()
-        Run(other, trust=True).read_recipe()
+    assert Run(run.path.rename(tmp_path / "moved")).read_recipe().seed == 42
+    monkeypatch.chdir(tmp_path)  # where the same names may stand for something else
+    with pytest.raises(UserError, match=r"recipe.yaml:\d+: .*--trust"):
+        Run("moved").read_recipe()
+    Run("moved", trust=True).read_recipe()
 
 
-def test_other_code_in_a_run_of_ones_own_is_not_trusted(tmp_path):
+def test_other_code_in_a_run_of_ones_own_is_not_trusted(project, tmp_path):
     run = Run(tmp_path / "run")
     run.write_recipe(load_recipe("demo", sets=['ppo.reward_functions=["mine:score"]']))
     file = run.path / "recipe.yaml"

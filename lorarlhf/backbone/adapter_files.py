@@ -1,0 +1,106 @@
+"""The files of an adapter, which may come from elsewhere: read strictly, before PEFT sees anything of them.
+
+PEFT takes what adapter_config.json says: patterns are matched as regular expressions, whole modules are copied, an
+initialisation changes the base's weights, a rank is allocated. Of all that, lorarlhf takes what it writes itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from peft import LoraConfig as PeftLoraConfig
+from peft import TaskType
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lorarlhf.errors import UserError, first_line
+from lorarlhf.json_file import read_object
+from lorarlhf.recipe.sections import NonNegativeInt, PositiveFloat, PositiveInt, Section
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+SCORE_KEY = "base_model.model.score.weight"  # where PEFT keeps the head of a sequence classifier
+MOST_BYTES = 2**20  # of a config: PEFT's have a few thousand
+# What says nothing about what is computed, and goes no further than this file.
+UNREAD = {
+    *("auto_mapping", "base_model_name_or_path", "revision", "peft_version", "inference_mode"),
+    *("lora_dropout", "megatron_core", "qalora_group_size"),
+}
+
+ModuleName = Annotated[str, Field(pattern=r"\A[\w.]{1,200}\z")]
+
+
+class LoraFile(Section):
+    """What an adapter_config.json may say."""
+
+    peft_type: Literal["LORA"]
+    task_type: Literal["CAUSAL_LM", "SEQ_CLS"] | None = None
+    r: PositiveInt
+    lora_alpha: PositiveFloat
+    target_modules: Annotated[list[ModuleName], Field(min_length=1, max_length=10_000)]
+    # All but one part of the model, as `Adapters.attach` leaves out the towers of a model of text and images.
+    exclude_modules: Annotated[str, Field(pattern=r"\A\(\?!(\w|\\\.)+\\\.\)\.\*\z", max_length=200)] | None = None
+    layers_to_transform: Annotated[list[NonNegativeInt], Field(max_length=10_000)] | None = None
+    fan_in_fan_out: bool = False
+    use_rslora: bool = False
+    init_lora_weights: bool | Literal["gaussian"] = True
+    modules_to_save: list[Literal["score", "classifier"]] | None = None  # PEFT's names of a classifier's head
+    bias: Literal["none"] = "none"
+
+
+def read_adapter(folder: Path) -> tuple[PeftLoraConfig, dict[str, Tensor]]:
+    """Config, without dropout, and weights of a plain LoRA adapter. Raises UserError if it is anything else."""
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: no {name} there; give the folder of a PEFT adapter saved as safetensors")
+    said = _read_config(folder / CONFIG)
+    try:
+        state = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{folder / WEIGHTS}: cannot be read ({first_line(error)}); fetch or make it again") from error
+    _check_weights(folder, said.r, state)
+    config = PeftLoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        **said.model_dump(exclude={"peft_type", "task_type", "modules_to_save", "init_lora_weights", "lora_alpha"}),
+        lora_alpha=said.lora_alpha,  # type: ignore[arg-type]  # PEFT divides it, and takes any number
+    )
+    return config, state
+
+
+def _read_config(file: Path) -> LoraFile:
+    values = read_object(file, MOST_BYTES)
+    said = {
+        key: value for key, value in values.items() if key in LoraFile.model_fields or not _says_nothing(key, value)
+    }
+    try:
+        return LoraFile.model_validate(said)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = str(first["loc"][0])
+        reason = "is not known here" if first["type"] == "extra_forbidden" else first["msg"]
+        raise UserError(
+            f"{file}: {key[:60]!r}: {reason}; only plain LoRA with the names of its modules is loaded: merge the "
+            "adapter, or train anew"
+        ) from None
+
+
+def _says_nothing(key: str, value: object) -> bool:
+    """Of what other versions of PEFT have beside, what is switched off: null, false, empty."""
+    return key in UNREAD or value in (None, False, {}, [])
+
+
+def _check_weights(folder: Path, rank: int, state: dict[str, Tensor]) -> None:
+    """Nothing but A of [r, in] and B of [out, r], and perhaps a head."""
+    for key, tensor in state.items():
+        if key == SCORE_KEY:
+            continue
+        side = {".lora_A.weight": 0, ".lora_B.weight": 1}.get("." + ".".join(key.split(".")[-2:]))
+        if side is None:
+            raise UserError(
+                f"{folder}: {key[:200]} is more than the A and B of a plain LoRA adapter; merge it, or train anew"
+            )
+        if tensor.dim() != 2 or tensor.shape[side] != rank or not tensor.is_floating_point():
+            shape = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+            raise UserError(f"{folder}: {key[:200]} is {shape}, and {CONFIG} says r is {rank}; fetch or make it again")
