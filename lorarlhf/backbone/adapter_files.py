@@ -30,6 +30,7 @@ UNREAD = {
 }
 
 ModuleName = Annotated[str, Field(pattern=r"\A[\w.]{1,200}\z")]
+EndOfName = Annotated[str, Field(pattern=r"\A(\.\*\\\.)?[\w.]{1,200}\z")]  # as PEFT writes them: `.*\.gate_up_proj`
 
 
 class LoraFile(Section):
@@ -43,11 +44,19 @@ class LoraFile(Section):
     # All but one part of the model, as `Adapters.attach` leaves out the towers of a model of text and images.
     exclude_modules: Annotated[str, Field(pattern=r"\A\(\?!(\w|\\\.)+\\\.\)\.\*\z", max_length=200)] | None = None
     layers_to_transform: Annotated[list[NonNegativeInt], Field(max_length=10_000)] | None = None
+    # Of the stacked experts of a mixture: PEFT adapts parameters, some of them with another rank.
+    target_parameters: Annotated[list[ModuleName], Field(max_length=10_000)] | None = None
+    rank_pattern: dict[EndOfName, PositiveInt] = Field(default={})
+    alpha_pattern: dict[EndOfName, PositiveFloat] = Field(default={})
     fan_in_fan_out: bool = False
     use_rslora: bool = False
     init_lora_weights: bool | Literal["gaussian"] = True
     modules_to_save: list[Literal["score", "classifier"]] | None = None  # PEFT's names of a classifier's head
     bias: Literal["none"] = "none"
+
+    @property
+    def ranks(self) -> set[int]:
+        return {self.r, *self.rank_pattern.values()}
 
 
 def read_adapter(folder: Path) -> tuple[PeftLoraConfig, dict[str, Tensor]]:
@@ -60,7 +69,7 @@ def read_adapter(folder: Path) -> tuple[PeftLoraConfig, dict[str, Tensor]]:
         state = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{folder / WEIGHTS}: cannot be read ({first_line(error)}); fetch or make it again") from error
-    _check_weights(folder, said.r, state)
+    _check_weights(folder, said.ranks, state)
     config = PeftLoraConfig(
         task_type=TaskType.CAUSAL_LM,
         **said.model_dump(exclude={"peft_type", "task_type", "modules_to_save", "init_lora_weights", "lora_alpha"}),
@@ -91,8 +100,8 @@ def _says_nothing(key: str, value: object) -> bool:
     return key in UNREAD or value in (None, False, {}, [])
 
 
-def _check_weights(folder: Path, rank: int, state: dict[str, Tensor]) -> None:
-    """Nothing but A of [r, in] and B of [out, r], and perhaps a head."""
+def _check_weights(folder: Path, ranks: set[int], state: dict[str, Tensor]) -> None:
+    """Nothing but A of [r, in] and B of [out, r], of stacked experts r times their number, and perhaps a head."""
     for key, tensor in state.items():
         if key == SCORE_KEY:
             continue
@@ -101,6 +110,8 @@ def _check_weights(folder: Path, rank: int, state: dict[str, Tensor]) -> None:
             raise UserError(
                 f"{folder}: {key[:200]} is more than the A and B of a plain LoRA adapter; merge it, or train anew"
             )
-        if tensor.dim() != 2 or tensor.shape[side] != rank or not tensor.is_floating_point():
+        rank = tensor.shape[side] if tensor.dim() == 2 and tensor.is_floating_point() else 0
+        if rank not in ranks and not (".experts." in key and rank and any(rank % r == 0 for r in ranks)):
             shape = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-            raise UserError(f"{folder}: {key[:200]} is {shape}, and {CONFIG} says r is {rank}; fetch or make it again")
+            said = ", ".join(map(str, sorted(ranks)))
+            raise UserError(f"{folder}: {key[:200]} is {shape}, and {CONFIG} says r is {said}; fetch or make it again")

@@ -154,6 +154,9 @@ class DataConfig(Section):
     chat_template: str | None = None
     chat_template_kwargs: dict[TemplateVariable, Any] = {}
     wrap_text: Literal["auto", "always", "never"] = "auto"
+    special_tokens: Literal["escape", "allow"] = Field(
+        default="escape", description="What text that spells a special token, such as `<|im_end|>`, is: text, or it."
+    )
     max_prompt_length: PositiveInt = 512
     max_length: PositiveInt = 1024
     on_bad_row: Literal["error", "skip"] = "error"
