@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import socket
 import threading
@@ -30,6 +31,9 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cache-control": "no-store",
 }
+
+
+_OURS = re.compile(r"(127\.0\.0\.1|localhost)(:[0-9]{1,5})?")  # any port: it may come through a tunnel
 
 
 class Guard:
@@ -63,7 +67,7 @@ class Guard:
     def _problem(self, scope: Scope) -> str | None:
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
-        if host.rsplit(":", 1)[0] not in ("127.0.0.1", "localhost"):  # any port: it may come through a tunnel
+        if not _OURS.fullmatch(host):
             return "This server answers to 127.0.0.1 and localhost only."
         if origin is not None and origin != f"http://{host}":
             return "This server takes no requests from other pages."
