@@ -239,7 +239,7 @@ class Adapters:
         config, state = read_adapter(folder)
         if self.base is not None and not allow_other_base:
             check_base(folder, self.base)
-        self._check_rank(f"{folder}: r", max(config.r, *config.rank_pattern.values(), 0))
+        self._check_rank(f"{folder}: r", max(config.r, *(config.rank_pattern or {}).values(), 0))
         score = state.pop(SCORE_KEY, None)
         if score is None and (with_head or name in SCALAR_ROLES):
             raise UserError(f"{folder}: the adapter has no score head ({SCORE_KEY}); train one with lorarlhf reward")

@@ -44,6 +44,7 @@ def export(
     from lorarlhf.cli.quiet import quiet_libraries
 
     quiet_libraries()
+    from lorarlhf.publishing.folder import exported_files
     from lorarlhf.publishing.hub import push_to_hub as push
     from lorarlhf.run import Run
     from lorarlhf.stages.export import check_improved, export_run
@@ -57,4 +58,6 @@ def export(
     if compared:
         typer.echo(f"export: {fidelity_line(compared)}")
     if push_to_hub is not None:
+        for name in exported_files(to):
+            typer.echo(f"export: uploading {name}, {(to / name).stat().st_size:,} bytes")
         typer.echo(f"export: uploaded to {push(to, push_to_hub, private)}")

@@ -8,20 +8,27 @@ of all other text as they were. `data.special_tokens: allow` is for data that ho
 from __future__ import annotations
 
 import re
-from typing import Literal, TypeVar
+from typing import Literal, overload
 from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedTokenizerBase
 
-from lorarlhf.data.rows import Completion, Demonstration, Preference, Prompt, PromptRow, Scored
+from lorarlhf.data.rows import Completion, Demonstration, Message, Preference, Prompt, PromptRow, Scored
 
 SpecialTokens = Literal["escape", "allow"]
-AnyText = TypeVar("AnyText", Prompt, Completion)
 
 _patterns: WeakKeyDictionary[PreTrainedTokenizerBase, re.Pattern[str] | None] = WeakKeyDictionary()
 
 
-def escaped(tokenizer: PreTrainedTokenizerBase, said: AnyText) -> AnyText:
+@overload
+def escaped(tokenizer: PreTrainedTokenizerBase, said: str) -> str: ...
+
+
+@overload
+def escaped(tokenizer: PreTrainedTokenizerBase, said: list[Message]) -> list[Message]: ...
+
+
+def escaped(tokenizer: PreTrainedTokenizerBase, said: str | list[Message]) -> str | list[Message]:
     """Text, or messages, none of which spells a special token of a tokenizer that `prepare_tokenizer` has seen."""
     pattern = _pattern(tokenizer)
     if pattern is None:

@@ -67,7 +67,13 @@ def write_adapter(recipe: Recipe, adapter: Path, tokenizer: PreTrainedTokenizerB
 
 
 def stage_tokenizer(recipe: Recipe, stage: Stage, finished: Path) -> PreTrainedTokenizerBase:
-    """As the stage left it in its folder, chat template included; padding on the side that its use calls for."""
+    """As the stage left it in its folder, chat template included; padding on the side that its use calls for.
+
+    Raises:
+        UserError: one of its files is a link, which could carry any file of this computer into an export.
+    """
+    if link := next((path for path in sorted(finished.iterdir()) if path.is_symlink()), None):
+        raise UserError(f"{link}: is a link, and an export takes none; put the file itself in its place")
     tokenizer = AutoTokenizer.from_pretrained(finished, trust_remote_code=recipe.model.trust_remote_code)
     tokenizer.padding_side = "right" if STAGES[stage].scores else "left"
     return tokenizer
