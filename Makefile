@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-all test-families test-real lint docs audit
+.PHONY: help demo test test-all test-families test-real lint docs reference audit
 
 help:
 	@echo "make demo      reward model, PPO, evaluation and export on a tiny model, in minutes on a CPU"
@@ -12,6 +12,7 @@ help:
 	@echo "make lint      ruff and mypy"
 	@echo "make docs      the documentation as a site in site/"
 	@echo "make audit     known holes in what is installed, looked up in the package index"
+	@echo "make reference docs/recipe.md and recipes/schema.json, from the sections of a recipe"
 
 # torch first and by itself: with its version met, nothing that follows replaces it by another build.
 .venv/installed: pyproject.toml constraints.txt
@@ -50,3 +51,6 @@ docs: .venv/installed
 audit: .venv/installed
 	$(BIN)/pip install --quiet pip-audit
 	$(BIN)/pip-audit --skip-editable
+
+reference: .venv/installed
+	$(BIN)/python docs/reference.py

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lorarlhf.errors import UserError, first_line
 from lorarlhf.json_file import read_object
-from lorarlhf.recipe.sections import NonNegativeInt, PositiveFloat, PositiveInt, Section
+from lorarlhf.recipe.sections.section import NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 SCORE_KEY = "base_model.model.score.weight"  # where PEFT keeps the head of a sequence classifier

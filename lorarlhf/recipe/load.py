@@ -47,6 +47,39 @@ def load_recipe(
     Raises:
         UserError: every fault found, one a line, each with its file and line or its option; or code that needs `trust`.
     """
+    draft, file = _drafted(name_or_path, named, sets)
+    recipe = draft.validated(file)
+    if not trust:
+        check_code(recipe, draft.written_in(), of_run)
+    return recipe
+
+
+class Traced(NamedTuple):
+    """A recipe, and who wrote each of its keys: `FILE:LINE`, `--option` or `--set a.b=v`; a default nobody."""
+
+    recipe: Recipe
+    origins: dict[KeyPath, str]
+
+    def value(self, path: KeyPath) -> Any:
+        """What a key is, as plain data; null where its section is not there."""
+        value: Any = self.recipe.model_dump(mode="json")
+        for part in path:
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
+
+    def origin(self, path: KeyPath) -> str | None:
+        """Who wrote a key, or the section it is in as a whole; None of a default."""
+        return self.origins.get(path)
+
+
+def trace_recipe(name_or_path: str, named: Mapping[str, Option] | None = None, sets: Sequence[str] = ()) -> Traced:
+    """What `load_recipe` loads, with where it comes from: to be looked at, so that no trust is asked for."""
+    draft, file = _drafted(name_or_path, named, sets)
+    return Traced(draft.validated(file), draft.origins)
+
+
+def _drafted(name_or_path: str, named: Mapping[str, Option] | None, sets: Sequence[str]) -> tuple[_Draft, str]:
+    """All that is written of a recipe, and the file to name where nobody wrote a key."""
     draft = _Draft()
     chain = _follow_extends(find_recipe(name_or_path))
     for path, document in chain:
@@ -55,10 +88,7 @@ def load_recipe(
         draft.add_value(tuple(key.split(".")), Document(option.value), option.flag)
     for text in sets:
         draft.add_set(text)
-    recipe = draft.validated(str(chain[-1][0]))
-    if not trust:
-        check_code(recipe, draft.written_in(), of_run)
-    return recipe
+    return draft, str(chain[-1][0])
 
 
 def dump_recipe(recipe: Recipe) -> str:
