@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorarlhf.cli.options import AllowOtherBase, Checkpoint
+from lorarlhf.cli.options import AllowOtherBase, Checkpoint, Trust
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import Quantization
 
@@ -57,6 +57,7 @@ def chat(
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, show_default="another each time")] = None,
     allow_other_base: AllowOtherBase = False,
+    trust: Trust = False,
 ) -> None:
     """Talk with a run's policy or a model; /compare collects preferences on the way. Reads lines from a pipe too."""
     if (run is None) == (model is None):
@@ -79,7 +80,7 @@ def chat(
         sources = [BASE, adapter] if adapter else None
         respondent = of_model(ModelConfig(name=str(model), quantization=quantization or "none"), sources)
     else:
-        respondent = before_and_after(Run(run), checkpoint)
+        respondent = before_and_after(Run(run, trust), checkpoint)
     folder = out or (run or Path()) / "chat"
     seed = secrets.randbelow(2**31) if seed is None else seed
     session = open_chat(respondent, folder, temperature, response_length, seed, allow_other_base)

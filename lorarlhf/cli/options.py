@@ -47,3 +47,6 @@ LogFile = Annotated[
     typer.Option(help="Write what is said there, and go on when the terminal closes.", show_default=False),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and the plan; load no weights.")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Let a recipe or run from elsewhere run the code it names; read it first.")
+]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from lorarlhf.cli.options import AllowOtherBase, Checkpoint
+from lorarlhf.cli.options import AllowOtherBase, Checkpoint, Trust
 from lorarlhf.data.endings import LINES, check_ending
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import Quantization
@@ -55,6 +55,7 @@ def sample(
     checkpoint: Checkpoint = "best",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     allow_other_base: AllowOtherBase = False,
+    trust: Trust = False,
 ) -> None:
     """Sample pairs of different responses, to be compared with `lorarlhf collect`; or the best of several responses."""
     if (run is None) == (model is None):
@@ -79,9 +80,9 @@ def sample(
     if run is None:
         respondent = of_model(ModelConfig(name=str(model), quantization=quantization or "none"), sources)
     elif best_of is None:
-        respondent = of_run(Run(run), sources, checkpoint)
+        respondent = of_run(Run(run, trust), sources, checkpoint)
     else:
-        respondent = of_start(Run(run), sources)
+        respondent = of_start(Run(run, trust), sources)
     if best_of is None:
         count = sample_pairs(
             respondent,

@@ -25,6 +25,7 @@ def resolve(
     output_dir: Path | None,
     sets: list[str] | None,
     resume: bool,
+    trust: bool,
 ) -> tuple[Recipe, Path]:
     """The recipe with all that the options change, and the folder of the run; what goes on takes the run's own."""
     named: dict[str, Option] = {}
@@ -38,19 +39,23 @@ def resolve(
             raise UserError(
                 "--recipe: missing; give a name from `lorarlhf recipes list`, or --resume to go on with a run"
             )
-        return own_recipe(output_dir, named, sets, stage)
-    return load_recipe(recipe, named, sets or []), run_folder(recipe, output_dir)
+        return own_recipe(output_dir, named, sets, stage, trust)
+    return load_recipe(recipe, named, sets or [], trust), run_folder(recipe, output_dir)
 
 
 def own_recipe(
-    output_dir: Path | None, named: dict[str, Option], sets: list[str] | None, stage: Stage | None = None
+    output_dir: Path | None,
+    named: dict[str, Option],
+    sets: list[str] | None,
+    stage: Stage | None = None,
+    trust: bool = False,
 ) -> tuple[Recipe, Path]:
     """What a run, or a stage of it, was begun with, with all that the options change, and its folder."""
     from lorarlhf.run import Run
 
     if output_dir is None:
         raise UserError("--output-dir: missing; without --recipe it says which run is to go on")
-    return Run(output_dir).read_recipe(named, sets or [], stage), output_dir
+    return Run(output_dir, trust).read_recipe(named, sets or [], stage), output_dir
 
 
 def log_to(file: Path | None) -> None:

@@ -43,10 +43,13 @@ def resolve_path(value: str) -> str:
     """`shipped:demo/model` as the path of that file or folder, `~` expanded, everything else (Hub ids, paths) as it is.
 
     Raises:
-        UserError: nothing of that name ships.
+        UserError: nothing of that name ships, or `~name` is nobody.
     """
     if value.startswith("~"):
-        return str(Path(value).expanduser())
+        try:
+            return str(Path(value).expanduser())
+        except RuntimeError:
+            raise UserError(f"{value}: there is no such user here; write the path in full") from None
     if not value.startswith(SHIPPED):
         return value
     folder = shipped_folder("data")

@@ -9,7 +9,7 @@ from pydantic import AfterValidator
 from lorarlhf.recipe.sections.data import DataConfig
 from lorarlhf.recipe.sections.model import LoraConfig, ModelConfig
 from lorarlhf.recipe.sections.ppo import PPOConfig
-from lorarlhf.recipe.sections.section import NonNegativeInt, Section
+from lorarlhf.recipe.sections.section import NonNegativeInt, PackageName, Section
 from lorarlhf.recipe.sections.training import RewardConfig, SFTConfig
 
 Stage = Literal["sft", "reward", "ppo"]
@@ -52,6 +52,10 @@ class Recipe(Section):
     stages: Steps = ["reward", "ppo", "evaluate", "export"]
     """What `lorarlhf run` does, in this order: some of sft, reward, ppo, evaluate, report, export. Leave `sft` out
     where the model answers well already, and `reward` where functions are the reward."""
+
+    requires: list[PackageName] = []
+    """Installed packages, as they are imported, that functions of `ppo.reward_functions` may come from, as
+    [math_verify]. Modules below the current folder need no mention."""
 
     model: ModelConfig
     """The frozen base model and how it is held in memory."""
