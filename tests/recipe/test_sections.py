@@ -1,13 +1,26 @@
 """The rules that the sections of a recipe keep by themselves."""
 
 import math
+import re
 
 import pytest
 from pydantic import ValidationError
 
-from lorarlhf.recipe.sections import LoraConfig, LoraShape, PPOConfig, Recipe, RewardConfig, ScalarLoraOverride
+import lorarlhf.recipe.sections as sections
+from lorarlhf.recipe.sections import LoraConfig, LoraShape, PPOConfig, Recipe, RewardConfig, ScalarLoraOverride, Section
 
 MODEL = {"model": {"name": "m"}}
+
+
+SECTIONS = [value for value in vars(sections).values() if isinstance(value, type) and issubclass(value, Section)]
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
+def test_every_key_has_a_description(section):
+    for key, field in section.model_fields.items():
+        description = field.description or ""
+        assert re.fullmatch(r"[A-Z].*[.]", description, re.DOTALL), f"{section.__name__}.{key}: {description!r}"
+        assert len(description) <= 260, f"{section.__name__}.{key} takes more than two lines"
 
 
 def test_only_the_models_name_is_required():
