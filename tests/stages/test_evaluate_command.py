@@ -243,7 +243,7 @@ def test_the_policy_of_a_checkpoint(evaluate, make_run):
 @pytest.mark.parametrize(
     ("stages", "arguments", "message"),
     [
-        ([], [], "run: no stage of this run has an adapter; run `lorarlhf reward`"),
+        ([], [], "run: no stage of this run has an adapter; run `lorarlhf run --recipe "),
         (["reward"], ["--stage", "ppo"], "run/ppo: no adapter there; run `lorarlhf ppo --output-dir"),
         (["sft"], ["--stage", "reward"], "run/reward: no adapter there; run `lorarlhf reward --output-dir"),
         (["reward"], ["--set", "rewards.x=1"], "--set rewards.x=1: rewards: unknown key; did you mean reward?"),
