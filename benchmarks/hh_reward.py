@@ -41,10 +41,10 @@ from lorarlhf.training.reward_metrics import longer_wins, preference_metrics, re
 LONGEST = 120  # tokens of a transcript; the chat template and its system prompt make it 160
 SIDE = (1500, 1000)  # pairs to learn from and to be judged on, of all rows but the main ones
 COMMON = (
-    *("model.quantization=none", "model.compute_dtype=bfloat16", "lora.r=16", "lora.alpha=32", "data.max_length=192"),
+    *("model.quantization=none", "model.compute_dtype=float32", "lora.r=16", "lora.alpha=32", "data.max_length=192"),
     *("data.test_split=none", "data.test_size=0", "reward.num_train_epochs=1", "reward.max_steps=-1"),
     *("reward.learning_rate=2e-4", "reward.warmup_steps=10", "reward.center_rewards_coefficient=0.01"),
-    *("reward.per_device_train_batch_size=16", "reward.gradient_accumulation_steps=1", "reward.save_steps=10000"),
+    *("reward.per_device_train_batch_size=8", "reward.gradient_accumulation_steps=2", "reward.save_steps=10000"),
 )
 ROWS: dict[str, tuple[str, ...]] = {
     "main": (),
@@ -60,7 +60,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "rank 64": ("lora.r=64", "lora.alpha=128"),
     "label smoothing 0.1": ("reward.label_smoothing=0.1",),
     "two epochs": ("reward.num_train_epochs=2",),
-    "float32": ("model.compute_dtype=float32",),
+    "bfloat16": ("model.compute_dtype=bfloat16",),
     "nf4": ("model.quantization=nf4",),
 }
 

@@ -26,13 +26,13 @@ HELD_OUT = 1000  # comparisons of the test file that proxy and judge are judged 
 LORA = ("model.quantization=none", "lora.r=16", "lora.alpha=32", "data.max_length=192", "data.test_size=0")
 REWARD = (
     *("reward.num_train_epochs=1", "reward.max_steps=-1", "reward.learning_rate=4e-4", "reward.warmup_steps=10"),
-    *("reward.per_device_train_batch_size=16", "reward.gradient_accumulation_steps=1", "reward.save_steps=10000"),
+    *("reward.per_device_train_batch_size=8", "reward.gradient_accumulation_steps=2", "reward.save_steps=10000"),
     "reward.center_rewards_coefficient=0.01",
 )
 PPO = (
     *("ppo.batch_size=32", "ppo.num_ppo_epochs=1", "ppo.num_mini_batches=2", "ppo.learning_rate=5e-4"),
     *("ppo.response_length=64", "ppo.missing_eos_penalty=1.0", "ppo.kl_coef=0.05", "data.max_prompt_length=128"),
-    *("ppo.micro_batch_tokens=3072", "ppo.eval_every=4", "ppo.eval_prompts=32", "ppo.save_every=4"),
+    *("ppo.micro_batch_tokens=1536", "ppo.eval_every=4", "ppo.eval_prompts=32", "ppo.save_every=4"),
     *("ppo.save_total_limit=null", "ppo.stop_when=null"),
 )
 ALGORITHMS: dict[str, tuple[str, ...]] = {

@@ -21,7 +21,6 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from rich.console import Console
 from torch import nn
 
 from lorarlhf.backbone.adapters import Adapters
@@ -31,7 +30,8 @@ from lorarlhf.cli.quiet import quiet_libraries
 from lorarlhf.recipe.load import load_recipe
 from lorarlhf.recipe.sections import ModelConfig
 from lorarlhf.run import Run
-from lorarlhf.stages import demo as demo_run
+from lorarlhf.stages import pipeline
+from lorarlhf.stages.demo import run_demo as demo
 from lorarlhf.stages.reward import train_reward
 
 
@@ -85,9 +85,9 @@ def load(model: ModelConfig, share: float) -> SharedBackbone:
 
 
 def run_demo(args: argparse.Namespace, folder: Path, share: float, seed: int) -> dict[str, float]:
-    demo_run.load_backbone = lambda model: load(model, share)
+    pipeline.load_backbone = lambda model, data: load(model, share)
     # The critic would copy the reward model's shape by itself, but a recipe that names it makes a fresh one.
-    summary = demo_run.run_demo(folder, seed, (layers(share)[0],), Console(quiet=True))
+    summary = demo(folder, seed, (layers(share)[0],))
     seconds = {
         stage: json.loads((folder / stage / "summary.json").read_text())["seconds"] for stage in ("reward", "ppo")
     }

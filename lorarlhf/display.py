@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import get_console
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -45,7 +46,7 @@ class StageDisplay:
         self.path = folder / "metrics.jsonl"
         self.quiet = quiet
         self.phase = phase
-        self.console = console or Console(quiet=quiet)
+        self.console = console or (Console(quiet=True) if quiet else get_console())  # one for all: displays nest in it
         self.rows: list[Mapping[str, Any]] = []
         self.progress = Progress(
             TextColumn(f"[bold]{title}"),
@@ -121,12 +122,12 @@ class StageDisplay:
         )
 
     def _picture(self) -> Group:
-        return Group(self.progress, metrics_table(self.rows[-ROWS_SHOWN:], {self.unit: self.unit, **self.columns}))
+        return Group(self.progress, metrics_table(self.rows[-ROWS_SHOWN:], {self.unit: "", **self.columns}))
 
 
 def metrics_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> Table:
-    """A table of the rows' numbers; a number a row lacks is left blank."""
-    table = Table(box=None, padding=(0, 2))
+    """A table of the rows' numbers, within 80 columns; a number a row lacks is left blank."""
+    table = Table(box=None, padding=(0, 1), pad_edge=False, collapse_padding=True)
     for name in columns.values():
         table.add_column(name, justify="right")
     for row in rows:
@@ -142,4 +143,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def readable(value: float) -> str:
     """A number in the few digits that a table has room for."""
-    return str(value) if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3f}"
+    if isinstance(value, int):
+        return str(value)
+    digits = next((digits for bound, digits in ((10, 3), (100, 1)) if abs(value) < bound), 0)
+    return f"{value:,.{digits}f}"

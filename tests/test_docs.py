@@ -2,6 +2,7 @@
 
 import pkgutil
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -44,8 +45,14 @@ def test_every_page_is_in_the_navigation():
     assert sorted(pages_of_nav(nav)) == sorted(page.name for page in DOCS.glob("*.md"))
 
 
+def test_what_is_made_from_the_sections_is_up_to_date():
+    reference = runpy.run_path(str(DOCS / "reference.py"))
+    for path, text in ((reference["PAGE"], reference["page"]()), (reference["SCHEMA"], reference["schema_text"]())):
+        assert path.read_text(encoding="utf-8") == text, f"{path.name} is old: make reference"
+
+
 def test_documented_objects_exist():
     names = [name for page in DOCS.glob("*.md") for name in re.findall(r"^::: (\S+)", page.read_text(), re.MULTILINE)]
-    assert "lorarlhf.recipe.sections" in names
+    assert names
     for name in names:
         pkgutil.resolve_name(name)

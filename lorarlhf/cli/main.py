@@ -16,6 +16,7 @@ from lorarlhf.cli.demo import demo
 from lorarlhf.cli.doctor import doctor
 from lorarlhf.cli.evaluate import evaluate
 from lorarlhf.cli.export import export
+from lorarlhf.cli.init import init
 from lorarlhf.cli.plan import plan
 from lorarlhf.cli.ppo import ppo
 from lorarlhf.cli.recipes import recipes_app
@@ -38,6 +39,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command()(demo)
+app.command()(init)
 app.command()(run)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")

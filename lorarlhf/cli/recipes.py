@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
+from lorarlhf.cli.options import Set
 from lorarlhf.errors import UserError
+from lorarlhf.recipe.catalogue import catalogue
+from lorarlhf.recipe.full import full_text, header_of
+from lorarlhf.recipe.keys import Key, dotted, find_key, keys_of
+from lorarlhf.recipe.load import Traced, load_recipe, trace_recipe
+from lorarlhf.recipe.schema import schema_text
 from lorarlhf.recipe.shipped import find_recipe, list_recipes
+from lorarlhf.recipe.written import write_recipe
+from lorarlhf.recipe.yaml import flow
 
 recipes_app = typer.Typer(help="Look at the recipes that ship with lorarlhf, and copy one.", no_args_is_help=True)
 
@@ -19,18 +27,20 @@ Name = Annotated[str, typer.Argument(help="A name from `lorarlhf recipes list`."
 
 @recipes_app.command("list")
 def list_() -> None:
-    """List the recipes and what each is for."""
-    recipes = list_recipes()
+    """List the recipes: card, stages, licence, model and data, and time and result where they are known."""
+    entries = catalogue()
+    widths = [max(len(entry[column]) for entry in entries) for column in range(3)]
     console = Console()
-    if console.is_terminal:
-        table = Table("Recipe", "What it is for")
-        for recipe in recipes:
-            table.add_row(f"[bold]{recipe.name}[/]", recipe.summary)
-        console.print(table)
-        return
-    width = max(len(recipe.name) for recipe in recipes)
-    for recipe in recipes:
-        typer.echo(f"{recipe.name:{width}}  {recipe.summary}")
+    for entry in entries:
+        first = "  ".join(f"{entry[column]:{width}}" for column, width in enumerate(widths))
+        model = f"{entry.model} on {entry.data}"
+        more = [f"{about}: {said}" for about, said in (("time", entry.time), ("expect", entry.expected)) if said]
+        if not console.is_terminal:  # a line each, to search in
+            typer.echo("  ".join([first, f"{entry.licence:10}", model, *more]))
+            continue
+        console.print(f"[bold]{first}[/]  {entry.licence}", highlight=False)
+        for line in (model, *more):
+            typer.echo(filled(line, "  "))
 
 
 @recipes_app.command()
@@ -50,23 +60,87 @@ def show(name: Annotated[str, typer.Argument(help="A recipe's name or path.", sh
 def copy(
     name: Name,
     path: Annotated[Path, typer.Argument(help="Where to: a file that ends in .yaml.", show_default=False)],
+    full: Annotated[
+        bool, typer.Option("--full", help="Every key with what it does, nothing taken from another recipe.")
+    ] = False,
 ) -> None:
-    """Copy a recipe to a file of your own; an existing file is never overwritten."""
-    if name.endswith((".yaml", ".yml")):  # its `extends` may be a path, which would not resolve from elsewhere
-        raise UserError(f"{name}: `copy` is for recipes that ship with lorarlhf; copy your own files with cp")
+    """Copy a recipe to a file of your own, with the schema beside it that editors complete its keys from.
+
+    An existing recipe is never overwritten.
+    """
+    own = name.endswith((".yaml", ".yml"))
+    if own and not full:  # its `extends` may be a path, which would not resolve from elsewhere
+        raise UserError(
+            f"{name}: `copy` is for recipes that ship with lorarlhf; copy your own files with cp, or --full"
+        )
     text = find_recipe(name).read_text(encoding="utf-8")
-    if path.suffix not in (".yaml", ".yml"):
-        raise UserError(f"{path}: a recipe's file must end in .yaml; write for example {_suggested(path, name)}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError as error:
-        raise UserError(f"{error.filename}: exists already and is not overwritten; choose another name") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}; choose another place") from error
+    if full:
+        text = full_text(load_recipe(name), header_of(text))
+    write_recipe(path, text, suggested=Path(name).stem)
     typer.echo(f"Wrote {path}. Change it, then use it with --recipe {path}")
 
 
-def _suggested(path: Path, name: str) -> Path:
-    return path / f"{Path(name).name}.yaml" if path.is_dir() else Path(f"{path}.yaml")
+@recipes_app.command()
+def explain(
+    key: Annotated[
+        str, typer.Argument(help="As `ppo.kl_coef`, or a section as `ppo`.", show_default="the sections")
+    ] = "",
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="Say its value in this recipe, and what file and line set it.")
+    ] = None,
+    set_: Set = None,
+) -> None:
+    """Say what a key of a recipe does, what it takes and what it is if left out."""
+    found = find_key(key) if key else None
+    traced = trace_recipe(recipe, sets=set_ or []) if recipe is not None else None
+    if found is not None:
+        default = f"; default {found.default}" if found.default and not found.field.is_required() else ""
+        typer.echo(f"{dotted(found.path)}: {found.kind}{default}")
+        typer.echo(filled(found.description))
+    if traced is not None and found is not None and not found.keys:
+        typer.echo(f"in {recipe}: {_value(traced, found)}")
+    keys = keys_of() if found is None else found.keys
+    width = max((len(one.name) for one in keys), default=0)
+    for one in keys:
+        label = f"  {one.name:{width}}  "
+        if traced is None or (found is None and one.keys):
+            typer.echo(filled(one.description, label))
+        else:
+            typer.echo(label + _value(traced, one))
+
+
+def _value(traced: Traced, key: Key) -> str:
+    return "  ".join([flow(traced.value(key.path)), traced.origin(key.path) or "(default)"])
+
+
+@recipes_app.command()
+def validate(
+    recipes: Annotated[
+        list[str] | None, typer.Argument(help="Files or names.", metavar="[PATH]...", show_default="all that ship")
+    ] = None,
+) -> None:
+    """Check recipes: every fault with its file and line, and exit status 2 if there is one."""
+    faults: list[str] = []
+    for recipe in recipes or [info.name for info in list_recipes()]:
+        try:
+            load_recipe(recipe)
+        except UserError as error:
+            faults += str(error).splitlines()
+        else:
+            typer.echo(f"{recipe}: valid")
+    if faults:
+        raise UserError("\n".join(dict.fromkeys(faults)))  # several recipes may extend a faulty one
+
+
+@recipes_app.command()
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors and other tools."""
+    typer.echo(schema_text(), nl=False)
+
+
+def filled(text: str, label: str = "") -> str:
+    """Text in as many columns as there are, under a label as wide as its indent; unbroken when piped."""
+    console = Console()
+    if not console.is_terminal:
+        return label + text
+    return textwrap.fill(text, console.width, initial_indent=label, subsequent_indent=" " * len(label))

@@ -76,8 +76,9 @@ def inspect_source(
     measure: Measure,
     max_length: int,
     test: tuple[Source | str, str] | None = None,
+    most: int | None = None,
 ) -> Report:
-    """Read a source to its end. Bad rows are counted; UserError is raised if its columns are unknown.
+    """Read a source to its end, or its first rows. Bad rows are counted; unknown columns are a UserError.
 
     It keeps 8 bytes a prompt and a pair, hashes of their text, and 4 a length.
 
@@ -85,10 +86,11 @@ def inspect_source(
         columns: as in `data.columns`.
         measure: lengths of a prompt and of a completion of it.
         test: source and split of the test rows whose prompts must not be in this one.
+        most: rows to read; None reads all.
     """
     reader: Reader[Any] = Reader(table_of(source, split, columns), "skip", columns)
     tally = _Tally(measure, max_length)
-    for example in reader.read(iter_rows(source, split)):
+    for example in reader.read(islice(iter_rows(source, split), most)):
         tally.add(example)
     prompts = _distinct(tally.prompts)
     shared = None

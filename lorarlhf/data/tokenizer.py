@@ -54,6 +54,12 @@ def has_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
     return bool(tokenizer.chat_template) and PLAIN not in tokenizer.get_chat_template()
 
 
+def may_think(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template leaves it to a variable if the model thinks before it answers."""
+    template = tokenizer.get_chat_template() if tokenizer.chat_template else ""
+    return THINKING in template and default_line(THINKING) not in template
+
+
 def wraps_text(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether plain text is to become turns of a conversation, which is all that a chat model has been tuned on."""
     return config.wrap_text == "always" or (config.wrap_text == "auto" and has_chat_template(tokenizer))
@@ -124,7 +130,7 @@ def _settle_chat_template(tokenizer: PreTrainedTokenizerBase, values: Mapping[st
             "the chat template prints today's date in a way that is not understood here, so prompts differ from day to "
             "day; give another as data.chat_template"
         )
-    if THINKING in original and THINKING not in values and default_line(THINKING) not in original:
+    if may_think(tokenizer) and THINKING not in values:
         notes.append(
             f"the chat template can have the model think before it answers ({THINKING}), which takes up "
             f"ppo.response_length; data.chat_template_kwargs: {{{THINKING}: false}} has it answer at once, true think"

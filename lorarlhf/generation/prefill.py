@@ -20,6 +20,7 @@ class Prompts:
 
     Attributes:
         inputs, positions: [n, W] token ids and their places; attention: [n, W + limit], 0 only at padding.
+        distinct: rows of which no earlier one is the same prompt; copied_from: [n] of each row, its place among those.
     """
 
     def __init__(self, prompts: Sequence[Sequence[int]], limit: int, device: torch.device) -> None:
@@ -31,10 +32,16 @@ class Prompts:
             self.attention[row, : width - len(prompt)] = 0
         # Places count real tokens only: padding on the left must not move a prompt along its positions.
         self.positions = (self.attention[:, :width].cumsum(1) - 1).clamp(min=0)
+        first: dict[tuple[int, ...], int] = {}  # row of each distinct prompt
+        for row, prompt in enumerate(prompts):
+            first.setdefault(tuple(prompt), row)
+        places = {prompt: place for place, prompt in enumerate(first)}
+        self.distinct = torch.tensor(list(first.values()), device=device)
+        self.copied_from = torch.tensor([places[tuple(prompt)] for prompt in prompts], device=device)
 
 
 def fill(backbone: SharedBackbone, prompts: Prompts, into: StaticCache | None = None) -> tuple[Tensor, Cache]:
-    """Compute the prompts, and keep what later tokens need of them.
+    """Compute the prompts, each once however many rows begin with it, and keep what later tokens need of them.
 
     A pass over all prompts at once holds activations of thousands of tokens where a step of decoding holds those of one
     a row: it, and not the cache, would say how many rows can be decoded at a time. So the passes are over groups of
@@ -50,18 +57,27 @@ def fill(backbone: SharedBackbone, prompts: Prompts, into: StaticCache | None = 
     caches: list[Cache] = []
     scores: list[Tensor] = []
     size = _rows_a_group(backbone, n, width)
-    for start in range(0, n, size):
-        part = slice(start, start + size)
+    for places in torch.arange(len(prompts.distinct), device=prompts.inputs.device).split(size):
+        rows = prompts.distinct[places]
         cache = backbone.growing_cache()
         hidden = backbone.cached_states(
-            prompts.inputs[part], prompts.attention[part, :width], prompts.positions[part], cache
+            prompts.inputs[rows], prompts.attention[rows, :width], prompts.positions[rows], cache
         )
         scores.append(backbone.logits(hidden[:, -1]))
         if into is None:
             caches.append(cache)
         else:
-            _write(cache, into, part, n)
-    return scores[0] if len(scores) == 1 else torch.cat(scores), _joined(caches) if into is None else into
+            targets = torch.nonzero(torch.isin(prompts.copied_from, places)).squeeze(1)
+            _write(cache, into, targets, prompts.copied_from[targets] - places[0], n)
+    all_scores = scores[0] if len(scores) == 1 else torch.cat(scores)
+    if len(prompts.distinct) < n:
+        all_scores = all_scores[prompts.copied_from]
+    if into is not None:
+        return all_scores, into
+    whole = _joined(caches)
+    if len(prompts.distinct) < n:
+        backbone.keep_rows(whole, prompts.copied_from)
+    return all_scores, whole
 
 
 def _rows_a_group(backbone: SharedBackbone, n: int, width: int) -> int:
@@ -83,8 +99,8 @@ def _joined(caches: list[Cache]) -> Cache:
     return whole
 
 
-def _write(cache: Cache, into: StaticCache, part: slice, n: int) -> None:
-    """A group's rows to where they belong in a cache of fixed size."""
+def _write(cache: Cache, into: StaticCache, targets: Tensor, sources: Tensor, n: int) -> None:
+    """Rows `sources` of a group's cache to the rows `targets` of one of fixed size with n rows."""
     source: list[Any] = list(cache.layers)
     target: list[Any] = list(into.layers)
     for layer, static in zip(source, target, strict=True):
@@ -94,7 +110,7 @@ def _write(cache: Cache, into: StaticCache, part: slice, n: int) -> None:
             like = (tensor[:1].expand(n, -1, -1, -1) for tensor in (layer.keys, layer.values))
             static.lazy_initialization(*like)
         width = layer.keys.shape[2]
-        static.keys[part, :, :width] = layer.keys
-        static.values[part, :, :width] = layer.values
+        static.keys[targets, :, :width] = layer.keys[sources]
+        static.values[targets, :, :width] = layer.values[sources]
         static.cumulative_length.fill_(width)
         layer.keys = layer.values = None  # it goes as the other fills

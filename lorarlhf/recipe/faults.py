@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
-from typing import Any, get_args, get_origin
+from collections.abc import Mapping
+from typing import Any
 
 from pydantic import ValidationError
 
-from lorarlhf.recipe.sections import Recipe, Section
+from lorarlhf.recipe.keys import dotted, section_at, section_in, suggestion
 from lorarlhf.recipe.yaml import CORE_SCHEMA, KeyPath, show
 
 # What a value should have been, for pydantic's error types; {} is filled in from the error's context.
@@ -62,11 +61,6 @@ def line(origin: str, path: KeyPath, message: str) -> str:
     )
 
 
-def dotted(path: KeyPath) -> str:
-    """`("ppo", "reward_functions", 0)` as `ppo.reward_functions[0]`."""
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
-
-
 def _key_path(fault: Mapping[str, Any], data: Any) -> KeyPath:
     """The fault's place in the data, without the names of union members that pydantic puts in between."""
     path: list[str | int] = []
@@ -86,7 +80,7 @@ def _is_below(path: KeyPath, above: KeyPath) -> bool:
 def _message(path: KeyPath, faults: list[Any]) -> str:
     first = faults[0]
     if first["type"] == "extra_forbidden":
-        return f"unknown key; {_suggestion(path)}"
+        return f"unknown key; {suggestion(path)}"
     if first["type"] == "missing":
         return "required but missing; add it"
     ours = [str(fault["ctx"]["error"]) for fault in faults if fault["type"] == "value_error"]
@@ -116,42 +110,9 @@ def _reads_as_number(text: str) -> bool:
     return any(CORE_SCHEMA[kind].match(text) for kind in ("int", "float"))
 
 
-def _suggestion(path: KeyPath) -> str:
-    key = str(path[-1])
-    section = _section_at(path[:-1])
-    known = list(section.model_fields)
-    hints = [f"did you mean {near}?" for near in get_close_matches(key.lower(), known, n=1, cutoff=0.5)]
-    elsewhere = sorted((other for other in _all_keys(Recipe) if other[-1] == key), key=len)
-    if elsewhere:
-        hints.append(f"there is {' and '.join(dotted(other) for other in elsewhere[:3])}")
-    return "; ".join(hints) or f"known keys: {', '.join(known)}"
-
-
-def _all_keys(section: type[Section], above: KeyPath = ()) -> Iterator[KeyPath]:
-    for name, field in section.model_fields.items():
-        yield (*above, name)
-        inner = _section_in(field.annotation)
-        if inner:
-            yield from _all_keys(inner, (*above, name))
-
-
-def _section_at(path: KeyPath) -> type[Section]:
-    section: type[Section] = Recipe
-    for part in path:
-        if isinstance(part, str):
-            section = _section_in(section.model_fields[part].annotation) or section
-    return section
-
-
-def _section_in(annotation: Any) -> type[Section] | None:
-    if get_origin(annotation) is None:
-        return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
-    return next((section for section in map(_section_in, get_args(annotation)) if section), None)
-
-
 def _first_required(path: KeyPath) -> KeyPath:
     """`model` is missing because `model.name` is: name the key that a person has to write."""
-    section = _section_in(_section_at(path[:-1]).model_fields[str(path[-1])].annotation)
+    section = section_in(section_at(path[:-1]).model_fields[str(path[-1])].annotation)
     required = [name for name, field in section.model_fields.items() if field.is_required()] if section else []
     return (*path, required[0]) if required else path
 

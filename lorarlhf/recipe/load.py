@@ -39,6 +39,29 @@ def load_recipe(name_or_path: str, named: Mapping[str, Option] | None = None, se
     Raises:
         UserError: every fault found, one a line, each with its file and line or its option.
     """
+    return trace_recipe(name_or_path, named, sets).recipe
+
+
+class Traced(NamedTuple):
+    """A recipe, and who wrote each of its keys: `FILE:LINE`, `--option` or `--set a.b=v`; a default nobody."""
+
+    recipe: Recipe
+    origins: dict[KeyPath, str]
+
+    def value(self, path: KeyPath) -> Any:
+        """What a key is, as plain data; null where its section is not there."""
+        value: Any = self.recipe.model_dump(mode="json")
+        for part in path:
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
+
+    def origin(self, path: KeyPath) -> str | None:
+        """Who wrote a key, or the section it is in as a whole; None of a default."""
+        return self.origins.get(path)
+
+
+def trace_recipe(name_or_path: str, named: Mapping[str, Option] | None = None, sets: Sequence[str] = ()) -> Traced:
+    """What `load_recipe` loads, with where it comes from; raises the same."""
     draft = _Draft()
     chain = _follow_extends(find_recipe(name_or_path))
     for path, document in chain:
@@ -47,7 +70,7 @@ def load_recipe(name_or_path: str, named: Mapping[str, Option] | None = None, se
         draft.add_value(tuple(key.split(".")), Document(option.value), option.flag)
     for text in sets:
         draft.add_set(text)
-    return draft.validated(str(chain[-1][0]))
+    return Traced(draft.validated(str(chain[-1][0])), draft.origins)
 
 
 def parse_source(text: str) -> Source:

@@ -104,7 +104,6 @@ STAGES: dict[Stage, StageInfo] = {
                 "peak_memory_gb": "peak GB",
                 "eval_reward": "held-out reward",
                 "eval_kl": "held-out KL",
-                "eval_finished": "held-out finished",
             },
             samples=True,
             starts_from="sft",

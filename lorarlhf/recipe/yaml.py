@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,6 +130,14 @@ def dump_yaml(data: Any) -> str:
     """YAML that `parse_yaml` reads back to equal data."""
     text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     return text
+
+
+def flow(value: Any) -> str:
+    """The same of one value, on one line."""
+    text: str = yaml.dump(
+        value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=True, width=sys.maxsize
+    )
+    return text.removesuffix("...\n").rstrip("\n")
 
 
 def show(value: object) -> str:

@@ -171,7 +171,7 @@ def check_bfloat16() -> Finding:
 
     if str(compute_dtype(ModelConfig(name="any"))) == "torch.bfloat16":
         return Finding("bfloat16", "ok", "fast here, and used")
-    what = "not fast here: float32 is used, which takes more memory and several times as long"
+    what = "not faster than float32 here: that is used, which takes more memory"
     return Finding("bfloat16", "note", what)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from rich import get_console
 from rich.console import Console
 
 from lorarlhf.backbone.load import load_backbone
@@ -22,6 +23,7 @@ from lorarlhf.recipe.stages import STAGES, trained_by
 from lorarlhf.rl.rewards import all_reward_functions
 from lorarlhf.run import BEST, RECIPE, Run, write_json
 from lorarlhf.stages import ppo, reward, sft
+from lorarlhf.stages.agenda import Agenda
 from lorarlhf.stages.evaluate import evaluate_run, report_lines
 from lorarlhf.stages.export import check_improved, export_run
 from lorarlhf.stages.fidelity import fidelity_line
@@ -44,7 +46,12 @@ TRAIN: Mapping[Step, Callable[..., dict[str, Any]]] = {
 }
 
 
-def run_recipe(recipe: Recipe, run: Run | Path | str, resume: bool = True, console: Console | None = None) -> None:
+def run_recipe(
+    recipe: Recipe,
+    run: Run | Path | str,
+    resume: bool = True,
+    evaluate: Callable[[Run, Recipe, Stage, SharedBackbone], dict[str, Any]] | None = None,
+) -> None:
     """Take the recipe's `stages` in turn; the base model is loaded once for those that train or evaluate.
 
     Inputs and memory of all of them are looked at before the model is. The model that leaves is that of the last stage
@@ -54,11 +61,12 @@ def run_recipe(recipe: Recipe, run: Run | Path | str, resume: bool = True, conso
         run: a run, or its folder.
         resume: pass over training that has finished, go on with what was interrupted. False moves them aside and
             trains all anew. Evaluation, report and export are made again each time.
+        evaluate: what makes `evaluation.json` of what the last stage has left; None takes `evaluate_run`.
 
     Raises:
         UserError: what a stage raises; or what is to be passed over was made with other settings.
     """
-    run, console = Run(run), console or Console()
+    run, console = Run(run), get_console()
     training = trained_by(recipe)
     last = training[-1] if training else run.last_stage()
     states: dict[Step, State] = dict.fromkeys(training, NEW)
@@ -66,21 +74,23 @@ def run_recipe(recipe: Recipe, run: Run | Path | str, resume: bool = True, conso
         states |= _states(recipe, run, training)
     _look_ahead(recipe, run, [stage for stage in training if states[stage] != DONE], last, console)
     backbone = None
-    for number, step in enumerate(recipe.stages, 1):
-        passed_over = ", done already" if states.get(step) == DONE else ""
-        console.print(f"\n[bold]{number}/{len(recipe.stages)} {_title(step)}[/]{passed_over}", highlight=False)
-        if step == "export":
-            backbone = None  # merging loads the base for itself
-        elif step == "evaluate" or states.get(step, DONE) != DONE:
-            backbone = backbone or load_backbone(recipe.model, recipe.data)
-        if step not in states:
-            _make(step, recipe, run, last, backbone, console)
-        elif states[step] != DONE:
-            TRAIN[step](recipe, run, states[step] == BEGUN, backbone=backbone)
-        gc.collect()  # optimisers, and models in circles: PEFT's wrapper and the model point to each other
-        free_cached_memory()
-        for line in _result(step, recipe, run, last):
-            console.print(f"   {line}", highlight=False, markup=False, soft_wrap=True)
+    with Agenda([_title(step) for step in recipe.stages], console) as agenda:
+        for number, step in enumerate(recipe.stages, 1):
+            agenda.begin(number, ", done already" if states.get(step) == DONE else "")
+            if step == "export":
+                backbone = None  # merging loads the base for itself
+            elif step == "evaluate" or states.get(step, DONE) != DONE:
+                backbone = backbone or load_backbone(recipe.model, recipe.data)
+            if step == "evaluate" and backbone is not None:
+                figures = (evaluate or _evaluate)(run, recipe, last, backbone)
+                write_json(run.stage(last) / EVALUATION, figures)
+            elif step not in states:
+                _make(step, recipe, run, last)
+            elif states[step] != DONE:
+                TRAIN[step](recipe, run, states[step] == BEGUN, backbone=backbone)
+            gc.collect()  # optimisers, and models in circles: PEFT's wrapper and the model point to each other
+            free_cached_memory()
+            agenda.end(number, _result(step, recipe, run, last), kept=-1 if step == "evaluate" else 0)
 
 
 def _title(step: Step) -> str:
@@ -176,12 +186,13 @@ def _look_ahead(recipe: Recipe, run: Run, todo: Sequence[Stage], last: Stage, co
             console.print(f"{STAGES[stage].title}: {peak}", highlight=False)
 
 
-def _make(step: Step, recipe: Recipe, run: Run, last: Stage, backbone: SharedBackbone | None, console: Console) -> None:
+def _evaluate(run: Run, recipe: Recipe, stage: Stage, backbone: SharedBackbone) -> dict[str, Any]:
+    return evaluate_run(run, recipe, stage, get_console(), backbone=backbone)
+
+
+def _make(step: Step, recipe: Recipe, run: Run, last: Stage) -> None:
     """What is made of the weights that training has left, and made again each time: it takes minutes."""
-    if step == "evaluate":
-        evaluation = evaluate_run(run, recipe, last, console, backbone=backbone)
-        write_json(run.stage(last) / EVALUATION, evaluation)
-    elif step == "report":
+    if step == "report":
         write_report([run.path], run.path / REPORT)
     else:
         check_improved(run, last, BEST, anyway=False)
@@ -189,11 +200,16 @@ def _make(step: Step, recipe: Recipe, run: Run, last: Stage, backbone: SharedBac
         export_run(run, run.path / EXPORT, last, config.merge, config.dtype, base=config.base)
 
 
+def read_evaluation(run: Run, stage: Stage) -> dict[str, Any]:
+    """What the step `evaluate` has left of a stage."""
+    evaluation: dict[str, Any] = json.loads((run.stage(stage) / EVALUATION).read_text(encoding="utf-8"))
+    return evaluation
+
+
 def _result(step: Step, recipe: Recipe, run: Run, last: Stage) -> list[str]:
     """What a step that is done has come to, line by line."""
     if step == "evaluate":
-        evaluation = json.loads((run.stage(last) / EVALUATION).read_text(encoding="utf-8"))
-        return [f"{name:18} {text}" if name else text for name, text in report_lines(evaluation)]
+        return [f"{name:18} {text}" if name else text for name, text in report_lines(read_evaluation(run, last))]
     if step == "report":
         return [f"in {run.path / REPORT}"]
     if step == "export":

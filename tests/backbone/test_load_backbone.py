@@ -115,7 +115,16 @@ def test_compute_type_on_a_cpu_is_bfloat16_only_where_that_is_fast(monkeypatch, 
     monkeypatch.setattr(load, "accelerator", lambda: None)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)
-    assert compute_dtype(ModelConfig(name="m")) is (torch.bfloat16 if amx or avx else torch.float32)
+    for speedup in (0.5, 2.0):  # the instruction alone does not make it faster
+        monkeypatch.setattr(load, "bfloat16_speedup", lambda speedup=speedup: speedup)
+        fast = (amx or avx) and speedup > 1
+        assert compute_dtype(ModelConfig(name="m")) is (torch.bfloat16 if fast else torch.float32)
+
+
+def test_the_speed_of_bfloat16_is_measured_once():
+    load.bfloat16_speedup.cache_clear()
+    assert 0 < load.bfloat16_speedup() == load.bfloat16_speedup() < 100
+    assert load.bfloat16_speedup.cache_info().hits == 1
 
 
 @pytest.mark.parametrize(("device", "supported"), [("cuda", True), ("cuda", False), ("xpu", True), ("mps", False)])

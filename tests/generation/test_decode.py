@@ -13,7 +13,8 @@ from lorarlhf.generation.decode import GrowingDecoder, StaticDecoder, capture_fa
 from lorarlhf.generation.draw import uniform_table
 from lorarlhf.generation.sample import sample_responses
 
-PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [4], [12, EOS, 13], [20, 21], [22, 4, 5, 6, 7], [30, 31, 32]] * 3
+BEGINNINGS = ([5, 6, 7, 8, 9, 10], [], [12, EOS], [20], [22, 4, 5, 6], [30, 31])
+PROMPTS = [[*beginning, last] for last in (11, 13, 14) for beginning in BEGINNINGS]
 SLIDING = {"mistral", "gemma2", "gemma3_text", "phi3"}  # in `tiny_models` their windows are of four tokens
 
 
@@ -146,6 +147,34 @@ def test_prompts_computed_in_groups_are_answered_the_same(with_policy, monkeypat
     monkeypatch.setattr(prefill, "PREFILL_TOKENS", tokens)
     assert_same(sampled(backbone, monkeypatch, decoder), at_once)
     assert passes == {1: [1] * 18, 14: [2] * 9, 70: [10, 8]}[tokens]
+
+
+@pytest.mark.parametrize("tokens", [14, 4096])
+@pytest.mark.parametrize(
+    ("decoder", "family"),
+    [(GrowingDecoder, "llama"), (GrowingDecoder, "gemma3_text"), (GrowingDecoder, "lfm2"), (StaticDecoder, "llama")],
+)
+def test_a_prompt_that_comes_several_times_is_computed_once(with_policy, monkeypatch, family, decoder, tokens):
+    """Not necessarily side by side: each row goes on from a copy, as if it had been computed by itself."""
+    backbone = with_policy(family, window=4 if decoder is GrowingDecoder else 23)
+    prompts = [PROMPTS[i] for i in (0, 1, 0, 2, 2, 1, 0)]
+    uniforms = uniform_table(len(prompts), 16, 0)
+    monkeypatch.setattr(rollout_module, "make_decoder", decoder)
+    alone = [sample_responses(backbone, [prompt], uniforms[i : i + 1], 1.0) for i, prompt in enumerate(prompts)]
+    rows, real = [], backbone.cached_states
+
+    def cached_states(inputs, *args):
+        if inputs.shape[1] > 1:
+            rows.append(len(inputs))
+        return real(inputs, *args)
+
+    monkeypatch.setattr(backbone, "cached_states", cached_states)
+    monkeypatch.setattr(prefill, "PREFILL_TOKENS", tokens)
+    together = sample_responses(backbone, prompts, uniforms, 1.0)
+    assert sum(rows) == 3
+    assert rows_of(together.sequences) == [rows_of(one.sequences)[0] for one in alone]
+    for row, one in enumerate(alone):
+        assert_close(together.logprobs[row, : one.logprobs.shape[1]], one.logprobs[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["qwen3_next", "lfm2"])

@@ -10,6 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lorarlhf.errors import UserError
 from lorarlhf.stages.demo import run_demo
 
+# Two short iterations improve nothing, and a policy that is no better is not exported; unjudged ones are.
+UNJUDGED = "ppo.eval_every=0"
 CONTRACT = {
     "seconds": None,
     "reward": {"eval_accuracy"},
@@ -29,16 +31,16 @@ def check_contract(summary):
 
 
 def test_a_small_demo_holds_together(tmp_path, capsys):
-    summary = run_demo(tmp_path / "run", seed=3, sets=tuple(small_sets(tmp_path / "data")))
+    summary = run_demo(tmp_path / "run", seed=3, sets=(*small_sets(tmp_path / "data"), UNJUDGED))
     check_contract(summary)
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
     assert summary["ppo"]["iterations"] == 2
     out = capsys.readouterr().out
     assert "\x1b" not in out
-    for part in ("Customer", "Before", "After", "gold score", "held-out accuracy"):
+    for part in ("Customer", "Before", "After", "gold score", "5/5 export", "lorarlhf chat --run"):
         assert part in out
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert f"All of it on one page: {tmp_path / 'run' / 'report.html'}" in out
+    assert f"all of it on one page: {tmp_path / 'run' / 'report.html'}" in out
     for part in ("finished: 3 steps", "finished: 2 iterations", "reliability", "margins", "time by phase"):
         assert part in page
     for stage in ("reward", "ppo"):
@@ -54,7 +56,7 @@ def test_a_small_demo_holds_together(tmp_path, capsys):
 
 
 def test_a_second_demo_moves_the_first_aside_and_repeats_it(tmp_path):
-    sets = tuple(small_sets(tmp_path / "data"))
+    sets = (*small_sets(tmp_path / "data"), UNJUDGED)
     first, second = (run_demo(tmp_path / "run", seed=3, sets=sets) for _ in range(2))
     assert {key: first[key] for key in CONTRACT if key != "seconds"} == {
         key: second[key] for key in CONTRACT if key != "seconds"
