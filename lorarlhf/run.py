@@ -55,7 +55,8 @@ class Run:
             return chosen_checkpoint(self.stage(stage), str(checkpoint)) / STAGES[stage].role
         if not self.has_adapter(stage):
             raise UserError(
-                f"{self.stage(stage)}: no adapter there; run `lorarlhf {stage} --output-dir {self.path}` first"
+                f"{self.stage(stage)}: no adapter there; run `lorarlhf {stage} --recipe {self._recipe_or_name()} "
+                f"--output-dir {self.path}` first"
             )
         return self.stage(stage)
 
@@ -65,7 +66,10 @@ class Run:
         for stage in LAST_FIRST:
             if self.has_adapter(stage):
                 return stage
-        raise UserError(f"{self.path}: no stage of this run has an adapter; run `lorarlhf reward` or `ppo` first")
+        raise UserError(
+            f"{self.path}: no stage of this run has an adapter; run "
+            f"`lorarlhf run --recipe {self._recipe_or_name()} --output-dir {self.path}` first"
+        )
 
     def write_recipe(self, recipe: Recipe, stage: Stage | None = None) -> None:
         """Write the recipe of the run, which is that of its latest stage, and beside it that of the stage."""
@@ -88,6 +92,10 @@ class Run:
                 f"{self.path}: not a run, there is no recipe.yaml; give the --output-dir of an earlier stage"
             )
         return load_recipe(str(path), named, sets)
+
+    def _recipe_or_name(self) -> str:
+        """What --recipe takes to do another stage of this run."""
+        return str(self.path / RECIPE) if (self.path / RECIPE).is_file() else "NAME"
 
     def write_summary(self, stage: Stage, summary: dict[str, Any]) -> None:
         write_json(self.stage(stage) / "summary.json", summary)

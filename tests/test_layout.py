@@ -19,7 +19,7 @@ ORDER = (
     {"generation"},
     {"backbone"},
     {"data"},
-    {"run", "display", "loopback"},
+    {"run", "display", "loopback", "trackers"},
     {"manifest"},
     {"recipe"},
     {"errors", "memory", "intervals", "version"},

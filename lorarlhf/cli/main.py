@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import traceback
 from typing import Annotated
@@ -36,7 +37,7 @@ app = typer.Typer(
     help="RLHF on one consumer GPU: reward model and PPO as LoRA adapters on one frozen 4-bit base model.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(demo)
 app.command()(init)
@@ -78,13 +79,13 @@ def main() -> None:
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     try:
         _one_of_several()
-        app()
+        app(prog_name="lorarlhf")  # by whatever way it was called: completion goes by the name
     except UserError as error:
         _fail(str(error), 2, verbose)
     except SystemExit as ended:
         if ended.code != INTERRUPTED:
             raise
-        _fail("stopped; sft, reward and ppo go on from their last checkpoint with --resume", 1, verbose)
+        _fail(f"stopped{_how_to_go_on(sys.argv[1:])}", 1, verbose)
     except Exception as error:  # the last stop: anything else becomes one line and exit 1
         _fail(_in_one_line(error), 1, verbose)
 
@@ -102,6 +103,16 @@ def _one_of_several() -> None:
         raise UserError(f"{command}: runs in one process; call `lorarlhf {command}` without a launcher")
     if os.environ["RANK"] != "0":
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # to the end of the process
+
+
+def _how_to_go_on(arguments: list[str]) -> str:
+    """What to type after training was interrupted; nothing after anything else."""
+    command = next((argument for argument in arguments if not argument.startswith("-")), "")
+    again = shlex.join(["lorarlhf", *arguments])
+    if command in STAGES:
+        resume = "" if "--resume" in arguments else " --resume"
+        return f"; `{again}{resume}` goes on from the last checkpoint"
+    return f"; `{again}` goes on where it was" if command == "run" else ""
 
 
 def _fail(message: str, code: int, verbose: bool) -> None:

@@ -20,7 +20,7 @@ def reward(
     """Train a reward model on comparisons (or ratings)."""
     resolved, run_path = resolve("reward", recipe, model, dataset, output_dir, set_)
     if dry_run:
-        print_dry_run(["reward"], resolved, run_path)
+        print_dry_run(["reward"], recipe, resolved, run_path, resume=resume)
         return
     from lorarlhf.cli.quiet import quiet_libraries
 

@@ -34,7 +34,7 @@ def run(
         named["stages"] = Option("--stages", [stage.strip() for stage in stages.split(",")])
     resolved, run_path = load_recipe(recipe, named, set_ or []), run_folder(recipe, output_dir)
     if dry_run:
-        print_dry_run([stage for stage in STAGES if stage in resolved.stages], resolved, run_path)
+        print_dry_run([stage for stage in STAGES if stage in resolved.stages], recipe, resolved, run_path)
         return
     from lorarlhf.cli.quiet import quiet_libraries
 

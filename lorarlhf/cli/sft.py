@@ -20,7 +20,7 @@ def sft(
     """Fine-tune the policy on demonstrations."""
     resolved, run_path = resolve("sft", recipe, model, dataset, output_dir, set_)
     if dry_run:
-        print_dry_run(["sft"], resolved, run_path)
+        print_dry_run(["sft"], recipe, resolved, run_path, resume=resume)
         return
     from lorarlhf.cli.quiet import quiet_libraries
 

@@ -36,6 +36,7 @@ LABELS = {
     "eval_prompts": "held-out prompts",
 }
 PARTS = {"before": "before training", "best": "policy that was kept"}
+OLLAMA = "In the folder of these files: `ollama create my-model -f Modelfile`, then `ollama run my-model`."
 QUANTIZED = {"nf4": "4-bit NF4", "int8": "8-bit", "none": "unquantised"}
 
 
@@ -48,6 +49,7 @@ def model_card(
     evaluation: Sequence[tuple[str, str]] = (),
     compared: str = "",
     reads_text: bool = False,
+    for_ollama: bool = False,
 ) -> str:
     """The README.md of an export, with the metadata that the Hub reads. It names no folder of this computer.
 
@@ -58,12 +60,14 @@ def model_card(
         evaluation: what `lorarlhf evaluate` said line by line, each with its heading.
         compared: how near the merged model is to the one that was trained.
         reads_text: prompts were plain text that goes on, not conversations.
+        for_ollama: a Modelfile lies beside it.
     """
     info, base = STAGES[stage], without_folders(recipe.model.name)
     code = (scoring_code if info.scores else generation_code)(recipe, tokenizer, base, merged is not None, reads_text)
     sections = {
         f"{PurePosixPath(base).name}-{stage}": _about(recipe, info, base, merged, compared),
         "Use": f"```python\n{code}\n```\n\n{_advice(info, reads_text)}",
+        "Ollama": OLLAMA if for_ollama else "",
         "Data": _data(recipe.data, info),
         "Evaluation": _evaluation(evaluation),
         "Training": results_table(summary),

@@ -18,6 +18,7 @@ from lorarlhf.backbone.budget import TokenBudget
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.examples import SPLITS, load_prompt_rows
+from lorarlhf.data.rows import request_text
 from lorarlhf.data.tokenize import PromptExample
 from lorarlhf.data.tokenized import read_by_model
 from lorarlhf.display import StageDisplay, read_metrics
@@ -42,6 +43,7 @@ from lorarlhf.rl.trl_engine import check_trl, train_with_trl
 from lorarlhf.run import Run
 from lorarlhf.stages.gpus import mention_other_gpus
 from lorarlhf.stages.inputs import check_inputs
+from lorarlhf.trackers import Trackers
 from lorarlhf.training.checkpoint import move_aside
 from lorarlhf.training.doubt import doubt_of
 
@@ -78,7 +80,7 @@ def train_ppo(
     if engine == "trl":
         check_trl(recipe.ppo, resume)
     reward_folder = find_reward_adapter(recipe.ppo.reward_model_weight, bool(functions), run, reward)
-    check_inputs("ppo", recipe)
+    check_inputs("ppo", recipe, run.path)
     if reward_folder == run.stage("reward") and (doubt := doubt_of(run.read_summary("reward"))):
         logger.warning(doubt)
     folder, has_sft = run.stage("ppo"), run.has_adapter("sft")
@@ -108,17 +110,20 @@ def train_ppo(
     if not resume:
         move_aside(folder)
     display = _display(config, folder, resume, quiet=not learner.is_main)
+    trackers = Trackers(config.report_to, folder, config.model_dump(mode="json"))
     watch = Watch()
 
     def log(row: dict[str, Any]) -> None:
         warnings = watch.observe(row)
         display.log({**row, "warnings": warnings} if warnings else row)
-        learner.track(row)
+        trackers.log(row)
+        if "eval_reward" in row and learner.is_main and trackers.names:
+            trackers.log_samples(_samples(folder, row["iteration"]), row["step"])
 
     setup = make_setup(backbone, config, prompts, eval_prompts, functions, log, folder, recipe.seed)
     if learner.is_main:
         run.write_recipe(recipe, "ppo")
-    with display, learner.tracking(recipe.model_dump(mode="json")["ppo"]):
+    with display, trackers:
         state = TrainingState(config.kl_coef) if checkpoint is None else load_checkpoint(checkpoint, folder, learner)
         display.begin(config.iterations, state.iteration)
         for row in read_metrics(display.path) if resume and learner.is_main else ():  # it alone shows what is observed
@@ -156,6 +161,12 @@ def _display(config: PPOConfig, folder: Path, resume: bool, quiet: bool) -> Stag
     stage = STAGES["ppo"]
     title = stage.name if config.advantage_estimator == "gae" else config.advantage_estimator
     return StageDisplay(title, stage.unit, stage.columns, folder, resume, quiet=quiet, phase=partial(_phase, config))
+
+
+def _samples(folder: Path, iteration: int) -> list[dict[str, Any]]:
+    """What an evaluation has sampled, as a table for trackers."""
+    rows = [row for row in read_metrics(folder / "samples.jsonl") if row["iteration"] == iteration]
+    return [{**row, "prompt": request_text(row["prompt"])} for row in rows]
 
 
 def _outcome(state: TrainingState, config: PPOConfig) -> dict[str, Any]:
@@ -250,8 +261,8 @@ def find_reward_adapter(weight: float, has_functions: bool, run: Run, reward: st
         if has_functions:
             return None
         raise UserError(
-            f"{run.stage('reward')}: no reward adapter there; run `lorarlhf reward` with the same --output-dir first, "
-            "or give one with --reward"
+            f"{run.stage('reward')}: no reward adapter there; run `lorarlhf reward --recipe NAME --output-dir "
+            f"{run.path}` first, or give one with --reward"
         )
     folder = Path(reward).expanduser()
     if not folder.is_dir():

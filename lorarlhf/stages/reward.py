@@ -23,6 +23,7 @@ from lorarlhf.recipe.stages import STAGES
 from lorarlhf.run import Run
 from lorarlhf.stages.gpus import mention_other_gpus
 from lorarlhf.stages.inputs import check_inputs
+from lorarlhf.trackers import Trackers
 from lorarlhf.training.checkpoint import move_aside
 from lorarlhf.training.doubt import doubt_of
 from lorarlhf.training.objectives import OBJECTIVES, Objective
@@ -45,7 +46,7 @@ def train_reward(
     """
     start, run = time.perf_counter(), Run(run)
     config, objective = recipe.reward, OBJECTIVES[recipe.reward.objective]
-    check_inputs("reward", recipe)
+    check_inputs("reward", recipe, run.path)
     folder = run.stage("reward")
     checkpoint = find_checkpoint(folder) if resume else None
     if backbone is None:
@@ -62,14 +63,18 @@ def train_reward(
         move_aside(folder)
     trainer = RewardModelTrainer(backbone, config, train.dataset, folder, recipe.seed)
     stage = STAGES["reward"]
-    display = show_progress(trainer, stage, {**stage.columns, **objective.columns}, resume)
+    trackers = Trackers(recipe.reward.report_to, folder, recipe.reward.model_dump(mode="json"))
+    display = show_progress(trainer, stage, {**stage.columns, **objective.columns}, resume, trackers)
     if trainer.is_world_process_zero():
         run.write_recipe(recipe, "reward")
-    with display, backbone.role("reward"):
-        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with trackers:
+        with display, backbone.role("reward"):
+            result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        held_out = held_out_metrics(backbone, objective, test.dataset)
+        trackers.log({"step": result.global_step, **held_out})
     summary = {
         "objective": config.objective,
-        **held_out_metrics(backbone, objective, test.dataset),
+        **held_out,
         **(objective.baselines(lambda: train.dataset, test.dataset) if len(test.dataset) else {}),
         **training_summary(train, test, result.global_step, start),
     }

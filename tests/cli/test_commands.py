@@ -110,7 +110,7 @@ FAULTS = {
     "empty data": (["sft", "--recipe", "demo", "--dataset", "empty.jsonl"], [r"empty\.jsonl: .*empty"]),
     "no reward adapter": (
         ["ppo", "--recipe", "demo", "--output-dir", "runs/new"],
-        ["runs/new/reward: no reward adapter there; run `lorarlhf reward` with the same --output-dir first"],
+        ["runs/new/reward: no reward adapter there; run `lorarlhf reward --recipe NAME --output-dir runs/new` first"],
     ),
     "no such reward adapter": (
         ["ppo", "--recipe", "demo", "--reward", "empty"],
@@ -183,7 +183,7 @@ class OutOfMemoryError(RuntimeError):
         (RuntimeError("the disk\nis full"), "Error: RuntimeError: the disk (--verbose shows where)"),
         (KeyError("reward"), "Error: KeyError: 'reward' (--verbose shows where)"),
         (OutOfMemoryError("no room"), "Error: OutOfMemoryError: no room (lower ppo.micro_batch_tokens, "),
-        (KeyboardInterrupt(), "Error: stopped; sft, reward and ppo go on from their last checkpoint with --resume"),
+        (KeyboardInterrupt(), "Error: stopped; `lorarlhf sft --recipe demo --resume` goes on from the last checkpoint"),
     ],
 )
 def test_anything_else_is_exit_1(command, monkeypatch, error, message):
