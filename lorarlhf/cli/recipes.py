@@ -32,10 +32,11 @@ Name = Annotated[
 def list_() -> None:
     """List the recipes: card, stages, licence, model and data, and time and result where they are known."""
     entries = catalogue()
-    widths = [max(len(entry[column]) for entry in entries) for column in range(3)]
+    firsts = [(entry.name, entry.card, entry.stages) for entry in entries]
+    widths = [max(map(len, column)) for column in zip(*firsts, strict=True)]
     console = Console()
-    for entry in entries:
-        first = "  ".join(f"{entry[column]:{width}}" for column, width in enumerate(widths))
+    for entry, texts in zip(entries, firsts, strict=True):
+        first = "  ".join(f"{text:{width}}" for text, width in zip(texts, widths, strict=True))
         model = f"{entry.model} on {entry.data}"
         more = [f"{about}: {said}" for about, said in (("time", entry.time), ("expect", entry.expected)) if said]
         if not console.is_terminal:  # a line each, to search in

@@ -45,7 +45,7 @@ class TrainingConfig(Section):
     them."""
 
     report_to: list[Tracker] = []
-    """Trackers that get all numbers, as [tensorboard]; each must be installed."""
+    """Trackers that get all numbers and samples, as [tensorboard]; each must be installed (docs/trackers.md)."""
 
 
 class SupervisedConfig(TrainingConfig):
