@@ -12,7 +12,7 @@ from typing import Any
 from lorarlhf.errors import UserError
 from lorarlhf.files import write_file
 from lorarlhf.manifest import chosen_checkpoint, numbered_checkpoints
-from lorarlhf.recipe.load import Option, dump_recipe, load_recipe
+from lorarlhf.recipe.load import Option, dump_recipe, load_recipe, source_value
 from lorarlhf.recipe.sections import Recipe, Stage
 from lorarlhf.recipe.stages import LAST_FIRST, STAGES
 
@@ -61,7 +61,8 @@ class Run:
             return chosen_checkpoint(self.stage(stage), str(checkpoint)) / STAGES[stage].role
         if not self.has_adapter(stage):
             raise UserError(
-                f"{self.stage(stage)}: no adapter there; run `lorarlhf {stage} --output-dir {self.path}` first"
+                f"{self.stage(stage)}: no adapter there; run `lorarlhf {stage} --recipe {self._recipe_or_name()} "
+                f"--output-dir {self.path}` first"
             )
         return self.stage(stage)
 
@@ -71,7 +72,10 @@ class Run:
         for stage in LAST_FIRST:
             if self.has_adapter(stage):
                 return stage
-        raise UserError(f"{self.path}: no stage of this run has an adapter; run `lorarlhf reward` or `ppo` first")
+        raise UserError(
+            f"{self.path}: no stage of this run has an adapter; run "
+            f"`lorarlhf run --recipe {self._recipe_or_name()} --output-dir {self.path}` first"
+        )
 
     def write_recipe(self, recipe: Recipe, stage: Stage | None = None) -> None:
         """Write the recipe of the run, which is that of its latest stage, and beside it that of the stage."""
@@ -93,6 +97,10 @@ class Run:
                 f"{self.path}: not a run, there is no recipe.yaml; give the --output-dir of an earlier stage"
             )
         return load_recipe(str(path), named, sets)
+
+    def _recipe_or_name(self) -> str:
+        """What --recipe takes to do another stage of this run."""
+        return str(self.path / RECIPE) if (self.path / RECIPE).is_file() else "NAME"
 
     def write_summary(self, stage: Stage, summary: dict[str, Any]) -> None:
         write_json(self.stage(stage) / "summary.json", summary)
@@ -118,7 +126,7 @@ def is_current(product: Path, adapter: Path) -> bool:
 def other_test_data(stage: Stage, flag: str, dataset: str) -> dict[str, Option]:
     """What of a recipe is different where a stage is tested on other data: all of them, however few the run takes."""
     return {
-        f"data.{STAGES[stage].data_key}_test": Option(flag, dataset),
+        f"data.{STAGES[stage].data_key}_test": Option(flag, source_value(dataset)),
         "data.eval_examples": Option(flag, None),
     }
 

@@ -19,7 +19,7 @@ ORDER = (
     {"generation"},
     {"backbone"},
     {"data"},
-    {"run", "display", "loopback"},
+    {"run", "display", "loopback", "trackers"},
     {"manifest", "lock"},
     {"recipe"},
     {"errors", "files", "memory", "intervals", "signals", "version"},

@@ -60,8 +60,8 @@ def init(
     )
     hours = ask(time, yes, "Time: hours", "1" if on.target == "cpu" else "8", interview.read_time)
     made = tailored(Answers(on, base, read, function, hours))
-    for fit in made.fits:
-        typer.echo(f"  {fit.plan.stage}: {fit.plan.peak.total / GIB:.1f} of {fit.capacity / GIB:.1f} GiB")
+    for plan in made.plans:
+        typer.echo(f"  {plan.stage}: {plan.peak.total / GIB:.1f} of {on.capacity / GIB:.1f} GiB")
     write_recipe(path, made.text, suggested="mine")
     typer.echo(f"Wrote {path}. Next:")
     typer.echo(f"  lorarlhf run --recipe {path}")

@@ -37,7 +37,7 @@ app = typer.Typer(
     help="RLHF on one consumer GPU: reward model and PPO as LoRA adapters on one frozen 4-bit base model.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(demo)
 app.command()(init)
@@ -82,7 +82,7 @@ def main() -> None:
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     try:
         _one_of_several()
-        app()
+        app(prog_name="lorarlhf")  # by whatever way it was called: completion goes by the name
     except UserError as error:
         _fail(str(error), 2, verbose)
     except Stopped as stopped:
@@ -90,7 +90,7 @@ def main() -> None:
     except SystemExit as ended:
         if ended.code != INTERRUPTED:
             raise
-        _fail("stopped; sft, reward and ppo go on from a checkpoint, if they wrote one, with --resume", 130, verbose)
+        _fail(f"stopped{_how_to_go_on(sys.argv[1:])}", 130, verbose)
     except Exception as error:  # the last stop: anything else becomes one line and exit 1
         _fail(_in_one_line(error), 1, verbose)
 

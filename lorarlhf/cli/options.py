@@ -8,15 +8,21 @@ from typing import Annotated
 import typer
 
 from lorarlhf.data.endings import READ, listed
+from lorarlhf.recipe.shipped import list_recipes
 
-SOURCE = f"Hub id, a {listed(READ)} file, or a folder that `datasets` saved."
+SOURCE = f"Hub id, a {listed(READ)} file, a folder that `datasets` can read, or a mapping as in a recipe."
 
-RecipeOption = Annotated[str, typer.Option("--recipe", help="A name from `lorarlhf recipes list`, or your .yaml file.")]
+
+def recipe_names(incomplete: str) -> list[tuple[str, str]]:
+    """Names of shipped recipes that begin so, each with what it is for, for a shell to complete."""
+    return [(info.name, info.summary) for info in list_recipes() if info.name.startswith(incomplete)]
+
+
+RECIPE_HELP = "A name from `lorarlhf recipes list`, or your .yaml file."
+RecipeOption = Annotated[str, typer.Option("--recipe", help=RECIPE_HELP, autocompletion=recipe_names)]
 OptionalRecipe = Annotated[
     str | None,
-    typer.Option(
-        "--recipe", help="A name from `lorarlhf recipes list`, or your .yaml file.", show_default="the run's own"
-    ),
+    typer.Option("--recipe", help=RECIPE_HELP, show_default="the run's own", autocompletion=recipe_names),
 ]
 Model = Annotated[str | None, typer.Option(help="Hub id or folder of the base model, instead of the recipe's.")]
 Dataset = Annotated[str | None, typer.Option(help=f"For this stage: {SOURCE}")]

@@ -10,7 +10,7 @@ from lorarlhf.cli.options import Model, RecipeOption, Set
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.load import Option, load_recipe
 from lorarlhf.recipe.sections import Recipe, Stage
-from lorarlhf.recipe.stages import STAGES
+from lorarlhf.recipe.stages import STAGES, trained_by
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,7 +31,7 @@ def plan(
         typer.Option(min=0.1, metavar="GIB", help="Memory of the card.", show_default="this machine's"),
     ] = None,
 ) -> None:
-    """Say what memory each stage takes and whether it fits, from the model's config alone."""
+    """Say what memory each stage of a recipe takes and whether it fits, from the model's config alone."""
     named = {"model.name": Option("--model", model)} if model is not None else {}
     resolved = load_recipe(recipe, named, set_ or [])
     from lorarlhf.cli.quiet import quiet_libraries
@@ -40,7 +40,7 @@ def plan(
     from lorarlhf.backbone.load import load_model_config
 
     model_config = load_model_config(resolved.model)
-    fits = [show_fit(resolved, model_config, stage, gpu_memory) for stage in STAGES]
+    fits = [show_fit(resolved, model_config, stage, gpu_memory) for stage in trained_by(resolved) or STAGES]
     if not all(fit.fits for fit in fits):
         wrong = ", ".join(fit.plan.stage for fit in fits if not fit.fits)
         raise UserError(f"{recipe} does not fit in {fits[0].capacity / GIB:.1f} GiB: {wrong}")

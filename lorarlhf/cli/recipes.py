@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from lorarlhf.cli.options import Set
+from lorarlhf.cli.options import Set, recipe_names
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.catalogue import catalogue
 from lorarlhf.recipe.full import full_text, header_of
@@ -22,17 +22,21 @@ from lorarlhf.recipe.yaml import flow
 
 recipes_app = typer.Typer(help="Look at the recipes that ship with lorarlhf, and copy one.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(help="A name from `lorarlhf recipes list`.", show_default=False)]
+Name = Annotated[
+    str,
+    typer.Argument(help="A name from `lorarlhf recipes list`.", show_default=False, autocompletion=recipe_names),
+]
 
 
 @recipes_app.command("list")
 def list_() -> None:
     """List the recipes: card, stages, licence, model and data, and time and result where they are known."""
     entries = catalogue()
-    widths = [max(len(entry[column]) for entry in entries) for column in range(3)]
+    firsts = [(entry.name, entry.card, entry.stages) for entry in entries]
+    widths = [max(map(len, column)) for column in zip(*firsts, strict=True)]
     console = Console()
-    for entry in entries:
-        first = "  ".join(f"{entry[column]:{width}}" for column, width in enumerate(widths))
+    for entry, texts in zip(entries, firsts, strict=True):
+        first = "  ".join(f"{text:{width}}" for text, width in zip(texts, widths, strict=True))
         model = f"{entry.model} on {entry.data}"
         more = [f"{about}: {said}" for about, said in (("time", entry.time), ("expect", entry.expected)) if said]
         if not console.is_terminal:  # a line each, to search in
@@ -44,7 +48,11 @@ def list_() -> None:
 
 
 @recipes_app.command()
-def show(name: Annotated[str, typer.Argument(help="A recipe's name or path.", show_default=False)]) -> None:
+def show(
+    name: Annotated[
+        str, typer.Argument(help="A recipe's name or path.", show_default=False, autocompletion=recipe_names)
+    ],
+) -> None:
     """Print a recipe with its comments."""
     from rich.syntax import Syntax  # loads Pygments, which `--help` need not wait for
 

@@ -21,7 +21,7 @@ def reward(
     """Train a reward model on comparisons (or ratings)."""
     resolved, run_path = resolve("reward", recipe, model, dataset, output_dir, set_, resume)
     if dry_run:
-        print_dry_run(["reward"], resolved, run_path)
+        print_dry_run(["reward"], recipe or str(run_path / "recipe.yaml"), resolved, run_path, resume=resume)
         return
     log_to(log_file)
     from lorarlhf.cli.quiet import quiet_libraries

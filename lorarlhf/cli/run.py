@@ -38,7 +38,8 @@ def run(
     else:
         resolved, run_path = load_recipe(recipe, named, set_ or []), run_folder(recipe, output_dir)
     if dry_run:
-        print_dry_run([stage for stage in STAGES if stage in resolved.stages], resolved, run_path)
+        name = recipe or str(run_path / "recipe.yaml")
+        print_dry_run([stage for stage in STAGES if stage in resolved.stages], name, resolved, run_path)
         return
     log_to(log_file)
     from lorarlhf.cli.quiet import quiet_libraries

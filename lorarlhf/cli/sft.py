@@ -21,7 +21,7 @@ def sft(
     """Fine-tune the policy on demonstrations."""
     resolved, run_path = resolve("sft", recipe, model, dataset, output_dir, set_, resume)
     if dry_run:
-        print_dry_run(["sft"], resolved, run_path)
+        print_dry_run(["sft"], recipe or str(run_path / "recipe.yaml"), resolved, run_path, resume=resume)
         return
     log_to(log_file)
     from lorarlhf.cli.quiet import quiet_libraries

@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from lorarlhf.errors import UserError
-from lorarlhf.recipe.load import Option, dump_recipe, load_recipe
+from lorarlhf.recipe.load import Option, dump_recipe, load_recipe, source_value
 from lorarlhf.recipe.sections import Recipe, Stage
 from lorarlhf.recipe.shipped import find_recipe
 from lorarlhf.recipe.stages import STAGES
@@ -32,7 +32,7 @@ def resolve(
         named["model.name"] = Option("--model", model)
     if dataset is not None:  # the recipe's own held-out file belongs to its own data
         key = f"data.{STAGES[stage].data_key}"
-        named |= {key: Option("--dataset", dataset), f"{key}_test": Option("--dataset", None)}
+        named |= {key: Option("--dataset", source_value(dataset)), f"{key}_test": Option("--dataset", None)}
     if recipe is None:
         if not resume:
             raise UserError(
@@ -74,33 +74,48 @@ def run_folder(recipe: str, output_dir: Path | None) -> Path:
     return output_dir or Path("runs") / find_recipe(recipe).stem
 
 
-def print_dry_run(stages: Sequence[Stage], recipe: Recipe, run_path: Path, reward: str | None = None) -> None:
+def print_dry_run(
+    stages: Sequence[Stage],
+    name: str,
+    recipe: Recipe,
+    run_path: Path,
+    reward: str | None = None,
+    resume: bool = False,
+) -> None:
     """The recipe, what would be done, and the memory it would take if the model's config is here already.
 
+    Args:
+        name: of the recipe, as it was asked for.
+
     Raises:
-        UserError: what `check_sources` finds, without asking the Hub.
+        UserError: what `check_sources` finds, without asking the Hub, or `check_outputs`; there is no checkpoint to
+            `resume` from.
     """
     from lorarlhf.data.examples import check_sources
     from lorarlhf.run import Run
     from lorarlhf.stages.dry_run import has_model_config, steps
+    from lorarlhf.stages.outputs import check_outputs
 
     run = Run(run_path)
     typer.echo(dump_recipe(recipe))
     for stage in stages:
-        typer.echo(
-            "\n".join(f"would {verb:6} {what}" for verb, what in steps(stage, recipe, run, reward, before=stages))
-        )
+        check_outputs(stage, recipe, run.path)
+        for verb, what in steps(stage, recipe, run, reward, stages, resume):
+            typer.echo(f"would {verb:6} {what}")
         if STAGES[stage].source(recipe.data):
             check_sources(recipe.data, STAGES[stage].data_keys, online=False)
     if not has_model_config(recipe.model):
-        typer.echo("memory       see `lorarlhf plan`, which reads the model's config from the Hub")
+        typer.echo(f"memory       see `lorarlhf plan --recipe {name}`, which reads the model's config from the Hub")
         return
     from lorarlhf.cli.plan import show_fit
     from lorarlhf.cli.quiet import quiet_libraries
 
     quiet_libraries()
     from lorarlhf.backbone.load import load_model_config
+    from lorarlhf.stages.inputs import check_optimizer_name
 
+    for stage in stages:
+        check_optimizer_name(getattr(recipe, stage), stage)
     model_config = load_model_config(recipe.model)
     for stage in stages:
         starts_from = STAGES[stage].starts_from

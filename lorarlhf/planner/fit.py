@@ -89,8 +89,21 @@ def all_fit(
     Raises:
         UserError: as for `fit`.
     """
-    planner = Planner(recipe, model_config, target)
-    return all(_plan(planner, stage, capacity).peak.total <= capacity for stage in stages)
+    plans = plans_of(recipe, model_config, stages, target, capacity)
+    return all(plan.peak.total <= capacity for plan in plans)
+
+
+def plans_of(
+    recipe: Recipe,
+    model_config: PreTrainedConfig,
+    stages: Iterable[Stage],
+    target: Target,
+    capacity: int,
+    reference: bool = True,
+) -> Iterator[StagePlan]:
+    """The plan of each stage for so many bytes, made when it is asked for; raises as `fit` does."""
+    planner = Planner(recipe, model_config, target, reference)
+    return (_plan(planner, stage, capacity) for stage in stages)
 
 
 def plan_here(stage: Stage, recipe: Recipe, reference: bool = True) -> StagePlan | None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lorarlhf.data.endings import file_kind
 from lorarlhf.publishing.snippets import generation_code, scoring_code
-from lorarlhf.recipe.sections import DataConfig, Recipe, Stage
+from lorarlhf.recipe.sections import BETWEEN, DataConfig, Recipe, Stage, title_of
 from lorarlhf.recipe.shipped import SHIPPED
 from lorarlhf.recipe.stages import STAGES, StageInfo
 from lorarlhf.recipe.yaml import dump_yaml
@@ -36,6 +36,7 @@ LABELS = {
     "eval_prompts": "held-out prompts",
 }
 PARTS = {"before": "before training", "best": "policy that was kept"}
+OLLAMA = "In the folder of these files: `ollama create my-model -f Modelfile`, then `ollama run my-model`."
 QUANTIZED = {"nf4": "4-bit NF4", "int8": "8-bit", "none": "unquantised"}
 
 
@@ -48,6 +49,7 @@ def model_card(
     evaluation: Sequence[tuple[str, str]] = (),
     compared: str = "",
     reads_text: bool = False,
+    for_ollama: bool = False,
 ) -> str:
     """The README.md of an export, with the metadata that the Hub reads. It names no folder of this computer.
 
@@ -58,12 +60,14 @@ def model_card(
         evaluation: what `lorarlhf evaluate` said line by line, each with its heading.
         compared: how near the merged model is to the one that was trained.
         reads_text: prompts were plain text that goes on, not conversations.
+        for_ollama: a Modelfile lies beside it.
     """
     info, base = STAGES[stage], without_folders(recipe.model.name)
     code = (scoring_code if info.scores else generation_code)(recipe, tokenizer, base, merged is not None, reads_text)
     sections = {
         f"{PurePosixPath(base).name}-{stage}": _about(recipe, info, base, merged, compared),
         "Use": f"```python\n{code}\n```\n\n{_advice(info, reads_text)}",
+        "Ollama": OLLAMA if for_ollama else "",
         "Data": _data(recipe.data, info),
         "Evaluation": _evaluation(evaluation),
         "Training": results_table(summary),
@@ -76,7 +80,9 @@ def model_card(
 
 
 def without_folders(value: str) -> str:
-    """A name fit to be published: of an absolute path (or one below `~`) only the last part."""
+    """A name fit to be published: of an absolute path (or one below `~`) only the last part; of several names, each."""
+    if BETWEEN in value:
+        return BETWEEN.join(map(without_folders, value.split(BETWEEN)))
     for path in (PurePosixPath(value), PureWindowsPath(value)):
         if path.is_absolute() or value.startswith("~"):
             return path.name
@@ -101,7 +107,8 @@ def _metadata(recipe: Recipe, stage: StageInfo, merged: torch.dtype | None) -> d
         metadata["base_model_relation"] = "finetune" if merged else "adapter"
     if recipe.export.license:
         metadata["license"] = recipe.export.license
-    if datasets := sorted({source for source in stage.sources(recipe.data).values() if is_hub_id(source)}):
+    used = {each.source for sources in stage.sources(recipe.data).values() for each in sources}
+    if datasets := sorted(filter(is_hub_id, used)):
         metadata["datasets"] = datasets
     return metadata
 
@@ -146,8 +153,9 @@ def _evaluation(lines: Sequence[tuple[str, str]]) -> str:
 
 def _data(data: DataConfig, stage: StageInfo) -> str:
     return "\n".join(
-        f"- {'' if key.startswith(stage.data_key) else 'prompts of '}`data.{key}`: `{without_folders(source)}`"
-        for key, source in stage.sources(data).items()
+        f"- {'' if key.startswith(stage.data_key) else 'prompts of '}`data.{key}`: `{title_of(published)}`"
+        for key, sources in stage.sources(data).items()
+        for published in [[each.model_copy(update={"source": without_folders(each.source)}) for each in sources]]
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -12,14 +13,25 @@ from huggingface_hub.errors import (
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
 )
+from rich.filesize import decimal
 
 from lorarlhf.errors import UserError, first_line
 
 DENIED = (401, 403)
 
 
+def upload_lines(folder: Path, repo_id: str, private: bool) -> list[str]:
+    """What an upload would send where, for people to read before it does: files, sizes, who may see them."""
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    seen = "private" if private else "public, unless it exists and is private"
+    lines = [f"to upload: {len(sizes)} files, {decimal(sum(sizes.values()))}, to {repo_id} ({seen})"]
+    return lines + [f"  {decimal(size):>9}  {name}" for name, size in sorted(sizes.items())]
+
+
 def push_to_hub(folder: Path, repo_id: str, private: bool) -> str:
     """Upload a folder into a model repository, made if it is not there; return its address.
+
+    What is there already is not sent again, so the same call goes on after an interruption.
 
     The token is the one that `hf auth login` keeps or `HF_TOKEN` gives; nothing here reads or writes it.
 
@@ -40,7 +52,11 @@ def push_to_hub(folder: Path, repo_id: str, private: bool) -> str:
         )
     except (HTTPError, LocalTokenNotFoundError, HFValidationError, OfflineModeIsEnabled) as error:
         reason = first_line(error)
-        raise UserError(f"--push-to-hub {repo_id}: {reason}; {_remedy(error)}; the export is in {folder}") from error
+        again = f"hf upload {repo_id} {shlex.quote(str(folder))}"
+        raise UserError(
+            f"--push-to-hub {repo_id}: {reason}; {_remedy(error)}; the export is in {folder}, and `{again}` sends what "
+            "is not there yet"
+        ) from error
     return str(url)
 
 

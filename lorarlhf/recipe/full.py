@@ -38,7 +38,7 @@ def comment(text: str, depth: int = 0) -> list[str]:
 
 
 def _lines(data: Mapping[str, Any], keys: list[Key], depth: int) -> list[str]:
-    lines = []
+    lines: list[str] = []
     for key in keys:
         value = data[key.name]
         if depth == 0 and lines:

@@ -34,7 +34,7 @@ class Learner:
 
     Args:
         roles: whose adapters (and heads) learn.
-        folder: where trackers (`report_to`) write.
+        folder: the stage's.
     """
 
     def __init__(self, backbone: SharedBackbone, config: PPOConfig, roles: Sequence[str], folder: Path) -> None:
@@ -42,9 +42,7 @@ class Learner:
         self.config = config
         self.parameters = {role: list(backbone.role_parameters(role)) for role in roles}
         arguments = _optimizer_arguments(config, backbone, folder)  # which look for processes in their own way
-        self.accelerator = Accelerator(
-            cpu=backbone.device.type == "cpu", log_with=config.report_to or None, project_dir=str(folder)
-        )
+        self.accelerator = Accelerator(cpu=backbone.device.type == "cpu")
         self.share = Share(self.accelerator.process_index, self.accelerator.num_processes)
         rates = {"policy": config.learning_rate, "critic": config.critic_learning_rate or config.learning_rate}
         kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
@@ -170,22 +168,6 @@ class Learner:
         for process, reason in enumerate(reasons):
             if reason is not None:
                 raise UserError(f"process {process}: {reason}")
-
-    # Trackers
-
-    @contextlib.contextmanager
-    def tracking(self, settings: Mapping[str, Any]) -> Iterator[None]:
-        """Trackers (`report_to`) are told the settings, then what `track` is given, until the block ends."""
-        if self.config.report_to:
-            plain = {key: value for key, value in settings.items() if isinstance(value, (int, float, str))}
-            self.accelerator.init_trackers("lorarlhf", config=plain)
-        yield
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
-
-    def track(self, row: Mapping[str, float]) -> None:
-        """Hand a row of numbers to the trackers, at the optimiser step it names."""
-        self.accelerator.log({key: value for key, value in row.items() if key != "step"}, step=int(row["step"]))
 
     # Checkpoints
 

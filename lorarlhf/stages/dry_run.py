@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from lorarlhf.manifest import find_checkpoint
 from lorarlhf.recipe.sections import ModelConfig, PPOConfig, Recipe, Stage
 from lorarlhf.recipe.shipped import resolve_path
 from lorarlhf.recipe.stages import STAGES
@@ -12,16 +13,27 @@ from lorarlhf.run import Run
 
 
 def steps(
-    stage: Stage, recipe: Recipe, run: Run, reward: str | None = None, before: Collection[Stage] = ()
+    stage: Stage,
+    recipe: Recipe,
+    run: Run,
+    reward: str | None = None,
+    before: Collection[Stage] = (),
+    resume: bool = False,
 ) -> Iterator[tuple[str, str]]:
     """Verb and object of each thing that the stage would do, in order.
 
     Args:
         before: stages that will have been done by then.
+        resume: it goes on from its last checkpoint.
+
+    Raises:
+        UserError: there is no checkpoint to go on from.
     """
     info = STAGES[stage]
     yield "load", f"{recipe.model.name} ({recipe.model.quantization}), once"
-    if info.starts_from:
+    if resume:
+        yield "resume", f"from {find_checkpoint(run.stage(stage))}"
+    elif info.starts_from:
         has_start = info.starts_from in before or run.has_adapter(info.starts_from)
         start = run.stage(info.starts_from) if has_start else "the bare base model"
         yield "start", f"from {start}"

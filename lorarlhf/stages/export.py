@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from lorarlhf.backbone.base import check_base, identify_base
 from lorarlhf.backbone.load import load_model_config
@@ -18,13 +20,18 @@ from lorarlhf.errors import UserError
 from lorarlhf.memory import free_cached_memory
 from lorarlhf.publishing.card import model_card, published
 from lorarlhf.publishing.folder import write_marker, written_beside
+from lorarlhf.publishing.gguf import Converter, GGUFType, find_converter
 from lorarlhf.publishing.merge import check_mergeable, export_dtype, stage_tokenizer, write_adapter, write_merged
+from lorarlhf.publishing.ollama import MODELFILE, modelfile
 from lorarlhf.recipe.sections import MergeBase, ModelConfig, Recipe, Stage
+from lorarlhf.recipe.shipped import resolve_path
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.run import BEST, Run, is_current
 from lorarlhf.stages.evaluate import report_lines
 from lorarlhf.stages.fidelity import fidelity_line, trained_model
 
+logger = logging.getLogger(__name__)
+BASE_GGUF = "./base.gguf"  # beside an adapter's, where the user puts the base model
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 
 
@@ -38,8 +45,12 @@ def export(
     anyway: bool = False,
     base: MergeBase | None = None,
     allow_other_base: bool = False,
+    gguf: GGUFType | None = None,
+    llama_cpp: Path | str | None = None,
 ) -> Path:
     """Write a stage's model with tokenizer and model card into the folder `to`, whole or not at all; return `to`.
+
+    A merged policy has a Modelfile for Ollama as well.
 
     A merged model is loaded back and compared with the run's own: the figures go into its card, into its
     `lorarlhf_export.json` and, as `export`, into the stage's `summary.json`.
@@ -55,14 +66,27 @@ def export(
         base: what the adapter is merged onto: `dequantized` is the base as training multiplied it, `original` as it
             was published. It, `merge` and `dtype` are as in the recipe (`export`) if None.
         allow_other_base: take an adapter that says it was trained on another base model than the recipe's.
+        gguf: the policy, or its adapter alone, as a file for llama.cpp and Ollama too.
+        llama_cpp: the clone of llama.cpp whose scripts write that.
 
     Raises:
-        UserError: there is no such run, stage or checkpoint, or `to` holds anything else.
+        UserError: there is no such run, stage or checkpoint, `to` holds anything else, or llama.cpp cannot convert it.
     """
     run, to = Run(run), Path(to)
     stage = stage or run.last_stage()
     check_improved(run, stage, checkpoint, anyway)
-    export_run(run, to, stage, merge, dtype, checkpoint, base=base, allow_other_base=allow_other_base)
+    export_run(
+        run,
+        to,
+        stage,
+        merge,
+        dtype,
+        checkpoint,
+        base=base,
+        allow_other_base=allow_other_base,
+        gguf=gguf,
+        llama_cpp=llama_cpp,
+    )
     return to
 
 
@@ -85,15 +109,18 @@ def export_run(
     checkpoint: str | int = BEST,
     base: MergeBase | None = None,
     allow_other_base: bool = False,
+    gguf: GGUFType | None = None,
+    llama_cpp: Path | str | None = None,
 ) -> dict[str, Any]:
     """The same, improved or not; returns the figures of the comparison, nothing if there was none."""
     recipe = _with_options(run.read_recipe(stage=stage), {"merge": merge, "dtype": dtype, "base": base})
     finished, adapter = run.adapter(stage), run.adapter(stage, checkpoint)
+    model_config = load_model_config(recipe.model)
     if not allow_other_base:
-        model_config = load_model_config(recipe.model)
         check_base(adapter, identify_base(recipe.model, getattr(model_config, "_commit_hash", None)))
     if recipe.export.merge:
         check_mergeable(recipe.model, stage)
+    converter = _find_converter(recipe, stage, model_config, gguf, llama_cpp) if gguf else None
     with written_beside(to) as folder:
         tokenizer = stage_tokenizer(recipe, stage, finished)
         compared = {}
@@ -101,12 +128,53 @@ def export_run(
             compared = _write_compared(recipe, stage, adapter, tokenizer, folder)
         else:
             write_adapter(recipe, adapter, tokenizer, folder)
-        card = _card(run, recipe, stage, adapter, tokenizer, compared)
+        if not STAGES[stage].scores:
+            _write_for_ollama(recipe, stage, tokenizer, model_config, converter, folder)
+        for_ollama = (folder / MODELFILE).is_file()
+        card = _card(run, recipe, stage, adapter, tokenizer, compared, for_ollama)
         (folder / "README.md").write_text(card, encoding="utf-8")
         write_marker(folder, {"stage": stage, "compared": compared or None})
     if compared and adapter == finished:
         run.write_summary(stage, {**run.read_summary(stage), "export": compared})
     return compared
+
+
+def _find_converter(
+    recipe: Recipe, stage: Stage, config: PreTrainedConfig, gguf: GGUFType, llama_cpp: Path | str | None
+) -> Converter:
+    """What writes the GGUF, seen to be there before a model is loaded."""
+    if STAGES[stage].scores:
+        raise UserError(
+            "--gguf: llama.cpp has no form for a reward model's score; export the policy, --stage ppo or sft"
+        )
+    if llama_cpp is None:
+        raise UserError(f"--gguf {gguf}: a clone of llama.cpp makes it; give its folder with --llama-cpp")
+    architecture = str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type])
+    return find_converter(Path(llama_cpp), gguf, architecture, adapter=not recipe.export.merge)
+
+
+def _write_for_ollama(
+    recipe: Recipe,
+    stage: Stage,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PreTrainedConfig,
+    converter: Converter | None,
+    folder: Path,
+) -> None:
+    """The GGUF if one is asked for, and the Modelfile; none for an adapter of safetensors: Ollama takes none."""
+    weights, above = ".", None
+    if converter is not None and recipe.export.merge:
+        weights = f"./model-{converter.kind}.gguf"
+        converter.write(folder, folder / weights)
+    elif converter is not None:
+        weights, above = BASE_GGUF, f"./adapter-{converter.kind}.gguf"
+        converter.write_adapter(folder, folder / above, resolve_path(recipe.model.name))
+    elif not recipe.export.merge:
+        return
+    text, notes = modelfile(recipe, tokenizer, config, weights, above, _reads_text(recipe, stage, tokenizer))
+    (folder / MODELFILE).write_text(text, encoding="utf-8")
+    for note in notes:
+        logger.warning("%s: %s", MODELFILE, note)
 
 
 def _with_options(recipe: Recipe, options: dict[str, Any]) -> Recipe:
@@ -142,6 +210,7 @@ def _card(
     adapter: Path,
     tokenizer: PreTrainedTokenizerBase,
     compared: dict[str, Any],
+    for_ollama: bool,
 ) -> str:
     """Summary and evaluation are of what the stage kept; of another checkpoint the card only says which."""
     evaluation = adapter / "evaluation.json"
@@ -159,8 +228,14 @@ def _card(
         summary={key: value for key, value in summary.items() if key != "export"},
         evaluation=lines,
         compared=fidelity_line(compared) if compared else "",
-        reads_text=not wraps_text(recipe.data, tokenizer) and _is_text(recipe, stage),
+        reads_text=_reads_text(recipe, stage, tokenizer),
+        for_ollama=for_ollama,
     )
+
+
+def _reads_text(recipe: Recipe, stage: Stage, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether prompts were plain text that goes on, not conversations."""
+    return not wraps_text(recipe.data, tokenizer) and _is_text(recipe, stage)
 
 
 def _is_text(recipe: Recipe, stage: Stage) -> bool:

@@ -19,6 +19,7 @@ from lorarlhf.lock import one_writer
 from lorarlhf.manifest import numbered_checkpoints
 from lorarlhf.memory import free_cached_memory
 from lorarlhf.planner.fit import check_memory, plan_here
+from lorarlhf.publishing.ollama import ollama_lines
 from lorarlhf.recipe.sections import Recipe, Stage, Step
 from lorarlhf.recipe.stages import STAGES, trained_by
 from lorarlhf.rl.rewards import all_reward_functions
@@ -149,7 +150,7 @@ def _look_ahead(recipe: Recipe, run: Run, todo: Sequence[Stage], last: Stage, co
     if "report" in recipe.stages:
         check_matplotlib("report")
     for stage in todo:
-        check_inputs(stage, recipe)
+        check_inputs(stage, recipe, run.path)
     config = recipe.ppo
     functions = all_reward_functions(config, ()) if {last, *todo} & {"ppo"} else []
     if "ppo" in todo and "sft" not in todo:
@@ -197,7 +198,8 @@ def _result(step: Step, recipe: Recipe, run: Run, last: Stage) -> list[str]:
         return [f"in {run.path / REPORT}"]
     if step == "export":
         compared = run.read_summary(last).get("export")
-        return [f"in {run.path / EXPORT}", *([fidelity_line(compared)] if compared else [])]
+        lines = [f"in {run.path / EXPORT}", *([fidelity_line(compared)] if compared else [])]
+        return [*lines, *ollama_lines(run.path / EXPORT)]
     summary = run.read_summary(step)
     if step == "ppo":
         return ppo.result_lines(summary, recipe.ppo)

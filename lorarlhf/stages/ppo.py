@@ -19,6 +19,7 @@ from lorarlhf.backbone.budget import TokenBudget
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.examples import SPLITS, load_prompt_rows
+from lorarlhf.data.rows import request_text
 from lorarlhf.data.tokenize import PromptExample
 from lorarlhf.data.tokenized import read_by_model
 from lorarlhf.display import StageDisplay, read_rows
@@ -44,6 +45,7 @@ from lorarlhf.run import Run
 from lorarlhf.stages.beginning import check_not_interrupted, check_room, checkpoint_to_go_on_from
 from lorarlhf.stages.gpus import mention_other_gpus
 from lorarlhf.stages.inputs import check_inputs
+from lorarlhf.trackers import Trackers
 from lorarlhf.training.checkpoint import move_aside
 from lorarlhf.training.doubt import doubt_of
 
@@ -96,14 +98,15 @@ def _train_ppo(
         check_trl(recipe.ppo, resume)
     reward_folder = find_reward_adapter(recipe.ppo.reward_model_weight, bool(functions), run, reward)
     check_not_interrupted(run, "sft")
-    check_inputs("ppo", recipe)
+    check_inputs("ppo", recipe, run.path)
     if reward_folder == run.stage("reward") and (doubt := doubt_of(run.read_summary("reward"))):
         logger.warning(doubt)
     folder, has_sft = run.stage("ppo"), run.has_adapter("sft")
     checkpoint = checkpoint_to_go_on_from(recipe, run, "ppo", resume)
     wanted = columns_wanted(functions)
-    loaded = {split: load_prompt_rows(recipe.data, split, wanted) for split in SPLITS}
     config = recipe.ppo
+    splits = SPLITS if config.eval_every else SPLITS[:1]  # few prompts need not be enough to hold some out
+    loaded = {split: load_prompt_rows(recipe.data, split, wanted) for split in splits}
     if config.micro_batch_tokens == "auto":  # before the model takes its share of the memory that is free
         config = config.model_copy(update={"micro_batch_tokens": auto_token_budget(recipe, reference=has_sft)})
         recipe = recipe.model_copy(update={"ppo": config})
@@ -111,8 +114,8 @@ def _train_ppo(
         mention_other_gpus("ppo")
         check_memory("ppo", recipe, reference=has_sft)
         backbone = load_backbone(recipe.model, recipe.data)
-    prompts, eval_prompts = (read_by_model(loaded[split], recipe.data, backbone.tokenizer, split) for split in SPLITS)
-    eval_prompts = eval_prompts[: config.eval_prompts]
+    read = {split: read_by_model(rows, recipe.data, backbone.tokenizer, split) for split, rows in loaded.items()}
+    prompts, eval_prompts = read["train"], read.get("test", [])[: config.eval_prompts]
     _check_prompts(config, prompts, eval_prompts, engine)
 
     algorithm = make_algorithm(config)
@@ -122,12 +125,15 @@ def _train_ppo(
         backbone.enable_gradient_checkpointing()
     learner = Learner(backbone, config, backbone.trained_roles, folder)
     learner.share.check(config.batch_size // config.generations, "ppo.batch_size")
+    trackers = Trackers(config.report_to, folder, config.model_dump(mode="json"))
     watch = Watch()
 
     def log(row: dict[str, Any]) -> None:
         warnings = watch.observe(row)
         display.log({**row, "warnings": warnings} if warnings else row)
-        learner.track(row)
+        trackers.log(row)
+        if "eval_reward" in row and learner.is_main and trackers.names:
+            trackers.log_samples(_samples(folder, row["iteration"]), row["step"])
 
     setup = make_setup(backbone, config, prompts, eval_prompts, functions, log, folder, recipe.seed)
     check_room(folder, backbone, config, resume)
@@ -136,7 +142,7 @@ def _train_ppo(
     display = _display(config, folder, resume, quiet=not learner.is_main)
     if learner.is_main:
         run.write_recipe(recipe, "ppo")
-    with display, learner.tracking(recipe.model_dump(mode="json")["ppo"]):
+    with display, trackers:
         state = TrainingState(config.kl_coef) if checkpoint is None else load_checkpoint(checkpoint, folder, learner)
         display.begin(config.iterations, state.iteration)
         if resume and learner.is_main:  # it alone shows what is observed
@@ -159,7 +165,7 @@ def _train_ppo(
         "train_prompts": len(prompts),
         "train_rows": len(loaded["train"].rows),
         "eval_prompts": len(eval_prompts),
-        "eval_rows": len(loaded["test"].rows),
+        "eval_rows": len(loaded["test"].rows) if "test" in loaded else 0,
         "seconds": time.perf_counter() - start,
         "peak_memory_gb": peak_memory_bytes() / 1e9,
     }
@@ -176,6 +182,12 @@ def _display(config: PPOConfig, folder: Path, resume: bool, quiet: bool) -> Stag
     stage = STAGES["ppo"]
     title = stage.name if config.advantage_estimator == "gae" else config.advantage_estimator
     return StageDisplay(title, stage.unit, stage.columns, folder, resume, quiet=quiet, phase=partial(_phase, config))
+
+
+def _samples(folder: Path, iteration: int) -> list[dict[str, Any]]:
+    """What an evaluation has sampled, as a table for trackers."""
+    rows = [row for row in read_rows(folder / "samples.jsonl", "iteration") if row["iteration"] == iteration]
+    return [{**row, "prompt": request_text(row["prompt"])} for row in rows]
 
 
 def _outcome(state: TrainingState, config: PPOConfig) -> dict[str, Any]:
@@ -274,8 +286,8 @@ def find_reward_adapter(weight: float, has_functions: bool, run: Run, reward: st
         if has_functions:
             return None
         raise UserError(
-            f"{run.stage('reward')}: no reward adapter there; run `lorarlhf reward` with the same --output-dir first, "
-            "or give one with --reward"
+            f"{run.stage('reward')}: no reward adapter there; run `lorarlhf reward --recipe NAME --output-dir "
+            f"{run.path}` first, or give one with --reward"
         )
     folder = Path(reward).expanduser()
     if not folder.is_dir():

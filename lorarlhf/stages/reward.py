@@ -24,6 +24,7 @@ from lorarlhf.run import Run
 from lorarlhf.stages.beginning import check_room, checkpoint_to_go_on_from
 from lorarlhf.stages.gpus import mention_other_gpus
 from lorarlhf.stages.inputs import check_inputs
+from lorarlhf.trackers import Trackers
 from lorarlhf.training.checkpoint import move_aside
 from lorarlhf.training.doubt import doubt_of
 from lorarlhf.training.objectives import OBJECTIVES, Objective
@@ -52,7 +53,7 @@ def train_reward(
 def _train_reward(recipe: Recipe, run: Run, resume: bool, backbone: SharedBackbone | None) -> dict[str, Any]:
     start = time.perf_counter()
     config, objective = recipe.reward, OBJECTIVES[recipe.reward.objective]
-    check_inputs("reward", recipe)
+    check_inputs("reward", recipe, run.path)
     folder = run.stage("reward")
     checkpoint = checkpoint_to_go_on_from(recipe, run, "reward", resume)
     if backbone is None:
@@ -70,15 +71,19 @@ def _train_reward(recipe: Recipe, run: Run, resume: bool, backbone: SharedBackbo
     if not resume:
         move_aside(folder)
     stage = STAGES["reward"]
-    display = show_progress(trainer, stage, {**stage.columns, **objective.columns}, resume)
+    trackers = Trackers(recipe.reward.report_to, folder, recipe.reward.model_dump(mode="json"))
+    display = show_progress(trainer, stage, {**stage.columns, **objective.columns}, resume, trackers)
     if trainer.is_world_process_zero():
         run.write_recipe(recipe, "reward")
-    with display, backbone.role("reward"):
-        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with trackers:
+        with display, backbone.role("reward"):
+            result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        held_out = held_out_metrics(backbone, objective, test.dataset)
+        trackers.log({"step": result.global_step, **held_out})
     summary = {
         "objective": config.objective,
-        **held_out_metrics(backbone, objective, test.dataset),
-        **(objective.baselines(train.dataset, test.dataset) if len(test.dataset) else {}),
+        **held_out,
+        **(objective.baselines(lambda: train.dataset, test.dataset) if len(test.dataset) else {}),
         **training_summary(train, test, result.global_step, start),
     }
     save_results(run, "reward", backbone, "reward", summary)

@@ -19,13 +19,15 @@ from lorarlhf.errors import UserError
 from lorarlhf.evaluation.report import counting
 from lorarlhf.evaluation.reward_model import RewardModel
 from lorarlhf.files import written_file
-from lorarlhf.recipe.sections import DataConfig
+from lorarlhf.recipe.sections import DataConfig, Source
 from lorarlhf.run import Run
 
 ROWS_AT_ONCE = 256  # a batch is written as soon as it is scored
 
 
-def score_file(run: Run, source: str, split: str, out: Path, console: Console, allow_other_base: bool = False) -> int:
+def score_file(
+    run: Run, source: Source | str, split: str, out: Path, console: Console, allow_other_base: bool = False
+) -> int:
     """Write the rows of a source, each with its score, to a new file; return how many.
 
     Pairs gain `chosen_score` and `rejected_score`, a prompt with a completion gains `score`: rows that
@@ -53,7 +55,7 @@ def score_file(run: Run, source: str, split: str, out: Path, console: Console, a
     return len(rows)
 
 
-def _rows(source: str, split: str) -> Sequence[Preference | Demonstration]:
+def _rows(source: Source | str, split: str) -> Sequence[Preference | Demonstration]:
     """Pairs, where the columns are those of pairs; else completions."""
     config = DataConfig(preferences=source, sft=source, train_split=split, test_size=0.0, ties="keep")
     try:

@@ -23,6 +23,7 @@ from lorarlhf.run import Run
 from lorarlhf.stages.beginning import check_room, checkpoint_to_go_on_from
 from lorarlhf.stages.gpus import mention_other_gpus
 from lorarlhf.stages.inputs import check_inputs
+from lorarlhf.trackers import Trackers
 from lorarlhf.training.checkpoint import move_aside
 from lorarlhf.training.progress import show_progress
 from lorarlhf.training.results import NOTHING_HELD_OUT, save_results, training_summary
@@ -51,7 +52,7 @@ def _train_sft(recipe: Recipe, run: Run, resume: bool, backbone: SharedBackbone 
             "model.quantize_head: TRL's SFT trainer multiplies with the output layer itself and takes it in full only; "
             "use --set model.quantize_head=false for this stage"
         )
-    check_inputs("sft", recipe)
+    check_inputs("sft", recipe, run.path)
     folder = run.stage("sft")
     checkpoint = checkpoint_to_go_on_from(recipe, run, "sft", resume)
     if backbone is None:
@@ -66,10 +67,11 @@ def _train_sft(recipe: Recipe, run: Run, resume: bool, backbone: SharedBackbone 
     if not resume:
         move_aside(folder)
     stage = STAGES["sft"]
-    display = show_progress(trainer, stage, stage.columns, resume)
+    trackers = Trackers(recipe.sft.report_to, folder, recipe.sft.model_dump(mode="json"))
+    display = show_progress(trainer, stage, stage.columns, resume, trackers)
     if trainer.is_world_process_zero():
         run.write_recipe(recipe, "sft")
-    with display, backbone.role("policy"):
+    with display, trackers, backbone.role("policy"):
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         held_out = _held_out(trainer.evaluate()) if len(test.dataset) else {}
     summary = {**held_out, **training_summary(train, test, result.global_step, start)}

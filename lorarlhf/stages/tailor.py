@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorarlhf.errors import UserError
-from lorarlhf.planner.fit import Fit, all_fit, fit
+from lorarlhf.planner.fit import plans_of
+from lorarlhf.planner.plan import StagePlan
 from lorarlhf.recipe.full import comment
 from lorarlhf.recipe.load import Option, load_recipe
 from lorarlhf.recipe.schema import COPIED_SCHEMA, modeline
@@ -18,10 +19,7 @@ from lorarlhf.recipe.stages import trained_by
 from lorarlhf.recipe.yaml import flow
 from lorarlhf.stages.interview import CPU_RECIPE, GIB, LOOKED_AT, BaseModel, Card, Data
 
-# What the recipes that ship are sized for: a night on a card, an hour on a CPU. Not measured.
-ITERATIONS = {"cuda": 200 / 8, "cpu": 20.0}  # of ppo, an hour
-EXAMPLES = {"cuda": 32_000 / 8, "cpu": 1600.0}  # of sft and reward, an hour
-RATES = {"cuda": (1e-4, 200), "cpu": (5e-4, 20)}  # of ppo, and the iterations they are for
+HOURS = {"cuda": 8, "cpu": 1}  # that the recipes that ship are sized for, a night and a lunch; not measured
 LARGE = 3e9  # parameters, from which on the rate is halved
 BATCH = 16  # examples a step in sft and reward
 LENGTHS = {"cuda": (1024, 512), "cpu": (256, 128)}  # the most tokens of a prompt and of a response
@@ -45,7 +43,7 @@ class Tailored:
 
     text: str
     recipe: Recipe
-    fits: list[Fit]
+    plans: list[StagePlan]
 
 
 Settings = dict[str, tuple[Any, str]]  # dotted key to its value, and why
@@ -58,19 +56,41 @@ def tailored(answers: Answers) -> Tailored:
         UserError: the model is too large for the card.
     """
     parent, settings = _parent(answers), _settings(answers)
-    card, config = answers.card, answers.model.config
+    card = answers.card
     for smaller, share in _smaller(answers, settings):
         named = {key: Option("init", value) for key, (value, _) in smaller.items()}
         recipe = load_recipe(parent, named)
-        stages = trained_by(recipe)
-        if all_fit(recipe, config, stages, card.target, int(share * card.capacity)):
-            reference = "sft" in stages
-            fits = [fit(recipe, config, stage, card.target, card.capacity, reference) for stage in stages]
-            return Tailored(_text(answers, parent, smaller, fits), recipe, fits)
+        plans = _fitting(recipe, answers, int(share * card.capacity))
+        if plans:
+            return Tailored(_text(answers, parent, smaller, plans), recipe, plans)
     raise UserError(
         f"{answers.model.name} does not fit on {card.name}, of which {card.capacity / GIB:.1f} GiB are free, even in 4 "
         "bits and with short texts; choose a smaller model"
     )
+
+
+def _fitting(recipe: Recipe, answers: Answers, capacity: int) -> list[StagePlan]:
+    """The plan of each stage that trains; none as soon as one takes more than so many bytes."""
+    plans: list[StagePlan] = []
+    stages = trained_by(recipe)
+    for plan in plans_of(recipe, answers.model.config, stages, answers.card.target, capacity, "sft" in stages):
+        if plan.peak.total > capacity:
+            return []
+        plans.append(plan)
+    return plans
+
+
+def _usual(answers: Answers) -> Recipe:
+    """What those that ship do in `HOURS`."""
+    name = CPU_RECIPE if answers.card.target == "cpu" else "base/training"
+    return load_recipe(name, {"model.name": Option("init", answers.model.name)})
+
+
+def _examples(answers: Answers) -> int:
+    """Of sft and reward, in line with the time."""
+    usual = _usual(answers)
+    most = usual.data.max_examples or usual.reward.max_steps * BATCH
+    return max(1, round(most * answers.hours / HOURS[answers.card.target]))
 
 
 def _parent(answers: Answers) -> str:
@@ -101,7 +121,7 @@ def _stages(answers: Answers) -> tuple[list[str], str]:
     if imitates:
         why = "sft first: " + ("the model has no chat template" if not model.chats else "the data are demonstrations")
     else:
-        why = "no sft: the model answers already"
+        why = "no sft: " + ("the model answers already" if model.chats else "there is nothing to imitate")
     return [*stages, "export"], f"what `lorarlhf run` does; {why}"
 
 
@@ -113,8 +133,8 @@ def _data(answers: Answers) -> Settings:
         settings: Settings = {f"data.{key}": (getattr(base, key), "") for key in keys} if card.target == "cpu" else {}
     else:
         of_use = {"sft": data.kind != "prompts", "preferences": data.compares, "prompts": True}
-        none: Settings = {"data.preferences": (None, "")} if card.target == "cpu" else {}  # its recipe has some
-        settings = {**none, **{f"data.{key}": (data.source, "") for key, use in of_use.items() if use}}
+        on_cpu = card.target == "cpu"  # whose recipe has data of its own, to be taken back
+        settings = {f"data.{key}": (data.source if use else None, "") for key, use in of_use.items() if use or on_cpu}
         if data.train_split:
             settings["data.train_split"] = (data.train_split, "")
         if data.test_split:
@@ -123,8 +143,7 @@ def _data(answers: Answers) -> Settings:
             share = min(0.2, max(0.05, math.ceil(3200 / data.report.prompts) / 100))
             settings["data.test_size"] = (share, f"held out, of {data.report.prompts:,} different prompts")
         settings["data.on_bad_row"] = ("skip", "rows that cannot be used are counted and left out")
-    most = max(1, round(EXAMPLES[card.target] * answers.hours))
-    settings["data.max_examples"] = (most, f"of sft and reward, drawn at random: {answers.hours:g} h")
+    settings["data.max_examples"] = (_examples(answers), f"the most, drawn at random: {answers.hours:g} h")
     if answers.model.thinks:
         settings["data.chat_template_kwargs"] = ({"enable_thinking": False}, "thoughts would take up the response")
     return settings
@@ -156,9 +175,7 @@ def _rounded(tokens: float, most: int) -> int:
 def _supervised(answers: Answers, stages: list[str]) -> Settings:
     settings: Settings = {}
     report = answers.data.report
-    rows = min(
-        answers.hours * EXAMPLES[answers.card.target], report.rows if report and report.rows < LOOKED_AT else math.inf
-    )
+    rows = min(_examples(answers), report.rows if report and report.rows < LOOKED_AT else math.inf)
     for stage in (stage for stage in ("sft", "reward") if stage in stages):
         settings[f"{stage}.max_steps"] = (-1, "all of data.max_examples, once")
         settings[f"{stage}.warmup_steps"] = (min(50, round(rows / BATCH / 10)), "a tenth of the steps, at most 50")
@@ -169,13 +186,13 @@ def _supervised(answers: Answers, stages: list[str]) -> Settings:
 
 
 def _ppo(answers: Answers) -> Settings:
-    target = answers.card.target
-    iterations = max(10, round(ITERATIONS[target] * answers.hours))
-    rate, usual = RATES[target]
-    rate *= math.sqrt(usual / iterations) * (0.5 if answers.model.parameters >= LARGE else 1)
+    usual = _usual(answers).ppo
+    iterations = max(10, round(usual.iterations * answers.hours / HOURS[answers.card.target]))
+    rate = usual.learning_rate * math.sqrt(usual.iterations / iterations)
+    rate *= 0.5 if answers.model.parameters >= LARGE and answers.card.target == "cuda" else 1
     often = max(1, iterations // 10)
     settings: Settings = {
-        "ppo.iterations": (iterations, f"{answers.hours:g} h, at {ITERATIONS[target]:g} an hour: a rule of thumb"),
+        "ppo.iterations": (iterations, f"{answers.hours:g} h, by a rule of thumb"),
         "ppo.learning_rate": (float(f"{rate:.1g}"), "fewer steps, longer ones (docs/recipes.md)"),
         "ppo.eval_every": (often, ""),
         "ppo.save_every": (often, ""),
@@ -223,9 +240,9 @@ def _smaller(answers: Answers, settings: Settings) -> Iterator[tuple[Settings, f
     yield least, 1.0
 
 
-def _text(answers: Answers, parent: str, settings: Settings, fits: list[Fit]) -> str:
+def _text(answers: Answers, parent: str, settings: Settings, plans: list[StagePlan]) -> str:
     card, data = answers.card, answers.data
-    peaks = ", ".join(f"{fit.plan.stage} {fit.plan.peak.total / GIB:.1f}" for fit in fits)
+    peaks = ", ".join(f"{plan.stage} {plan.peak.total / GIB:.1f}" for plan in plans)
     header = [
         *comment(f"{answers.model.name} on {data.source}, for {card.name}; written by `lorarlhf init`."),
         "#",

@@ -25,7 +25,7 @@ def training_arguments(config: TrainingConfig, folder: Path, seed: int) -> dict[
         "max_grad_norm": config.max_grad_norm,
         "optim": config.optim,
         "save_total_limit": config.save_total_limit,
-        "report_to": config.report_to or "none",
+        "report_to": "none",  # `Trackers` does, of what the display shows
         "seed": seed,
         "use_cpu": accelerator() is None,
         "disable_tqdm": True,

@@ -113,7 +113,7 @@ FAULTS = {
     "empty data": (["sft", "--recipe", "demo", "--dataset", "empty.jsonl"], [r"empty\.jsonl: .*empty"]),
     "no reward adapter": (
         ["ppo", "--recipe", "demo", "--output-dir", "runs/new"],
-        ["runs/new/reward: no reward adapter there; run `lorarlhf reward` with the same --output-dir first"],
+        ["runs/new/reward: no reward adapter there; run `lorarlhf reward --recipe NAME --output-dir runs/new` first"],
     ),
     "no such reward adapter": (
         ["ppo", "--recipe", "demo", "--reward", "empty"],
@@ -213,7 +213,7 @@ def test_anything_else_is_exit_1(command, monkeypatch, error, message):
             KeyboardInterrupt(),
             [],
             130,
-            "stopped; sft, reward and ppo go on from a checkpoint, if they wrote one, with ",
+            "stopped; to go on: lorarlhf sft --recipe demo --resume",
         ),
         (Stopped("after step 3", 15), [], 143, "after step 3; to go on: lorarlhf sft --recipe demo --resume"),
         (Stopped("after step 3", 1), ["--resume"], 129, "after step 3; to go on: lorarlhf sft --recipe demo --resume"),

@@ -28,7 +28,7 @@ def command(tmp_path, monkeypatch, capsys):
 def test_it_shows_every_stage_and_that_it_fits(command):
     code, out, err = command("plan", "--recipe", "demo", "--gpu-memory", "8")
     assert (code, err) == (0, "")
-    for stage in ("sft", "reward", "ppo"):
+    for stage in ("reward", "ppo"):
         assert re.search(rf"^{stage}: \d\.\d GiB, fits in 8\.0 GiB", out, re.MULTILINE)
     for word in ("backbone", "adapters", "optimizer", "gradients", "kv cache", "activations", "rollout", "in all"):
         assert word in out
@@ -36,7 +36,7 @@ def test_it_shows_every_stage_and_that_it_fits(command):
 
 
 def test_what_does_not_fit_is_a_users_error_with_keys_to_change(command):
-    code, out, err = command("plan", "--recipe", "demo", "--gpu-memory", "0.6")
+    code, out, err = command("plan", "--recipe", "demo", "--gpu-memory", "0.6", "--set", "stages=[sft,reward,ppo]")
     assert code == 2
     assert err == "Error: demo does not fit in 0.6 GiB: sft, reward\n"
     assert "sft: 0.8 GiB, does not fit in 0.6 GiB" in out
@@ -71,6 +71,12 @@ def test_a_dry_run_shows_its_stage_alone(command):
     assert code == 0
     assert "reward: " in out
     assert "sft: " not in out.split("would write")[1]
+
+
+def test_the_stages_of_the_recipe_are_planned(command):
+    code, out, _ = command("plan", "--recipe", "demo", "--gpu-memory", "8", "--set", "stages=[sft,evaluate]")
+    assert code == 0
+    assert re.findall(r"^(\w+): \d", out, re.MULTILINE) == ["sft"]
 
 
 def test_a_config_is_enough(command, tmp_path):

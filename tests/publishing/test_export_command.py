@@ -53,6 +53,9 @@ def test_it_merges_in_the_type_asked_for_and_uploads(lorarlhf, make_run, tmp_pat
     assert '"dtype": "float16"' in (out / "config.json").read_text()
     assert pushed == [(out, "me/model", True)]
     assert "uploaded to https://huggingface.co/me/model" in printed
+    listed, sent = printed.index("export: to upload: "), printed.index("export: uploaded to")
+    assert "model.safetensors" in printed[listed:sent]
+    assert f"`ollama create out -f {out}/Modelfile`, then `ollama run out`" in printed
 
 
 @pytest.fixture
@@ -106,6 +109,8 @@ def test_a_checkpoint_that_is_not_there(lorarlhf, with_checkpoint, tmp_path):
     [
         (["--stage", "ppo"], "no adapter there; run `lorarlhf ppo"),
         (["--private"], "--push-to-hub"),
+        (["--llama-cpp", "llama.cpp"], "--gguf q8_0"),
+        (["--gguf", "f16", "--llama-cpp", "llama.cpp"], "no form for a reward model's score"),
     ],
 )
 def test_mistakes_exit_with_2_and_one_line(lorarlhf, make_run, tmp_path, arguments, message):

@@ -109,3 +109,21 @@ def test_offline_it_fails_at_once_without_a_connection(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="unset HF_HUB_OFFLINE"):
         hub.push_to_hub(tmp_path, "me/model", private=False)
+
+
+def test_what_will_be_sent_is_listed(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "model.safetensors").write_bytes(b"0" * 2_500_000)
+    (tmp_path / "sub" / "README.md").write_text("hi")
+    heading, *files = hub.upload_lines(tmp_path, "me/model", private=True)
+    assert heading == "to upload: 2 files, 2.5 MB, to me/model (private)"
+    assert [line.split() for line in files] == [["2.5", "MB", "model.safetensors"], ["2", "bytes", "sub/README.md"]]
+    assert "public" in hub.upload_lines(tmp_path, "me/model", private=False)[0]
+
+
+def test_a_push_that_broke_off_says_how_to_send_the_rest(api, tmp_path):
+    folder = tmp_path / "my model"
+    folder.mkdir()
+    api(error=HTTPError("Connection reset"), failing="upload_folder")
+    with pytest.raises(UserError, match=f"`hf upload me/model '{folder}'` sends what is not there yet"):
+        hub.push_to_hub(folder, "me/model", private=False)

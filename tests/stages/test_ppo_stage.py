@@ -17,6 +17,7 @@ from demo_runs import (
     small_recipe,
     untimed,
     weights,
+    write_jsonl,
 )
 from safetensors.torch import load_file, save_file
 
@@ -90,7 +91,7 @@ def test_a_reward_adapter_from_elsewhere(run, tmp_path):
 @pytest.mark.parametrize(
     ("weight", "reward", "message"),
     [
-        (1.0, None, "{tmp}/none/reward: no reward adapter there; run `lorarlhf reward` with the same"),
+        (1.0, None, "{tmp}/none/reward: no reward adapter there; run `lorarlhf reward --recipe NAME --output-dir "),
         (0.0, None, "ppo.reward_model_weight is 0 and ppo.reward_functions is empty"),
         (1.0, "{tmp}", "--reward {tmp}: no adapter_config.json there"),
         (1.0, "{tmp}/missing/folder", "--reward {tmp}/missing/folder: neither a folder nor a Hub id"),
@@ -306,6 +307,16 @@ def test_an_earlier_run_is_moved_aside(run, tmp_path, caplog):
     assert sorted(path.name for path in run.path.iterdir()) == ["ppo", "ppo.1", "ppo.2", "recipe.yaml"]
     assert all((run.path / name / "summary.json").is_file() for name in ("ppo", "ppo.1", "ppo.2"))
     assert f"{run.path / 'ppo'} held an earlier run; it is now {run.path / 'ppo.2'}" in caplog.text
+
+
+def test_few_prompts_are_enough_where_nothing_is_evaluated(run, tmp_path):
+    prompts = write_jsonl(tmp_path / "few.jsonl", [{"prompt": f"{i}?"} for i in range(3)])
+    sets = [f"data.prompts={prompts}", "data.prompts_test=null", "data.test_size=0.001"]
+    sets += [FUNCTION, "ppo.iterations=1", "ppo.save_every=0"]
+    with pytest.raises(UserError, match=r"none of 3 rows falls in the test part at data\.test_size"):
+        train_ppo(small_recipe(tmp_path, *sets), run())
+    summary = train_ppo(small_recipe(tmp_path, *sets, "ppo.eval_every=0"), run())
+    assert (summary["train_prompts"], summary["eval_prompts"]) == (3, 0)
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_a_missing_file_of_a_later_stage_is_told_first(tmp_path, loads):
     ("setting", "message"),
     [
         ("reward.optim=adamw_troch", "reward.optim: transformers knows no adamw_troch; did you mean adamw_torch"),
-        ("ppo.report_to=[comet_ml]", "ppo.report_to: comet_ml is not installed"),
+        ("ppo.report_to=[wandb]", "ppo.report_to: wandb is not installed; `pip install wandb`"),
         ("model.attn_implementation=flash_attention_2", "flash_attention_2 needs a CUDA GPU"),
         ("stages=[ppo]", "no reward adapter there"),
         ("ppo.reward_model_weight=0", "nothing gives a reward"),

@@ -13,10 +13,19 @@ from lorarlhf.recipe.sections.model import (
 )
 from lorarlhf.recipe.sections.ppo import PPOConfig, StopWhen, WeightedFunction
 from lorarlhf.recipe.sections.section import Section
-from lorarlhf.recipe.sections.training import ObjectiveName, RewardConfig, SFTConfig, SupervisedConfig, TrainingConfig
+from lorarlhf.recipe.sections.source import BETWEEN, Source, Sources, sources_of, title_of
+from lorarlhf.recipe.sections.training import (
+    ObjectiveName,
+    RewardConfig,
+    SFTConfig,
+    SupervisedConfig,
+    Tracker,
+    TrainingConfig,
+)
 from lorarlhf.recipe.sections.whole import STEPS, ExportConfig, MergeBase, Recipe, Stage, Step
 
 __all__ = [
+    "BETWEEN",
     "STEPS",
     "TOP_LAYERS",
     "Column",
@@ -37,10 +46,15 @@ __all__ = [
     "SFTConfig",
     "ScalarLoraOverride",
     "Section",
+    "Source",
+    "Sources",
     "Stage",
     "Step",
     "StopWhen",
     "SupervisedConfig",
+    "Tracker",
     "TrainingConfig",
     "WeightedFunction",
+    "sources_of",
+    "title_of",
 ]

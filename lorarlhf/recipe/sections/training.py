@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from lorarlhf.recipe.sections.section import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 ObjectiveName = Literal["bradley_terry", "regression"]
+Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow", "swanlab"]
 Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 
 
@@ -43,8 +44,8 @@ class TrainingConfig(Section):
     """How many checkpoints are kept, the newest; null keeps all. What the stage chose in the end is kept beside
     them."""
 
-    report_to: list[str] = []
-    """Trackers that get all numbers, by their names in transformers, as [tensorboard]; each must be installed."""
+    report_to: list[Tracker] = []
+    """Trackers that get all numbers and samples, as [tensorboard]; each must be installed (docs/trackers.md)."""
 
 
 class SupervisedConfig(TrainingConfig):

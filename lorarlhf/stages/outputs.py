@@ -1,0 +1,40 @@
+"""What can be said of where a stage writes, before anything is loaded. Imports nothing heavy: dry runs ask too."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+from lorarlhf.errors import UserError
+from lorarlhf.recipe.sections import Recipe, Stage
+
+LEAST_DISK = 2**28  # bytes that no run of a real model's adapters and checkpoints gets by with
+
+
+def check_outputs(stage: Stage, recipe: Recipe, run: Path) -> None:
+    """See that the run's folder can be written, that its disk has room, and that the trackers are installed.
+
+    Raises:
+        UserError: one of that is not so.
+    """
+    place = _nearest(run)
+    if not place.is_dir():
+        raise UserError(f"{run}: {place} is a file, and a run is a folder; give another --output-dir")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"{run}: {place.resolve()} cannot be written; give another --output-dir")
+    free = shutil.disk_usage(place).free
+    if free < LEAST_DISK:
+        raise UserError(
+            f"{run}: {free / 2**20:.0f} MiB are free on its disk, too little for adapters and checkpoints; make "
+            "room, or give another --output-dir"
+        )
+    for name in getattr(recipe, stage).report_to:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"{stage}.report_to: {name} is not installed; `pip install {name}`, or take it out")
+
+
+def _nearest(path: Path) -> Path:
+    """The path, or what there is of its folders."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
