@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from lorarlhf.display import read_metrics
+from lorarlhf.display import read_rows
 
 T_975 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # of Student's distribution, by the number of seeds
 NAMES = ("accuracy", "gold", "win_rate", "fluent", "kl", "reward", "seconds_an_iteration", "peak_memory_gb")
@@ -61,7 +61,7 @@ def run(seed: int, sets: Sequence[str]) -> dict[str, float]:
         if finished.returncode:
             sys.exit(finished.stderr[-2000:])
         summary = json.loads(Path(folder, "run", "summary.json").read_text())
-        metrics = read_metrics(Path(folder, "run", "ppo", "metrics.jsonl"))
+        metrics = read_rows(Path(folder, "run", "ppo", "metrics.jsonl"), "iteration")
     iterations = [row for row in metrics if "seconds_update" in row]
     seconds = [sum(value for key, value in row.items() if key.startswith("seconds_")) for row in iterations]
     return {

@@ -20,7 +20,7 @@ from typing import Any
 from hh_reward import subset
 from one_person import lorarlhf, sets
 
-from lorarlhf.display import read_metrics
+from lorarlhf.display import read_rows
 
 HELD_OUT = 1000  # comparisons of the test file that proxy and judge are judged on
 LORA = ("model.quantization=none", "lora.r=16", "lora.alpha=32", "data.max_length=192", "data.test_size=0")
@@ -113,7 +113,7 @@ def one(args: argparse.Namespace, algorithm: str, seed: int) -> dict[str, Any]:
     return {
         "frontier": frontier | {key: Path(frontier[key]).name for key in ("data", "judge")},
         "summary": json.loads((run / "ppo" / "summary.json").read_text()),
-        "iterations": [row for row in read_metrics(run / "ppo" / "metrics.jsonl") if "kl" in row],
+        "iterations": [row for row in read_rows(run / "ppo" / "metrics.jsonl", "iteration") if "kl" in row],
     }
 
 

@@ -173,7 +173,7 @@ def _untimed(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     text = path.read_text(encoding="utf-8")
-    rows = [json.loads(text)] if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
+    rows = [json.loads(text)] if path.suffix == ".json" else [json.loads(line) for line in text.split("\n")[:-1]]
     return [{key: value for key, value in row.items() if not any(part in key for part in CLOCK)} for row in rows]
 
 

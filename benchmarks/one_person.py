@@ -27,7 +27,7 @@ from urllib.parse import urlencode
 
 from lorarlhf.data.examples import load_prompts
 from lorarlhf.data.rows import Prompt
-from lorarlhf.display import read_metrics
+from lorarlhf.display import read_rows
 from lorarlhf.intervals import wilson
 from lorarlhf.recipe.sections import DataConfig
 
@@ -107,7 +107,7 @@ def verdict(duel: Path, run: Path) -> dict[str, Any]:
     won = [(taste(b) > taste(a)) + 0.5 * (taste(b) == taste(a)) for a, b in zip(before, after, strict=True)]
     rate = wilson(sum(won) / len(won), len(won))
     reward, ppo = (json.loads((run / stage / "summary.json").read_text()) for stage in ("reward", "ppo"))
-    last = next(row for row in reversed(read_metrics(run / "ppo" / "metrics.jsonl")) if "kl" in row)
+    last = next(row for row in reversed(read_rows(run / "ppo" / "metrics.jsonl", "iteration")) if "kl" in row)
     return {
         "win_rate": round(rate.value, 3),
         "interval": [round(rate.low, 3), round(rate.high, 3)],

@@ -28,7 +28,7 @@ import torch
 from lorarlhf.cli.quiet import quiet_libraries
 from lorarlhf.data.rows import request_text
 from lorarlhf.demo.world import gold_score, is_fluent
-from lorarlhf.display import read_metrics
+from lorarlhf.display import read_rows
 from lorarlhf.recipe.load import load_recipe
 from lorarlhf.run import Run, write_json
 from lorarlhf.stages.ppo import train_ppo
@@ -75,8 +75,8 @@ def runs_of_seed(seed: int, folder: Path) -> list[dict[str, Any]]:
 
 def curves(run: Run) -> dict[str, Any]:
     """What was logged, and what the demo's own rule says of the held-out responses of each evaluation."""
-    metrics = read_metrics(run.stage("ppo") / "metrics.jsonl")
-    samples = read_metrics(run.stage("ppo") / "samples.jsonl")
+    metrics = read_rows(run.stage("ppo") / "metrics.jsonl", "iteration")
+    samples = read_rows(run.stage("ppo") / "samples.jsonl", "iteration")
     evaluations = []
     for row in metrics:
         if "eval_reward" in row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from lorarlhf.files import write_file
+
 ROWS_SHOWN = 8
+logger = logging.getLogger(__name__)
 
 
 class StageDisplay:
@@ -64,18 +68,18 @@ class StageDisplay:
             return
         folder.mkdir(parents=True, exist_ok=True)
         if not resumed:
-            self.path.write_text("")
+            write_file(self.path, "")
 
-    def begin(self, total: int, done: int = 0, rows: int | None = None) -> None:
+    def begin(self, total: int, done: int = 0, rows: Sequence[Mapping[str, Any]] | None = None) -> None:
         """So many units in all, so many done by an earlier process, whose later rows are dropped: they come again.
 
         Args:
-            rows: how many rows are not later; None for those of units up to `done`.
+            rows: those that are not later, if a checkpoint holds them; None for what was written up to `done`.
         """
         if not self.quiet:
-            written = read_metrics(self.path)
-            kept = [row for row in written if row[self.unit] <= done] if rows is None else written[:rows]
-            self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            if rows is None:
+                rows = [row for row in read_rows(self.path, self.unit) if row[self.unit] <= done]
+            write_rows(self.path, rows)
         self.progress.reset(self.task, total=total, completed=done, phase=self.phase(done + 1))
 
     def advance_to(self, done: int) -> None:
@@ -135,10 +139,31 @@ def metrics_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str])
     return table
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`; none if there is no such file. A last line cut short is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []  # a whole line ends in \n
-    return [json.loads(line) for line in lines]
+def read_rows(path: Path, unit: str) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl` or `samples.jsonl`; none if there is no such file.
+
+    What is no row, because it was cut short or is not ours, is left out and said.
+
+    Args:
+        unit: the key that says when a row was written.
+    """
+    rows: list[dict[str, Any]] = []
+    # At line breaks alone: text may hold U+2028 and others that `splitlines` takes for the end of a line.
+    for number, line in enumerate(path.read_bytes().split(b"\n") if path.is_file() else (), 1):
+        try:
+            row = json.loads(line) if line else None
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict) and type(row.get(unit)) is int:
+            rows.append(row)
+        elif line:
+            logger.warning("%s:%d: no whole row of this run, left out", path, number)
+    return rows
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The same file with these rows and no others, whole or not at all."""
+    write_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def readable(value: float) -> str:

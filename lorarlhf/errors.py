@@ -1,5 +1,8 @@
 """The one exception for mistakes the user can mend, and how other exceptions are read."""
 
+import errno
+import os
+
 
 class UserError(Exception):
     """The input is at fault, not the program.
@@ -7,6 +10,19 @@ class UserError(Exception):
     The message is one line, or one line a fault: what is wrong, where (file, line or key), and what to do. The command
     line prints it without a traceback and exits with 2.
     """
+
+
+class Stopped(Exception):  # noqa: N818  # nothing has failed
+    """Training was asked to stop by a signal, and did so after its step; its checkpoint is written.
+
+    Args:
+        what: stage and checkpoint, for people.
+        number: of the signal.
+    """
+
+    def __init__(self, what: str, number: int) -> None:
+        super().__init__(what)
+        self.number = number
 
 
 def check_matplotlib(asker: str) -> None:
@@ -26,6 +42,12 @@ def check_matplotlib(asker: str) -> None:
 def first_line(error: BaseException) -> str:
     """What an exception says, in one line; its class where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an exception says that the disk, or one's quota, is full. By its text: libraries have own classes."""
+    said = str(error)
+    return any(os.strerror(number) in said for number in (errno.ENOSPC, errno.EDQUOT))
 
 
 # What libraries say when memory runs out and their exception is of no class of its own. By its text alone, so that the

@@ -6,16 +6,15 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from lorarlhf.errors import UserError
+from lorarlhf.files import BEING_WRITTEN, flush_folder, flush_names, remove_folder
 
 MANIFEST = "manifest.json"
 FORMAT = 2  # of a checkpoint; 1 had no manifest
-BEING_WRITTEN = ".part"
 LAST = "last"  # stands for the number of the newest checkpoint
 logger = logging.getLogger(__name__)
 
@@ -28,15 +27,14 @@ def written_whole(folder: Path) -> Iterator[Path]:
     atomic, and everything is flushed before it.
     """
     part = folder.with_name(folder.name + BEING_WRITTEN)
-    shutil.rmtree(part, ignore_errors=True)  # what an earlier process was writing when it was killed
+    remove_folder(part)  # what an earlier process was writing when it was killed
     part.mkdir(parents=True)
     yield part
     _write_manifest(part)
-    _flush(part)
-    if folder.exists():  # of this name there was one already: the new one takes its place
-        shutil.rmtree(folder)
+    flush_folder(part)
+    remove_folder(folder)  # of this name there may be a damaged one: the new one takes its place
     part.rename(folder)
-    _flush_names(folder.parent)
+    flush_names(folder.parent)
 
 
 def fault_of(folder: Path) -> str | None:
@@ -81,9 +79,14 @@ def newest_whole(folder: Path) -> tuple[Path, list[str]]:
         fault = fault_of(path)
         if fault is None:
             return path, passed_over
-        passed_over.append(f"{path}: {fault}")
-    reasons = "".join(f" ({line})" for line in passed_over[:1])
-    raise UserError(f"{folder}: no checkpoint to resume from{reasons}; run again without --resume")
+        passed_over.append(f"{path.name}: {fault}")
+    damaged = f" ({'; '.join(passed_over)})" if passed_over else ""
+    has_best = (folder / "best" / "adapter_config.json").is_file()
+    best = f"; {folder / 'best'} holds the best adapter so far" if has_best else ""
+    raise UserError(
+        f"{folder}: no checkpoint to resume from{damaged}{best}; begin again with `lorarlhf {folder.name}` without "
+        "--resume, which moves the folder aside"
+    )
 
 
 def whole_checkpoints(folder: Path) -> tuple[list[Path], list[str]]:
@@ -113,7 +116,7 @@ def find_checkpoint(folder: Path) -> Path:
     """The newest checkpoint that is whole; says which it passes over and why. Raises UserError if there is none."""
     path, passed_over = newest_whole(folder)
     for line in passed_over:
-        logger.warning("%s; going on from %s", line, path.name)
+        logger.warning("%s/%s; going on from %s", folder, line, path.name)
     return path
 
 
@@ -122,8 +125,13 @@ def drop_oldest(folder: Path, keep: int | None) -> None:
 
     Two, since the newest may turn out to be damaged.
     """
-    for path in numbered_checkpoints(folder)[max(2, keep) :] if keep is not None else ():
+    for path in numbered_checkpoints(folder)[checkpoints_kept(keep) :] if keep is not None else ():
         shutil.rmtree(path)
+
+
+def checkpoints_kept(keep: int | None) -> int:
+    """How many stay at least, of a limit that a recipe sets."""
+    return max(2, keep or 2)
 
 
 def _write_manifest(folder: Path) -> None:
@@ -138,23 +146,3 @@ def _write_manifest(folder: Path) -> None:
 def _hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-        else:
-            _flush_names(path)
-    _flush_names(folder)
-
-
-def _flush_names(folder: Path) -> None:
-    """Names live in the folder, and are flushed with it; Windows opens no folders and does so by itself."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

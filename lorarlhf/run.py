@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from lorarlhf.errors import UserError
-from lorarlhf.manifest import chosen_checkpoint
-from lorarlhf.recipe.load import Option, dump_recipe, load_recipe
+from lorarlhf.files import write_file
+from lorarlhf.manifest import chosen_checkpoint, numbered_checkpoints
+from lorarlhf.recipe.load import Option, dump_recipe, load_recipe, source_value
 from lorarlhf.recipe.sections import Recipe, Stage
 from lorarlhf.recipe.stages import LAST_FIRST, STAGES
 
@@ -40,6 +41,11 @@ class Run:
     def has_adapter(self, stage: Stage) -> bool:
         """True once the stage has finished: its adapter is written last but for the summary."""
         return (self.stage(stage) / "adapter_config.json").is_file()
+
+    def is_interrupted(self, stage: Stage) -> bool:
+        """True if the stage was begun and has no adapter yet."""
+        begun = (self.stage(stage) / RECIPE).is_file() or bool(numbered_checkpoints(self.stage(stage)))
+        return begun and not self.has_adapter(stage)
 
     def adapter(self, stage: Stage, checkpoint: str | int = BEST) -> Path:
         """Folder of an adapter that the stage has made.
@@ -74,8 +80,7 @@ class Run:
     def write_recipe(self, recipe: Recipe, stage: Stage | None = None) -> None:
         """Write the recipe of the run, which is that of its latest stage, and beside it that of the stage."""
         for folder in (self.path, *([self.stage(stage)] if stage else [])):
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / RECIPE).write_text(dump_recipe(recipe), encoding="utf-8")
+            write_file(folder / RECIPE, dump_recipe(recipe))
 
     def read_recipe(
         self, named: Mapping[str, Option] | None = None, sets: Sequence[str] = (), stage: Stage | None = None
@@ -121,11 +126,10 @@ def is_current(product: Path, adapter: Path) -> bool:
 def other_test_data(stage: Stage, flag: str, dataset: str) -> dict[str, Option]:
     """What of a recipe is different where a stage is tested on other data: all of them, however few the run takes."""
     return {
-        f"data.{STAGES[stage].data_key}_test": Option(flag, dataset),
+        f"data.{STAGES[stage].data_key}_test": Option(flag, source_value(dataset)),
         "data.eval_examples": Option(flag, None),
     }
 
 
 def write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_file(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

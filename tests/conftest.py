@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -75,6 +76,48 @@ def demo_backbone() -> SharedBackbone:
 
     torch.manual_seed(0)
     return load_backbone(ModelConfig(name="shipped:demo/model", compute_dtype="float32"))
+
+
+@pytest.fixture
+def fake_hub(monkeypatch):
+    """`fake_hub(splits, **asked)`: a Hub with the data set `owner/pairs`, which must be asked for as told."""
+    import datasets
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    from lorarlhf.data import hub
+
+    class Builder:
+        cache_dir, hash = ".", "0" * 40
+
+        def __init__(self, splits):
+            self.splits = splits
+
+        def download_and_prepare(self):
+            fetched.append("owner/pairs")
+
+        def as_dataset(self):
+            return datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name, rows in self.splits.items()})
+
+    fetched = []
+
+    def set_up(splits, **asked):
+        def load(path, **wanted):
+            assert path == "owner/pairs"
+            assert wanted == {"name": None, "data_dir": None, "revision": None} | asked
+            return Builder(splits)
+
+        def has_revision(source, revision):
+            if source != "owner/pairs":
+                raise RepositoryNotFoundError("404 Client Error", response=SimpleNamespace(headers={}, request=None))
+            return True
+
+        monkeypatch.setattr(datasets, "load_dataset_builder", load)
+        monkeypatch.setattr(hub, "has_revision", has_revision)
+        return fetched
+
+    hub._hub_data.cache_clear()
+    yield set_up
+    hub._hub_data.cache_clear()
 
 
 @pytest.fixture

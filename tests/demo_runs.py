@@ -50,7 +50,7 @@ def small_sets(folder: Path) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     sets = list(SMALL)
     for key, rows in ROWS.items():
-        lines = (DEMO / f"{key}.jsonl").read_text(encoding="utf-8").splitlines()[:rows]
+        lines = (DEMO / f"{key}.jsonl").read_text(encoding="utf-8").split("\n")[:rows]
         path = folder / f"{key}.jsonl"
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         sets.append(f"data.{key}={path}")
@@ -67,7 +67,7 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def untimed(row: dict[str, Any]) -> dict[str, Any]:

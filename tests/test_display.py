@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from transformers import TrainerControl, TrainerState
 
-from lorarlhf.display import StageDisplay, metrics_table, read_metrics
+from lorarlhf.display import StageDisplay, metrics_table, read_rows
 from lorarlhf.evaluation.report import samples_table
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.training.progress import DisplayCallback
@@ -51,18 +51,18 @@ def test_a_row_is_a_json_object_on_a_line(start):
         {"step": 1, "loss": 0.5, "accuracy": 1.0},
         {"step": 2, "loss": 0.25, "text": "naïve\n"},
     ]
-    assert read_metrics(progress.path) == [json.loads(line) for line in lines]
+    assert read_rows(progress.path, "step") == [json.loads(line) for line in lines]
 
 
 def test_no_rows_without_a_file(tmp_path):
-    assert read_metrics(tmp_path / "metrics.jsonl") == []
+    assert read_rows(tmp_path / "metrics.jsonl", "step") == []
 
 
 def test_closing_statistics_are_not_a_row(start):
     progress, log = start()
     log(1, train_runtime=3.0, train_loss=0.1)
     log(1)
-    assert read_metrics(progress.path) == []
+    assert read_rows(progress.path, "step") == []
 
 
 def test_plain_lines_where_there_is_no_terminal(start):
@@ -81,7 +81,7 @@ def test_ppo_counts_iterations(start):
     progress, log = start("ppo", total=4)
     log(8, iteration=1, reward=0.5, kl=1.0)
     assert text(progress).startswith("ppo 1/4  reward 0.500  KL 1.000")
-    assert read_metrics(progress.path) == [{"step": 8, "iteration": 1, "reward": 0.5, "kl": 1.0}]
+    assert read_rows(progress.path, "step") == [{"step": 8, "iteration": 1, "reward": 0.5, "kl": 1.0}]
 
 
 def test_a_terminal_shows_a_table_and_gets_its_cursor_back(start):
@@ -105,7 +105,7 @@ def test_a_fresh_start_empties_what_was_there(start):
     progress, log = start()
     log(1, loss=1.0)
     progress, _ = start()
-    assert read_metrics(progress.path) == []
+    assert read_rows(progress.path, "step") == []
 
 
 def test_going_on_drops_the_rows_after_the_checkpoint(start):
@@ -114,10 +114,10 @@ def test_going_on_drops_the_rows_after_the_checkpoint(start):
         log(2 * iteration, iteration=iteration, reward=0.1)
         log(2 * iteration, iteration=iteration, eval_reward=0.2)
     progress, log = start("ppo", resumed=True, done=2, total=4)
-    assert [row["step"] for row in read_metrics(progress.path)] == [2, 2, 4, 4]
+    assert [row["step"] for row in read_rows(progress.path, "step")] == [2, 2, 4, 4]
     log(6, iteration=3, reward=0.3)
     assert text(progress).startswith("ppo 3/4")
-    assert [row["step"] for row in read_metrics(progress.path)] == [2, 2, 4, 4, 6]
+    assert [row["step"] for row in read_rows(progress.path, "step")] == [2, 2, 4, 4, 6]
 
 
 def test_a_line_cut_short_is_left_out(start):
@@ -125,10 +125,10 @@ def test_a_line_cut_short_is_left_out(start):
     log(1, loss=0.5)
     with progress.path.open("a") as file:
         file.write('{"step": 2, "lo')
-    assert [row["step"] for row in read_metrics(progress.path)] == [1]
+    assert [row["step"] for row in read_rows(progress.path, "step")] == [1]
     progress, log = start(resumed=True, done=1)
     log(2, loss=0.25)
-    assert [row["step"] for row in read_metrics(progress.path)] == [1, 2]
+    assert [row["step"] for row in read_rows(progress.path, "step")] == [1, 2]
 
 
 def test_a_quiet_display_shows_and_writes_nothing(tmp_path):

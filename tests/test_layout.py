@@ -20,9 +20,9 @@ ORDER = (
     {"backbone"},
     {"data"},
     {"run", "display", "loopback", "trackers"},
-    {"manifest"},
+    {"manifest", "lock"},
     {"recipe"},
-    {"errors", "memory", "intervals", "version"},
+    {"errors", "files", "memory", "intervals", "signals", "version"},
 )
 # Within the fourth line: the planner runs the passes of both trainers, and an evaluation scores as rl does.
 ACROSS = {("planner", "rl"), ("planner", "training"), ("evaluation", "rl")}

@@ -27,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 from lorarlhf.backbone.base import BaseModel, check_base
 from lorarlhf.backbone.lora import use_fused_forward
 from lorarlhf.errors import UserError, first_line
+from lorarlhf.files import written_into
 from lorarlhf.recipe.sections import LoraShape
 
 BASE = "base"  # stands for the bare base model wherever the name of an adapter is asked for
@@ -354,6 +355,13 @@ def _peft_takes(causal_lm: PreTrainedModel, name: str) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def written_adapter(folder: Path) -> Iterator[Path]:
+    """Yield a folder for an adapter's files, which take the places of those in `folder` together, the config last."""
+    with written_into(folder, last="adapter_config.json") as part:
+        yield part
+
+
 def read_adapter(folder: Path) -> tuple[PeftLoraConfig, dict[str, Tensor]]:
     """Config, without dropout, and weights of a LoRA adapter that may come from elsewhere."""
     for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -366,6 +374,9 @@ def read_adapter(folder: Path) -> tuple[PeftLoraConfig, dict[str, Tensor]]:
         raise UserError(
             f"{folder}: {other[0]} is more than the A and B of a plain LoRA adapter; merge it, or train anew"
         )
+    bad = [key for key, tensor in state.items() if not tensor.isfinite().all()]
+    if bad:
+        raise UserError(f"{folder}: NaN or infinity in {bad[0]}; the adapter is spoiled, take another or train anew")
     config.task_type, config.modules_to_save, config.inference_mode = TaskType.CAUSAL_LM, None, False
     config.lora_dropout = 0.0
     return config, state

@@ -47,6 +47,10 @@ class TokenBatch:
         width = int(self.response_lengths.max()) if len(self) else 0
         return torch.arange(width, device=self.tokens.device) < self.response_lengths.unsqueeze(1)
 
+    def lists(self) -> list[list[int]]:
+        """The ids of each row, prompt and response."""
+        return [row[:end] for row, end in zip(self.tokens.tolist(), self.lengths.tolist(), strict=True)]
+
     def responses(self) -> list[list[int]]:
         """The ids of each response, stop token included."""
         spans = zip(self.prompt_lengths.tolist(), self.lengths.tolist(), strict=True)

@@ -36,6 +36,12 @@ def check_model(backbone: SharedBackbone) -> None:
         whole = backbone.hidden_states(BASE, sequences)
     except Exception as error:  # of any kind: quantising alone can break what a family does with its weights
         raise _refusal(backbone, f"its forward pass fails ({_quoted(error)})") from error
+    read = torch.cat([row[:length] for row, length in zip(whole, sequences.lengths.tolist(), strict=True)])
+    if not read.isfinite().all():
+        raise UserError(
+            f"model.name: {_family(backbone)} computes NaN or infinity from a few tokens: its weights are damaged, or "
+            "too large for model.compute_dtype; get them again, or set model.compute_dtype to float32"
+        )
     _check_logits(backbone, sequences, whole)
     _check_causal(backbone, sequences, whole)
     _check_cache(backbone, sequences, whole)

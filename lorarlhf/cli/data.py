@@ -1,8 +1,9 @@
-"""`lorarlhf data`: look at preference data, convert and split it, and see how far its annotators agree."""
+"""`lorarlhf data`: look at preference data, convert, mix and split it, and see how far its annotators agree."""
 
 from __future__ import annotations
 
 import math
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,16 +12,18 @@ import typer
 from lorarlhf.cli.options import SOURCE
 from lorarlhf.data.endings import WRITTEN, listed
 from lorarlhf.errors import UserError
+from lorarlhf.recipe.load import parse_source, weighed
 from lorarlhf.recipe.sections import Column, DataConfig
 
 if TYPE_CHECKING:
+    from lorarlhf.data.duplicates import Repeats
     from lorarlhf.data.inspect import Measure, Report
     from lorarlhf.data.rows import Example
     from lorarlhf.intervals import Estimate
     from lorarlhf.preferences.agreement import Agreement, Annotator, Share
     from lorarlhf.preferences.duels import Duel
 
-data_app = typer.Typer(help="Look at preference data, convert, split and judge it.", no_args_is_help=True)
+data_app = typer.Typer(help="Look at preference data, convert, mix, split and judge it.", no_args_is_help=True)
 
 Source = Annotated[str, typer.Argument(help=SOURCE, show_default=False)]
 SplitName = Annotated[str, typer.Option(help="Which split to read, of a source that has several.")]
@@ -35,6 +38,7 @@ DEFAULTS = DataConfig()
 NEW_FILE = f"A new {listed(WRITTEN)} file."
 MUCH_SMOOTHING = 0.2  # above it, accuracy in the demo's world falls: docs/data.md
 CHARACTERS_SHOWN = 160  # characters of a prompt or response
+BEFORE = 40  # characters of what two texts have in common, before they part
 
 
 @data_app.command()
@@ -60,8 +64,9 @@ def inspect(
     if model:
         from lorarlhf.stages.inspect import tokens_of
     measure: Measure = tokens_of(model) if model else characters
-    report = inspect_source(source, split, _columns(column), measure, max_length, held_out(source, split, test))
-    _print_report(source, report, "tokens" if model else "characters", max_length)
+    data, tested = parse_source(source), parse_source(test) if test else None
+    report = inspect_source(data, split, _columns(column), measure, max_length, held_out(data, split, tested))
+    _print_report(str(data), report, "tokens" if model else "characters", max_length)
 
 
 @data_app.command()
@@ -80,7 +85,7 @@ def convert(
     from lorarlhf.data.convert import convert_pairs
 
     config = DataConfig(train_split=split, ties=ties, on_bad_row=on_bad_row, columns=_columns(column))
-    count, skipped = convert_pairs(source, config, dest)
+    count, skipped = convert_pairs(parse_source(source), config, dest)
     typer.echo(f"Wrote {count:,} pairs to {dest}{_left_out(skipped)}")
 
 
@@ -106,8 +111,62 @@ def split_(
     config = DataConfig(
         train_split=split, test_size=test_size, ties=ties, on_bad_row=on_bad_row, columns=_columns(column)
     )
-    to_train, to_test, skipped = split_pairs(source, config, train, test)
+    to_train, to_test, skipped = split_pairs(parse_source(source), config, train, test)
     typer.echo(f"Wrote {to_train:,} pairs to {train} and {to_test:,} to {test}{_left_out(skipped)}")
+
+
+@data_app.command()
+def mix(
+    dest: Annotated[Path, typer.Argument(help=NEW_FILE, show_default=False)],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE[:WEIGHT]...",
+            help=f"{SOURCE} Weights 3 and 1 take three rows of one for each of the other, as many as there are.",
+            show_default=False,
+        ),
+    ],
+    split: SplitName = DEFAULTS.train_split,
+    ties: Ties = "drop",
+    on_bad_row: OnBadRow = "error",
+    column: Columns = None,
+) -> None:
+    """Write comparisons of several sources to one file, in the format of `convert`."""
+    from lorarlhf.cli.quiet import quiet_libraries
+
+    quiet_libraries()
+    from lorarlhf.data.convert import mix_pairs
+
+    config = DataConfig(train_split=split, ties=ties, on_bad_row=on_bad_row, columns=_columns(column))
+    counts = mix_pairs(weighed(sources), config, dest)
+    typer.echo(f"Wrote {sum(counts.values()):,} pairs to {dest}")
+    typer.echo("\n".join(f"  {count:,} of {source}" for source, count in counts.items()))
+
+
+@data_app.command()
+def dedup(
+    source: Source,
+    against: Annotated[
+        str | None, typer.Option(help="Test data, whose prompts must not be in the source.", show_default=False)
+    ] = None,
+    threshold: Annotated[
+        float, typer.Option(min=0.5, max=1, help="How much two texts must have in common, in runs of 5 characters.")
+    ] = 0.8,
+    split: SplitName = DEFAULTS.train_split,
+    column: Columns = None,
+) -> None:
+    """Say what comes again nearly word for word, and which prompts the test data have, too. Nothing is written."""
+    from lorarlhf.cli.quiet import quiet_libraries
+
+    quiet_libraries()
+    from lorarlhf.data.duplicates import find_duplicates
+    from lorarlhf.data.inspect import held_out
+
+    data, tested = parse_source(source), parse_source(against) if against else None
+    found = find_duplicates(data, split, _columns(column), threshold, held_out(data, split, tested))
+    _print_repeats(f"{found.kind} repeat an earlier one", found.rows)
+    if found.in_test:
+        _print_repeats("different prompts are in the test data, too", found.in_test)
 
 
 @data_app.command()
@@ -157,6 +216,21 @@ def _columns(texts: list[str] | None) -> dict[Column, str]:
             )
         columns[name] = column  # type: ignore[index]
     return columns
+
+
+def _print_repeats(what: str, repeats: Repeats) -> None:
+    typer.echo(f"{repeats.repeated:,} of {repeats.texts:,} {what}")
+    for match in repeats.examples:
+        texts = (" ".join(text.split()) for text in (match.text, match.earlier))
+        first, second = _from_where_they_part(*texts)
+        typer.echo(f"  {match.similarity:4.0%}  {_shortened(first)}\n        {_shortened(second)}")
+
+
+def _from_where_they_part(*texts: str) -> tuple[str, ...]:
+    """Two long texts that begin alike, from a little before the place where they differ."""
+    same = len(list(takewhile(lambda characters: len(set(characters)) == 1, zip(*texts, strict=False))))
+    start = same - BEFORE if max(map(len, texts)) > CHARACTERS_SHOWN else 0
+    return tuple(f"…{text[start:]}" if start > 0 else text for text in texts)
 
 
 def _left_out(skipped: dict[str, int]) -> str:

@@ -27,7 +27,7 @@ from lorarlhf.cli.run import run
 from lorarlhf.cli.sample import sample
 from lorarlhf.cli.score import score
 from lorarlhf.cli.sft import sft
-from lorarlhf.errors import UserError, first_line, is_out_of_memory
+from lorarlhf.errors import Stopped, UserError, first_line, is_disk_full, is_out_of_memory
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.version import __version__
 
@@ -73,7 +73,10 @@ def options(
 
 
 def main() -> None:
-    """Run a command. Exit 0 when done, 2 when the input is at fault, 1 when something else failed."""
+    """Run a command. Exit 0 when done, 2 when the input is at fault, 1 when something else failed.
+
+    Stopped by a signal, it exits as a shell says it: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP.
+    """
     verbose = "--verbose" in sys.argv
     sys.argv = [arg for arg in sys.argv if arg != "--verbose"]
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -82,12 +85,26 @@ def main() -> None:
         app(prog_name="lorarlhf")  # by whatever way it was called: completion goes by the name
     except UserError as error:
         _fail(str(error), 2, verbose)
+    except Stopped as stopped:
+        _fail(f"{stopped}{_how_to_go_on(sys.argv[1:])}", 128 + stopped.number, verbose)
     except SystemExit as ended:
         if ended.code != INTERRUPTED:
             raise
-        _fail(f"stopped{_how_to_go_on(sys.argv[1:])}", 1, verbose)
+        _fail(f"stopped{_how_to_go_on(sys.argv[1:])}", 130, verbose)
     except Exception as error:  # the last stop: anything else becomes one line and exit 1
         _fail(_in_one_line(error), 1, verbose)
+
+
+def _how_to_go_on(arguments: list[str]) -> str:
+    """The line that goes on; nothing for a command that cannot."""
+    command = next((argument for argument in arguments if not argument.startswith("-")), "")
+    if command in STAGES:
+        again = [*arguments, *([] if "--resume" in arguments else ["--resume"])]
+    elif command == "run":
+        again = [argument for argument in arguments if argument != "--anew"]
+    else:
+        return ""
+    return f"; to go on: {shlex.join(['lorarlhf', *again])}"
 
 
 def _one_of_several() -> None:
@@ -105,16 +122,6 @@ def _one_of_several() -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # to the end of the process
 
 
-def _how_to_go_on(arguments: list[str]) -> str:
-    """What to type after training was interrupted; nothing after anything else."""
-    command = next((argument for argument in arguments if not argument.startswith("-")), "")
-    again = shlex.join(["lorarlhf", *arguments])
-    if command in STAGES:
-        resume = "" if "--resume" in arguments else " --resume"
-        return f"; `{again}{resume}` goes on from the last checkpoint"
-    return f"; `{again}` goes on where it was" if command == "run" else ""
-
-
 def _fail(message: str, code: int, verbose: bool) -> None:
     if verbose:
         traceback.print_exc()
@@ -129,4 +136,6 @@ def _in_one_line(error: Exception) -> str:
     hint = "--verbose shows where"
     if is_out_of_memory(error):
         hint = "lower ppo.micro_batch_tokens, ppo.batch_size or reward.per_device_train_batch_size"
+    if is_disk_full(error):
+        hint = "make room; what was saved before stays, and --resume goes on from there"
     return f"{name}: {reason} ({hint})" if reason != name else f"{name} ({hint})"

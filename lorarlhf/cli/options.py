@@ -10,7 +10,7 @@ import typer
 from lorarlhf.data.endings import READ, listed
 from lorarlhf.recipe.shipped import list_recipes
 
-SOURCE = f"Hub id, a {listed(READ)} file, or a folder that `datasets` saved."
+SOURCE = f"Hub id, a {listed(READ)} file, a folder that `datasets` can read, or a mapping as in a recipe."
 
 
 def recipe_names(incomplete: str) -> list[tuple[str, str]]:
@@ -18,11 +18,11 @@ def recipe_names(incomplete: str) -> list[tuple[str, str]]:
     return [(info.name, info.summary) for info in list_recipes() if info.name.startswith(incomplete)]
 
 
-RecipeOption = Annotated[
-    str,
-    typer.Option(
-        "--recipe", help="A name from `lorarlhf recipes list`, or your .yaml file.", autocompletion=recipe_names
-    ),
+RECIPE_HELP = "A name from `lorarlhf recipes list`, or your .yaml file."
+RecipeOption = Annotated[str, typer.Option("--recipe", help=RECIPE_HELP, autocompletion=recipe_names)]
+OptionalRecipe = Annotated[
+    str | None,
+    typer.Option("--recipe", help=RECIPE_HELP, show_default="the run's own", autocompletion=recipe_names),
 ]
 Model = Annotated[str | None, typer.Option(help="Hub id or folder of the base model, instead of the recipe's.")]
 Dataset = Annotated[str | None, typer.Option(help=f"For this stage: {SOURCE}")]
@@ -41,5 +41,9 @@ Checkpoint = Annotated[
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of an interrupted run.")]
 AllowOtherBase = Annotated[
     bool, typer.Option("--allow-other-base", help="Load adapters that were trained on another base model, too.")
+]
+LogFile = Annotated[
+    Path | None,
+    typer.Option(help="Write what is said there, and go on when the terminal closes.", show_default=False),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and the plan; load no weights.")]

@@ -6,18 +6,19 @@ from typing import Annotated, Literal
 
 import typer
 
-from lorarlhf.cli.options import AllowOtherBase, Dataset, DryRun, Model, OutputDir, RecipeOption, Resume, Set
-from lorarlhf.cli.stage import print_dry_run, resolve
+from lorarlhf.cli.options import AllowOtherBase, Dataset, DryRun, LogFile, Model, OptionalRecipe, OutputDir, Resume, Set
+from lorarlhf.cli.stage import log_to, print_dry_run, resolve
 
 
 def ppo(
-    recipe: RecipeOption,
+    recipe: OptionalRecipe = None,
     model: Model = None,
     dataset: Dataset = None,
     output_dir: OutputDir = None,
     set_: Set = None,
     resume: Resume = False,
     dry_run: DryRun = False,
+    log_file: LogFile = None,
     reward: Annotated[
         str | None, typer.Option(help="Folder or Hub id of a reward adapter.", show_default="reward/ of the run")
     ] = None,
@@ -28,10 +29,11 @@ def ppo(
     allow_other_base: AllowOtherBase = False,
 ) -> None:
     """Improve the policy against the reward with PPO (or RLOO, GRPO: --set ppo.advantage_estimator=rloo)."""
-    resolved, run_path = resolve("ppo", recipe, model, dataset, output_dir, set_)
+    resolved, run_path = resolve("ppo", recipe, model, dataset, output_dir, set_, resume)
     if dry_run:
-        print_dry_run(["ppo"], recipe, resolved, run_path, reward, resume)
+        print_dry_run(["ppo"], recipe or str(run_path / "recipe.yaml"), resolved, run_path, reward, resume)
         return
+    log_to(log_file)
     from lorarlhf.cli.quiet import quiet_libraries
 
     quiet_libraries()

@@ -18,6 +18,7 @@ def quiet_libraries() -> None:
     is_main = os.environ.get("RANK", "0") == "0"  # of several processes; the others would say the same
     logging.getLogger("lorarlhf").setLevel(logging.INFO if is_main else logging.ERROR)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    logging.getLogger("datasets").setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     if not sys.stderr.isatty():

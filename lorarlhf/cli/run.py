@@ -6,15 +6,15 @@ from typing import Annotated
 
 import typer
 
-from lorarlhf.cli.options import DryRun, Model, OutputDir, RecipeOption, Set
-from lorarlhf.cli.stage import print_dry_run, run_folder
+from lorarlhf.cli.options import DryRun, LogFile, Model, OptionalRecipe, OutputDir, Set
+from lorarlhf.cli.stage import log_to, own_recipe, print_dry_run, run_folder
 from lorarlhf.recipe.load import Option, load_recipe
 from lorarlhf.recipe.sections import STEPS
 from lorarlhf.recipe.stages import STAGES
 
 
 def run(
-    recipe: RecipeOption,
+    recipe: OptionalRecipe = None,
     model: Model = None,
     output_dir: OutputDir = None,
     stages: Annotated[
@@ -25,6 +25,7 @@ def run(
         bool, typer.Option("--resume/--anew", help="Pass over what is done, or move it aside and do all again.")
     ] = True,
     dry_run: DryRun = False,
+    log_file: LogFile = None,
 ) -> None:
     """Do all that a recipe says, in one process; the same line goes on after an interruption."""
     named: dict[str, Option] = {}
@@ -32,10 +33,15 @@ def run(
         named["model.name"] = Option("--model", model)
     if stages is not None:
         named["stages"] = Option("--stages", [stage.strip() for stage in stages.split(",")])
-    resolved, run_path = load_recipe(recipe, named, set_ or []), run_folder(recipe, output_dir)
+    if recipe is None:
+        resolved, run_path = own_recipe(output_dir, named, set_)
+    else:
+        resolved, run_path = load_recipe(recipe, named, set_ or []), run_folder(recipe, output_dir)
     if dry_run:
-        print_dry_run([stage for stage in STAGES if stage in resolved.stages], recipe, resolved, run_path)
+        name = recipe or str(run_path / "recipe.yaml")
+        print_dry_run([stage for stage in STAGES if stage in resolved.stages], name, resolved, run_path)
         return
+    log_to(log_file)
     from lorarlhf.cli.quiet import quiet_libraries
 
     quiet_libraries()

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lorarlhf.cli.options import SOURCE, AllowOtherBase, RunFolder
+from lorarlhf.recipe.load import parse_source
 from lorarlhf.recipe.sections import DataConfig
 
 
@@ -29,5 +30,5 @@ def score(
     from lorarlhf.run import Run
     from lorarlhf.stages.score import score_file
 
-    count = score_file(Run(run), source, split, out, Console(), allow_other_base)
+    count = score_file(Run(run), parse_source(source), split, out, Console(), allow_other_base)
     typer.echo(f"score: {count:,} rows in {out}; only scores of one reward model can be compared")

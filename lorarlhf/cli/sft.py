@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import typer
 
-from lorarlhf.cli.options import Dataset, DryRun, Model, OutputDir, RecipeOption, Resume, Set
-from lorarlhf.cli.stage import print_dry_run, resolve
+from lorarlhf.cli.options import Dataset, DryRun, LogFile, Model, OptionalRecipe, OutputDir, Resume, Set
+from lorarlhf.cli.stage import log_to, print_dry_run, resolve
 
 
 def sft(
-    recipe: RecipeOption,
+    recipe: OptionalRecipe = None,
     model: Model = None,
     dataset: Dataset = None,
     output_dir: OutputDir = None,
     set_: Set = None,
     resume: Resume = False,
     dry_run: DryRun = False,
+    log_file: LogFile = None,
 ) -> None:
     """Fine-tune the policy on demonstrations."""
-    resolved, run_path = resolve("sft", recipe, model, dataset, output_dir, set_)
+    resolved, run_path = resolve("sft", recipe, model, dataset, output_dir, set_, resume)
     if dry_run:
-        print_dry_run(["sft"], recipe, resolved, run_path, resume=resume)
+        print_dry_run(["sft"], recipe or str(run_path / "recipe.yaml"), resolved, run_path, resume=resume)
         return
+    log_to(log_file)
     from lorarlhf.cli.quiet import quiet_libraries
 
     quiet_libraries()

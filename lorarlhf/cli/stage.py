@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import typer
 
-from lorarlhf.recipe.load import Option, dump_recipe, load_recipe
+from lorarlhf.errors import UserError
+from lorarlhf.recipe.load import Option, dump_recipe, load_recipe, source_value
 from lorarlhf.recipe.sections import Recipe, Stage
 from lorarlhf.recipe.shipped import find_recipe
 from lorarlhf.recipe.stages import STAGES
@@ -15,20 +19,54 @@ from lorarlhf.recipe.stages import STAGES
 
 def resolve(
     stage: Stage,
-    recipe: str,
+    recipe: str | None,
     model: str | None,
     dataset: str | None,
     output_dir: Path | None,
     sets: list[str] | None,
+    resume: bool,
 ) -> tuple[Recipe, Path]:
-    """The recipe with all that the options change, and the folder of the run."""
+    """The recipe with all that the options change, and the folder of the run; what goes on takes the run's own."""
     named: dict[str, Option] = {}
     if model is not None:
         named["model.name"] = Option("--model", model)
     if dataset is not None:  # the recipe's own held-out file belongs to its own data
         key = f"data.{STAGES[stage].data_key}"
-        named |= {key: Option("--dataset", dataset), f"{key}_test": Option("--dataset", None)}
+        named |= {key: Option("--dataset", source_value(dataset)), f"{key}_test": Option("--dataset", None)}
+    if recipe is None:
+        if not resume:
+            raise UserError(
+                "--recipe: missing; give a name from `lorarlhf recipes list`, or --resume to go on with a run"
+            )
+        return own_recipe(output_dir, named, sets, stage)
     return load_recipe(recipe, named, sets or []), run_folder(recipe, output_dir)
+
+
+def own_recipe(
+    output_dir: Path | None, named: dict[str, Option], sets: list[str] | None, stage: Stage | None = None
+) -> tuple[Recipe, Path]:
+    """What a run, or a stage of it, was begun with, with all that the options change, and its folder."""
+    from lorarlhf.run import Run
+
+    if output_dir is None:
+        raise UserError("--output-dir: missing; without --recipe it says which run is to go on")
+    return Run(output_dir).read_recipe(named, sets or [], stage), output_dir
+
+
+def log_to(file: Path | None) -> None:
+    """From now on, what is said goes to the end of a file, and the terminal may close."""
+    if file is None:
+        return
+    try:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    except OSError as error:
+        raise UserError(f"--log-file {file}: cannot be written: {error.strerror}") from error
+    for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
+        stream.flush()
+        os.dup2(descriptor, number)
+    os.close(descriptor)
+    if hasattr(signal, "SIGHUP"):  # not on Windows
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def run_folder(recipe: str, output_dir: Path | None) -> Path:

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lorarlhf.data.endings import WRITTEN, check_ending
-from lorarlhf.data.examples import in_test_part
+from lorarlhf.data.examples import in_test_part, stream_preferences
 from lorarlhf.data.formats import PREFERENCES
 from lorarlhf.data.reading import Reader
-from lorarlhf.data.rows import Preference, in_turns, turns
+from lorarlhf.data.rows import NO_COLUMNS, Preference, in_turns, turns
 from lorarlhf.data.sources import is_path, iter_rows
 from lorarlhf.errors import UserError
-from lorarlhf.recipe.sections import DataConfig
+from lorarlhf.recipe.sections import DataConfig, Source
 
 
-def convert_pairs(source: str, config: DataConfig, path: Path) -> tuple[int, dict[str, int]]:
+def convert_pairs(source: Source | str, config: DataConfig, path: Path) -> tuple[int, dict[str, int]]:
     """Write the pairs of a source to a new file; return how many, and how many were left out for which reason.
 
     Args:
@@ -31,7 +31,7 @@ def convert_pairs(source: str, config: DataConfig, path: Path) -> tuple[int, dic
     return counts[0], skipped
 
 
-def split_pairs(source: str, config: DataConfig, train: Path, test: Path) -> tuple[int, int, dict[str, int]]:
+def split_pairs(source: Source | str, config: DataConfig, train: Path, test: Path) -> tuple[int, int, dict[str, int]]:
     """Write the pairs of a source to two new files, no prompt to both; return how many, and how many were left out.
 
     The share `config.test_size` of prompts goes to `test`, picked by a hash of the prompt as it is written.
@@ -42,6 +42,21 @@ def split_pairs(source: str, config: DataConfig, train: Path, test: Path) -> tup
 
     (to_train, to_test), skipped = _write(source, config, [train, test], part)
     return to_train, to_test, skipped
+
+
+def mix_pairs(sources: list[Source], config: DataConfig, path: Path) -> dict[str, int]:
+    """Write the pairs of several sources to one new file, as a recipe that names them trains on; how many of each.
+
+    Args:
+        config: what columns mean, and what to do about bad rows and ties.
+    """
+    stream = stream_preferences(config.model_copy(update={"preferences": sources, "test_size": 0.0}), "train")
+    counts = {str(source): 0 for source in sources}
+    with _new_file(path) as file:
+        for (pair, _), source in stream.with_sources(NO_COLUMNS):
+            file.write(_line(pair, source))
+            counts[str(source)] += 1
+    return counts
 
 
 def canonical(pair: Preference, source: str) -> dict[str, Any]:
@@ -58,11 +73,10 @@ def canonical(pair: Preference, source: str) -> dict[str, Any]:
 
 
 def _write(
-    source: str, config: DataConfig, paths: list[Path], part: Callable[[Preference], int]
+    source: Source | str, config: DataConfig, paths: list[Path], part: Callable[[Preference], int]
 ) -> tuple[list[int], dict[str, int]]:
     """Stream the pairs of a source to the file that `part` picks; none of the files is left behind after an error."""
     reader = Reader(PREFERENCES, config.on_bad_row, config.columns)
-    name = Path(source).name if is_path(source) else source
     counts: Counter[int] = Counter()
     ties = 0
     with ExitStack() as stack:
@@ -72,11 +86,16 @@ def _write(
                 ties += 1
                 continue
             number = part(pair)
-            files[number].write(json.dumps(canonical(pair, name), ensure_ascii=False) + "\n")
+            files[number].write(_line(pair, source))
             counts[number] += 1
         if not counts:
             raise UserError(f"{source}: no usable row in it, so nothing is written")
     return [counts[i] for i in range(len(paths))], dict(reader.skipped) | ({"tie": ties} if ties else {})
+
+
+def _line(pair: Preference, source: Source | str) -> str:
+    name = source.source if isinstance(source, Source) else source
+    return json.dumps(canonical(pair, Path(name).name if is_path(name) else str(source)), ensure_ascii=False) + "\n"
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from itertools import islice
 from typing import Any, Generic, Literal, TypeVar
 
 from lorarlhf.data.formats import CHOICES, DEMONSTRATIONS, PREFERENCES, PROMPTS, SCORED, Table
+from lorarlhf.data.mixture import ALL, bound, evenly, place_of, shares
+from lorarlhf.data.progress import watched
 from lorarlhf.data.reading import FIRST_ROWS, Reader, some_fit
 from lorarlhf.data.rows import (
     NO_COLUMNS,
@@ -23,15 +26,17 @@ from lorarlhf.data.rows import (
     PromptRow,
     Scored,
     prompt_text,
+    turns,
 )
-from lorarlhf.data.sources import existing_file, is_path, iter_rows, saved_folder, splits_of
+from lorarlhf.data.sources import existing_file, is_hub_like, is_path, iter_rows, saved_folder, splits_of
 from lorarlhf.errors import UserError
-from lorarlhf.recipe.sections import DataConfig, DataKey
+from lorarlhf.recipe.sections import DataConfig, DataKey, Source, sources_of, title_of
 
 T = TypeVar("T")
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, Split] = ("train", "test")
 LIMITS: dict[Split, Literal["max_examples", "eval_examples"]] = {"train": "max_examples", "test": "eval_examples"}
+FEW = 20  # held-out rows: a share of 20 has a standard error of up to 11 points
 logger = logging.getLogger(__name__)
 
 
@@ -46,16 +51,16 @@ class Loaded(Generic[T]):
 
 @dataclass(frozen=True)
 class Place:
-    """Where one split lies: a source, its split if it has several, and the test of a prompt that keeps a row."""
+    """Where rows of one split lie: a source, its split if it has several, and the test of a prompt that keeps a row."""
 
-    source: str
+    source: Source
     split: str
     keeps: Callable[[Prompt], bool]
 
 
 @dataclass
 class Stream(Generic[T]):
-    """Rows of one split, read from their source one by one as they are asked for, and again in each pass.
+    """Rows of one split, read from their sources one by one as they are asked for, and again in each pass.
 
     Attributes:
         on_tie: called with each tie that is left out.
@@ -76,48 +81,107 @@ class Stream(Generic[T]):
 
     def with_columns(self, wanted: ColumnsWanted) -> Iterator[tuple[T, dict[str, Any]]]:
         """The same, each with those columns of its source's row that are wanted."""
-        config, split = self.config, self.split
-        place = _place(config, self.key, split)
-        reader = Reader(self.table, config.on_bad_row, config.columns)
-        self.skipped = reader.skipped
+        return (found for found, _ in self.with_sources(wanted))
+
+    def with_sources(self, wanted: ColumnsWanted) -> Iterator[tuple[tuple[T, dict[str, Any]], Source]]:
+        """The same, each with the source that it comes from, too."""
+        config, split, places = self.config, self.split, self.places()
+        bounds, sizes = self._drawn(places)
+        self.skipped = Counter()
         usable = kept = 0
-        for row, columns in reader.read_with_columns(iter_rows(place.source, place.split), wanted):
-            if isinstance(row, Preference) and row.tie and (config.ties == "drop" or split == "test"):
-                reader.skipped["tie"] += 1
-                if self.on_tie and place.keeps(row.prompt):
-                    self.on_tie(row)
-                continue
-            usable += 1
-            if place.keeps(self.prompt_of(row)):
-                kept += 1
-                yield row, columns
-        why = "; ".join(f"{reason} ({count})" for reason, count in reader.skipped.most_common())
-        if not usable:
-            raise UserError(
-                f"{place.source}: no usable row" + (f", all were skipped: {why}" if why else ", it is empty")
-            )
+
+        def part(place: Place, bound: int) -> Iterator[tuple[T, dict[str, Any]]]:
+            nonlocal usable
+            for row, columns in self._usable(place, wanted, self.skipped):
+                usable += 1
+                prompt = self.prompt_of(row)
+                if place.keeps(prompt) and (bound == ALL or place_of(prompt) < bound):
+                    yield row, columns
+
+        for number, found in evenly(list(map(part, places, bounds)), sizes):
+            kept += 1
+            yield found, places[number].source
         if not kept and (split == "train" or config.test_size > 0):
             raise UserError(
-                f"{place.source}: none of {usable} rows falls in the {split} part at data.test_size "
+                f"{self.source}: none of {usable} rows falls in the {split} part at data.test_size "
                 f"{config.test_size}; change it, or set data.{self.key}_test"
             )
-        if why and split == "train":  # once: the test rows are often of the same source
-            logger.warning("%s: left out: %s", place.source, why)
+        if split == "test" and kept < FEW and places[0].keeps is not _keep_all and config.test_size > 0:
+            logger.warning(
+                "%s: held out: %d of %d rows (data.test_size %s), too few to tell much; raise it, or set data.%s_test",
+                *(self.source, kept, usable, config.test_size, self.key),
+            )
+
+    def first(self, place: Place) -> T:
+        """The first row of use that lies there, of whichever part. Raises UserError if there is none."""
+        return next(self._usable(place, NO_COLUMNS, Counter()))[0]
+
+    def check(self) -> None:
+        """Read a row of each source. Raises UserError for what the user can mend."""
+        for place in self.places():
+            self.first(place)
 
     def is_of_its_kind(self) -> bool:
-        """Whether the first rows of the source are data of this kind. Raises UserError if it cannot be read."""
-        place = _place(self.config, self.key, self.split)
-        return some_fit(islice(iter_rows(place.source, place.split), FIRST_ROWS), self.table, self.config.columns)
+        """Whether the first rows of each source are data of this kind. Raises UserError if one cannot be read."""
+        heads = (islice(iter_rows(place.source, place.split), FIRST_ROWS) for place in self.places())
+        return all(some_fit(head, self.table, self.config.columns) for head in heads)
 
     @property
     def source(self) -> str:
-        """Where the rows come from."""
-        return _place(self.config, self.key, self.split).source
+        """Where the rows come from, in words."""
+        return title_of(place.source for place in self.places())
 
     def load(self) -> Loaded[T]:
         """All of them in memory."""
         rows = list(self)
         return Loaded(rows, self.source, dict(self.skipped))
+
+    def places(self) -> list[Place]:
+        """Where the rows lie. Raises UserError if the recipe does not say."""
+        return _places(self.config, self.key, self.split)
+
+    def _usable(
+        self, place: Place, wanted: ColumnsWanted, skipped: Counter[str], counting: bool = False
+    ) -> Iterator[tuple[T, dict[str, Any]]]:
+        """What a source has for either part: ties only where they are wanted.
+
+        Args:
+            skipped: gets what is left out, by reason, when the end is reached.
+            counting: say nothing and hand on no tie: the rows will be read again.
+        """
+        config, title = self.config, str(place.source)
+        reader = Reader(self.table, config.on_bad_row, config.columns)
+        usable = 0
+        rows = watched(iter_rows(place.source, place.split), f"{title}: {'counted' if counting else 'read'}")
+        for row, columns in reader.read_with_columns(rows, wanted):
+            if isinstance(row, Preference) and row.tie and (config.ties == "drop" or self.split == "test"):
+                reader.skipped["tie"] += 1
+                if self.on_tie and not counting and place.keeps(row.prompt):
+                    self.on_tie(row)
+                continue
+            usable += 1
+            yield row, columns
+        why = "; ".join(f"{reason} ({count})" for reason, count in reader.skipped.most_common())
+        if not usable:
+            raise UserError(f"{title}: no usable row" + (f", all were skipped: {why}" if why else ", it is empty"))
+        if why and self.split == "train" and not counting:  # once: the test rows are often of the same source
+            logger.warning("%s: left out: %s", title, why)
+        skipped.update(reader.skipped)
+
+    def _drawn(self, places: Sequence[Place]) -> tuple[list[int], list[float]]:
+        """For each source the place of a prompt (`place_of`) from which on its rows are left out, and its share.
+
+        Where weights or limits ask for it, sources are read once more to count their rows, at 8 bytes a row.
+        """
+        sources = [place.source for place in places]
+        if not any(source.weight or source.max_examples for source in sources):
+            return [ALL] * len(places), [1.0] * len(places)
+        counted = [
+            array("Q", (place_of(self.prompt_of(row)) for row, _ in self._usable(place, NO_COLUMNS, Counter(), True)))
+            for place in places
+        ]
+        wanted = shares(sources, list(map(len, counted)))
+        return [bound(order, rows) for order, rows in zip(counted, wanted, strict=True)], [max(n, 1.0) for n in wanted]
 
 
 def limit_of(config: DataConfig, split: Split) -> int | None:
@@ -157,27 +221,19 @@ def load_preferences(config: DataConfig, split: Split) -> Loaded[Preference]:
     return stream_preferences(config, split).load()
 
 
-def load_scored(config: DataConfig, split: Split) -> Loaded[Scored]:
-    """`stream_scored`, all in memory."""
-    return stream_scored(config, split).load()
-
-
 def load_demonstrations(config: DataConfig, split: Split) -> Loaded[Demonstration]:
     """`stream_demonstrations`, all in memory."""
     return stream_demonstrations(config, split).load()
 
 
-def load_prompts(config: DataConfig, split: Split) -> Loaded[Prompt]:
-    """Different prompts from `data.prompts`, or those of `data.preferences` where it is not set."""
-    loaded = load_prompt_rows(config, split, NO_COLUMNS)
-    return Loaded([row.prompt for row in loaded.rows], loaded.source, loaded.skipped)
-
-
 def load_prompt_rows(config: DataConfig, split: Split, wanted: ColumnsWanted) -> Loaded[PromptRow]:
-    """The same with columns; a prompt that comes again with other values in them is another one."""
+    """Different prompts from `data.prompts`, or those of `data.preferences` where it is not set.
+
+    A prompt that comes again with other values in the columns that are wanted is another one.
+    """
     source = config.prompts or (config.prompts_test if split == "test" else None)
     key: DataKey = "prompts" if source or not config.preferences else "preferences"
-    stream = Stream(config, key, split, PROMPTS, lambda prompt: prompt)
+    stream = _prompts(config, key, split)
     distinct: dict[str, PromptRow] = {}
     repeated = 0
     for prompt, columns in stream.with_columns(wanted):
@@ -190,8 +246,8 @@ def load_prompt_rows(config: DataConfig, split: Split, wanted: ColumnsWanted) ->
 
 def first_prompt(config: DataConfig, keys: Sequence[DataKey]) -> Prompt:
     """A prompt of the first of these sources that is set, to see of which form they are."""
-    key = next((key for key in keys if getattr(config, key)), keys[0])
-    return next(iter(Stream(config, key, "train", PROMPTS, lambda prompt: prompt)))
+    stream = _prompts(config, _first_set(config, keys), "train")
+    return stream.first(stream.places()[0])
 
 
 def check_sources(config: DataConfig, keys: Sequence[DataKey], online: bool = True) -> None:
@@ -203,20 +259,20 @@ def check_sources(config: DataConfig, keys: Sequence[DataKey], online: bool = Tr
     Raises:
         UserError: a file is not there, none of the sources is set, or the row is of no known form.
     """
-    source = next((source for key in keys if (source := getattr(config, key))), None)
-    test = getattr(config, f"{keys[0]}_test")
-    for named in (source, test):
-        if named and is_path(named) and not saved_folder(named):
-            existing_file(named)
-    if online or (source and is_path(source)):
-        first_prompt(config, keys)
+    key = _first_set(config, keys)
+    named = sources_of(getattr(config, key))
+    for source in (*named, *sources_of(getattr(config, f"{keys[0]}_test"))):
+        if is_path(source.source) and not saved_folder(source.source) and not is_hub_like(source.source):
+            existing_file(source.source)
+    if online or (named and all(is_path(source.source) for source in named)):
+        _prompts(config, key, "train").check()
 
 
 def holds_out(config: DataConfig, keys: Sequence[DataKey]) -> bool:
     """Whether the first of these sources that is set leaves anything to test on."""
-    key = next((key for key in keys if getattr(config, key)), keys[0])
-    source, test = getattr(config, key), getattr(config, f"{key}_test") or getattr(config, f"{keys[0]}_test")
-    return bool(test or config.test_size or (source and config.test_split in splits_of(source)))
+    key = _first_set(config, keys)
+    test = getattr(config, f"{key}_test") or getattr(config, f"{keys[0]}_test")
+    return bool(test or config.test_size or _own_test_split(config, sources_of(getattr(config, key))))
 
 
 def in_test_part(prompt: Prompt, test_size: float) -> bool:
@@ -225,20 +281,44 @@ def in_test_part(prompt: Prompt, test_size: float) -> bool:
     return int.from_bytes(digest, "big") < test_size * 2**64
 
 
-def _place(config: DataConfig, key: DataKey, split: Split) -> Place:
-    source: str | None = getattr(config, key)
-    test_source: str | None = getattr(config, f"{key}_test")
-    if split == "test" and test_source:
-        return Place(test_source, config.test_split, _keep_all)
-    if source is None:
+def _prompts(config: DataConfig, key: DataKey, split: Split) -> Stream[Prompt]:
+    return Stream(config, key, split, PROMPTS, lambda prompt: prompt)
+
+
+def _first_set(config: DataConfig, keys: Sequence[DataKey]) -> DataKey:
+    return next((key for key in keys if getattr(config, key)), keys[0])
+
+
+def _places(config: DataConfig, key: DataKey, split: Split) -> list[Place]:
+    sources, tests = sources_of(getattr(config, key)), sources_of(getattr(config, f"{key}_test"))
+    if split == "test" and tests:
+        return [Place(source, source.split or config.test_split, _keep_all) for source in tests]
+    if not sources:
         instead = " (or data.preferences, for their prompts)" if key == "prompts" else ""
         raise UserError(f"data.{key} is not set{instead}; name a Hub id or a file there or with --dataset")
-    if test_source:
-        return Place(source, config.train_split, _keep_all)
-    if config.test_split in splits_of(source):
-        return Place(source, config.train_split if split == "train" else config.test_split, _keep_all)
-    wanted = split == "test"
-    return Place(source, config.train_split, lambda prompt: in_test_part(prompt, config.test_size) == wanted)
+    if split == "test" and _own_test_split(config, sources):
+        return [Place(source, config.test_split, _keep_all) for source in sources]
+    keeps = _keep_all if tests or _own_test_split(config, sources) else _in_part(split, config, len(sources) > 1)
+    return [Place(source, source.split or config.train_split, keeps) for source in sources]
+
+
+def _own_test_split(config: DataConfig, sources: Sequence[Source]) -> bool:
+    """Whether what is held out is a split of the source's own.
+
+    Not of several sources: what one holds out, another may have among its prompts to train on.
+    """
+    if len(sources) != 1 or (sources[0].split or config.train_split) == config.test_split:
+        return False
+    return config.test_split in splits_of(sources[0])
+
+
+def _in_part(split: Split, config: DataConfig, mixed: bool) -> Callable[[Prompt], bool]:
+    """Whether a prompt is of this part. In a mixture, one source may have as text what another has as conversation."""
+
+    def is_of_it(prompt: Prompt) -> bool:
+        return in_test_part(turns(prompt, "user") if mixed else prompt, config.test_size) == (split == "test")
+
+    return is_of_it
 
 
 def _keep_all(prompt: Prompt) -> bool:

@@ -22,7 +22,7 @@ from lorarlhf.data.rows import (
     prompt_text,
 )
 from lorarlhf.data.sources import iter_rows, splits_of
-from lorarlhf.recipe.sections import Column
+from lorarlhf.recipe.sections import Column, Source
 
 Measure: TypeAlias = Callable[[Prompt, Completion], tuple[int, int]]
 
@@ -70,12 +70,12 @@ class Report:
 
 
 def inspect_source(
-    source: str,
+    source: Source | str,
     split: str,
     columns: Mapping[Column, str],
     measure: Measure,
     max_length: int,
-    test: tuple[str, str] | None = None,
+    test: tuple[Source | str, str] | None = None,
     most: int | None = None,
 ) -> Report:
     """Read a source to its end, or its first rows. Bad rows are counted; unknown columns are a UserError.
@@ -88,7 +88,7 @@ def inspect_source(
         test: source and split of the test rows whose prompts must not be in this one.
         most: rows to read; None reads all.
     """
-    reader: Reader[Any] = Reader(_table_of(source, split, columns), "skip", columns)
+    reader: Reader[Any] = Reader(table_of(source, split, columns), "skip", columns)
     tally = _Tally(measure, max_length)
     for example in reader.read(islice(iter_rows(source, split), most)):
         tally.add(example)
@@ -116,7 +116,7 @@ def inspect_source(
     )
 
 
-def held_out(source: str, split: str, test: str | None) -> tuple[str, str] | None:
+def held_out(source: Source | str, split: str, test: Source | str | None) -> tuple[Source | str, str] | None:
     """Source and split of the test rows: those of `test`, else the split `test` of a source that has one."""
     if test is not None:
         return test, "test" if "test" in splits_of(test) else "train"
@@ -157,7 +157,7 @@ class _Tally:
             self.examples.append(example)
 
 
-def _table_of(source: str, split: str, columns: Mapping[Column, str]) -> Table[Any]:
+def table_of(source: Source | str, split: str, columns: Mapping[Column, str]) -> Table[Any]:
     """The kind of data the first rows hold; comparisons if they are of no kind, so that the error speaks of these."""
     first = list(islice(iter_rows(source, split), FIRST_ROWS))
     tables: tuple[Table[Any], ...] = (PREFERENCES, SCORED, DEMONSTRATIONS, PROMPTS)

@@ -6,7 +6,6 @@ import csv
 import difflib
 import gzip
 import json
-import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -15,37 +14,42 @@ from pathlib import Path
 from typing import IO, Any
 
 from lorarlhf.data.endings import READ, FileKind, file_kind, listed
+from lorarlhf.data.hub import hub_data
 from lorarlhf.data.rows import BadRow
 from lorarlhf.errors import UserError, first_line
+from lorarlhf.recipe.sections import Source
 from lorarlhf.recipe.shipped import resolve_path
 
 Row = dict[str, Any]
 LocatedRow = tuple[str, Row | BadRow]  # a row that is no object at all comes as the BadRow that says so
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
-
-def iter_rows(source: str, split: str) -> Iterator[LocatedRow]:
+def iter_rows(source: Source | str, split: str) -> Iterator[LocatedRow]:
     """Yield `(location, row)` from a path or, where it is none, from `split` of the Hub data set of that name.
 
-    Files stream line by line, save .json, which is read whole. A folder is one that `datasets` saved; `split` counts
-    there if it holds several. `location` is `prefs.jsonl:17`, or `prefs.csv: row 17` in a form without lines of its
-    own; both count from 1. Raises UserError if the source cannot be read.
+    Files stream line by line, save .json, which is read whole. A folder is one that `datasets` saved, or one laid out
+    like a data set of the Hub; `split` counts there if it holds several. `location` is `prefs.jsonl:17`, or `prefs.csv:
+    row 17` in a form without lines of its own; both count from 1. Raises UserError if the source cannot be read.
     """
-    if not is_path(source):
+    if isinstance(source, str):
+        source = Source(source=source)
+    name = source.source
+    if is_hub_like(name):
         yield from _hub(source, split)
         return
-    if saved_folder(source):
-        yield from _saved(source, split)
+    if part := source.name or source.data_dir or source.revision:
+        raise UserError(f"{name}: is no Hub data set, and has no {part!r}; name, data_dir and revision are for these")
+    if saved_folder(name):
+        yield from _saved(name, split)
         return
-    path = existing_file(source)
+    path = existing_file(name)
     kind = file_kind(path.name)
     if kind is None:
-        raise UserError(f"{source}: unknown kind of file; use {listed(READ)}, or a Hub id")
+        raise UserError(f"{name}: unknown kind of file; use {listed(READ)}, or a Hub id")
     try:
-        yield from READERS[kind](path, source)
+        yield from READERS[kind](path, name)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{source}: cannot be read ({error}); check the file or fetch it again") from error
+        raise UserError(f"{name}: cannot be read ({error}); check the file or fetch it again") from error
 
 
 def is_path(source: str) -> bool:
@@ -54,13 +58,18 @@ def is_path(source: str) -> bool:
     return path.startswith((".", "/", "~")) or path.endswith(READ) or Path(path).exists()
 
 
+def is_hub_like(source: str) -> bool:
+    """Whether `datasets` is to make sense of it: a Hub id, or a folder that is laid out like a data set of the Hub."""
+    return not is_path(source) or (Path(resolve_path(source)).expanduser().is_dir() and saved_folder(source) is None)
+
+
 def existing_file(source: str) -> Path:
     """The file a source names; raises UserError with the nearest names if there is none."""
     path = Path(resolve_path(source)).expanduser()
     if path.is_file():
         return path
     if path.is_dir():
-        raise UserError(f"{source}: is a folder, and not one that `datasets` saved; name one file in it")
+        raise UserError(f"{source}: is a folder; name one file in it")
     if not path.parent.is_dir():
         raise UserError(f"{source}: no such file, and no folder {path.parent}; check the path")
     near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()])
@@ -74,50 +83,22 @@ def saved_folder(source: str) -> Path | None:
     return path if any((path / mark).is_file() for mark in marks) else None
 
 
-def splits_of(source: str) -> list[str]:
+def splits_of(source: Source | str) -> list[str]:
     """Names of the splits of a Hub data set or saved folder; none where a source is a single file or table."""
-    folder = saved_folder(source)
-    if folder is None:
-        return [] if is_path(source) else hub_splits(source)
-    mark = folder / "dataset_dict.json"
-    return list(json.loads(mark.read_text(encoding="utf-8"))["splits"]) if mark.is_file() else []
+    if isinstance(source, str):
+        source = Source(source=source)
+    if is_hub_like(source.source):
+        return list(hub_data(source))
+    folder = saved_folder(source.source)
+    mark = folder / "dataset_dict.json" if folder else None
+    return list(json.loads(mark.read_text(encoding="utf-8"))["splits"]) if mark and mark.is_file() else []
 
 
-def hub_splits(source: str) -> list[str]:
-    """Names of the splits of a Hub data set; raises UserError if it cannot be reached."""
-    import datasets
-    from huggingface_hub.errors import HfHubHTTPError
-
-    if not _HUB_ID.fullmatch(source):
-        raise UserError(
-            f"{source}: neither a file nor the form of a Hub id (name or owner/name); check data.* in the recipe"
-        )
-    try:
-        names: list[str] = datasets.get_dataset_split_names(source)
-    except (datasets.exceptions.DatasetNotFoundError, HfHubHTTPError) as error:
-        raise UserError(
-            f"{source}: no such file, and no such data set on the Hub that you may read ({first_line(error)}); "
-            "check the name, or log in with `hf auth login` if it is private or gated"
-        ) from error
-    except ConnectionError as error:
-        raise UserError(
-            f"{source}: no such file, and the Hub cannot be reached ({first_line(error)}); "
-            "go online, or give a local file"
-        ) from error
-    except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: a data set that is a script
-        raise UserError(f"{source}: `datasets` cannot read this Hub data set ({first_line(error)})") from error
-    return names
-
-
-def _hub(source: str, split: str) -> Iterator[LocatedRow]:
-    import datasets
-
-    _check_split(source, split, hub_splits(source))
-    try:
-        for number, row in enumerate(datasets.load_dataset(source, split=split, streaming=True), 1):
-            yield f"{source} ({split}): row {number}", dict(row)
-    except OSError as error:
-        raise UserError(f"{source}: reading split {split!r} broke off ({first_line(error)}); try again") from error
+def _hub(source: Source, split: str) -> Iterator[LocatedRow]:
+    data, name = hub_data(source), source.source
+    _check_split(name, split, list(data))
+    for number, row in enumerate(data[split], 1):
+        yield f"{name} ({split}): row {number}", dict(row)
 
 
 def _saved(source: str, split: str) -> Iterator[LocatedRow]:
@@ -137,7 +118,8 @@ def _saved(source: str, split: str) -> Iterator[LocatedRow]:
 def _check_split(source: str, split: str, splits: list[str]) -> None:
     if split not in splits:
         raise UserError(
-            f"{source}: no split {split!r}, it has {', '.join(splits)}; set data.train_split and data.test_split"
+            f"{source}: no split {split!r}, it has {', '.join(splits)}; set data.train_split and data.test_split, "
+            "or `split` of the source"
         )
 
 

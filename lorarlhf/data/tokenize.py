@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -148,7 +148,7 @@ def tokenize_scored(
 
 
 def tokenize_prompts(
-    rows: Sequence[PromptRow], tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, limit: int | None = None
+    rows: Iterable[PromptRow], tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, limit: int | None = None
 ) -> tuple[list[PromptExample], int]:
     """Prompts of at most `max_prompt_length` tokens, and how many were longer and dropped."""
 
@@ -158,7 +158,7 @@ def tokenize_prompts(
 
     fitting = ShortEnough(encode, max_prompt_length)
     kept = list(first_by_rank(rows, limit, rank, fitting))
-    if rows and not kept:
+    if fitting.dropped and not kept:
         raise too_long("data.max_prompt_length", max_prompt_length, int(fitting.shortest))
     return kept, fitting.dropped
 

@@ -19,6 +19,7 @@ from lorarlhf.data.examples import (
     stream_preferences,
     stream_scored,
 )
+from lorarlhf.data.progress import watched
 from lorarlhf.data.rows import NO_COLUMNS, AnyExample, PromptRow, in_turns, is_text
 from lorarlhf.data.tokenize import (
     PromptExample,
@@ -58,10 +59,11 @@ def read_by_model(
     prompts: Loaded[PromptRow], config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split
 ) -> list[PromptExample]:
     """Prompts that were loaded before the model was, none of them too long, and no more than are wanted."""
-    rows = list(for_the_model(prompts.rows, prompts.source, config, tokenizer, split))
+    read = for_the_model(prompts.rows, prompts.source, config, tokenizer, split)
+    rows = watched(read, f"{prompts.source}: tokenised", total=len(prompts.rows))
     examples, dropped = tokenize_prompts(rows, tokenizer, config.max_prompt_length, limit_of(config, split))
     limit = f"data.max_prompt_length {config.max_prompt_length}"
-    _say_taken(len(examples), dropped, len(rows), limit, prompts.source, config, split)
+    _say_taken(len(examples), dropped, len(prompts.rows), limit, prompts.source, config, split)
     return examples
 
 
@@ -120,3 +122,5 @@ def _say_taken(taken: int, dropped: int, rows: int, limit: str, source: str, con
         )
     elif dropped:
         logger.warning("%s: left out: %d of %d rows to %s on, over %s tokens", source, dropped, rows, split, limit)
+    elif rows:
+        logger.info("%s: %s rows to %s on", source, f"{rows:,}", split)

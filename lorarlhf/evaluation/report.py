@@ -13,7 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from lorarlhf.data.rows import request_text
-from lorarlhf.display import read_metrics, readable
+from lorarlhf.display import read_rows, readable
 
 SAMPLES_SHOWN = 4
 
@@ -59,7 +59,7 @@ def show_samples(
 def samples_table(path: Path, iteration: int, rows: int = SAMPLES_SHOWN) -> Table:
     """Prompt, response and reward of the first samples that one evaluation wrote to `samples.jsonl`."""
     table = Table("Prompt", "Response", "Reward", show_lines=True)
-    for sample in [sample for sample in read_metrics(path) if sample["iteration"] == iteration][:rows]:
+    for sample in [sample for sample in read_rows(path, "iteration") if sample["iteration"] == iteration][:rows]:
         table.add_row(escape(request_text(sample["prompt"])), escape(sample["response"]), readable(sample["reward"]))
     return table
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -167,7 +168,7 @@ def now() -> str:
 def _parsed(content: bytes, path: Path) -> tuple[Labels, int]:
     """The labels in a file, and how many of its bytes are whole lines."""
     labels, whole = Labels(), 0
-    for number, line in enumerate(content.splitlines(keepends=True), 1):
+    for number, line in enumerate(io.BytesIO(content), 1):
         try:
             parsed = _line(line) if line.strip() else None
         except ValueError as error:  # not UTF-8, not JSON, not a label

@@ -20,6 +20,7 @@ from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.rows import Completion, Prompt
 from lorarlhf.data.tokenize import PromptExample
 from lorarlhf.errors import UserError
+from lorarlhf.files import write_file
 from lorarlhf.generation.draw import uniform_table
 from lorarlhf.generation.sample import ResponseSampler, response_texts
 
@@ -70,7 +71,7 @@ def write_pairs(sampler: Sampler, prompts: Sequence[PromptExample], out: Path, r
     """
     pairs = write_batches(out, sampler.options, prompts, partial(_pairs, sampler, rank), progress)
     if rank:
-        _replace(out, sorted(pairs, key=lambda row: abs(row["predicted"] - 0.5)))
+        write_file(out, _lines(sorted(pairs, key=lambda row: abs(row["predicted"] - 0.5))))
     return len(pairs)
 
 
@@ -91,7 +92,7 @@ def write_batches(
     """
     rows = finished_rows(out, options)
     done = {row["batch"] for row in rows}
-    _replace(out, rows)  # without what was cut short
+    write_file(out, _lines(rows))  # without what was cut short
     batches = [prompts[i : i + PROMPTS_A_BATCH] for i in range(0, len(prompts), PROMPTS_A_BATCH)]
     task = progress.add_task("prompts", total=len(prompts))
     for number, batch in enumerate(batches):
@@ -141,13 +142,6 @@ def _foreign(path: Path, line: int) -> UserError:
 
 def _lines(rows: Sequence[dict[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _replace(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write the whole file anew, beside the old one until it is complete."""
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(_lines(rows), encoding="utf-8")
-    new.replace(path)
 
 
 def _pairs(sampler: Sampler, rank: bool, batch: Sequence[PromptExample], number: int) -> list[dict[str, Any]]:

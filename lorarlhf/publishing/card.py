@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lorarlhf.data.endings import file_kind
 from lorarlhf.publishing.snippets import generation_code, scoring_code
-from lorarlhf.recipe.sections import DataConfig, Recipe, Stage
+from lorarlhf.recipe.sections import BETWEEN, DataConfig, Recipe, Stage, title_of
 from lorarlhf.recipe.shipped import SHIPPED
 from lorarlhf.recipe.stages import STAGES, StageInfo
 from lorarlhf.recipe.yaml import dump_yaml
@@ -80,7 +80,9 @@ def model_card(
 
 
 def without_folders(value: str) -> str:
-    """A name fit to be published: of an absolute path (or one below `~`) only the last part."""
+    """A name fit to be published: of an absolute path (or one below `~`) only the last part; of several names, each."""
+    if BETWEEN in value:
+        return BETWEEN.join(map(without_folders, value.split(BETWEEN)))
     for path in (PurePosixPath(value), PureWindowsPath(value)):
         if path.is_absolute() or value.startswith("~"):
             return path.name
@@ -105,7 +107,8 @@ def _metadata(recipe: Recipe, stage: StageInfo, merged: torch.dtype | None) -> d
         metadata["base_model_relation"] = "finetune" if merged else "adapter"
     if recipe.export.license:
         metadata["license"] = recipe.export.license
-    if datasets := sorted({source for source in stage.sources(recipe.data).values() if is_hub_id(source)}):
+    used = {each.source for sources in stage.sources(recipe.data).values() for each in sources}
+    if datasets := sorted(filter(is_hub_id, used)):
         metadata["datasets"] = datasets
     return metadata
 
@@ -150,8 +153,9 @@ def _evaluation(lines: Sequence[tuple[str, str]]) -> str:
 
 def _data(data: DataConfig, stage: StageInfo) -> str:
     return "\n".join(
-        f"- {'' if key.startswith(stage.data_key) else 'prompts of '}`data.{key}`: `{without_folders(source)}`"
-        for key, source in stage.sources(data).items()
+        f"- {'' if key.startswith(stage.data_key) else 'prompts of '}`data.{key}`: `{title_of(published)}`"
+        for key, sources in stage.sources(data).items()
+        for published in [[each.model_copy(update={"source": without_folders(each.source)}) for each in sources]]
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lorarlhf.errors import UserError
+from lorarlhf.files import flush_folder, flush_names
 from lorarlhf.run import write_json
 from lorarlhf.version import __version__
 
@@ -34,9 +35,17 @@ def written_beside(to: Path) -> Iterator[Path]:
         folder = Path(work.name) / "new"
         folder.mkdir()
         yield folder
+        flush_folder(folder)
+        old = Path(work.name) / "old"
         if to.exists():
-            to.rename(Path(work.name) / "old")
-        folder.rename(to)
+            to.rename(old)
+        try:
+            folder.rename(to)
+        except BaseException:
+            if old.exists():  # it would go with the folder it lies in now
+                old.rename(to)
+            raise
+        flush_names(to.parent)
 
 
 def write_marker(folder: Path, facts: Mapping[str, Any]) -> None:

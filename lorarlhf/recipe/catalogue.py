@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from lorarlhf.recipe.keys import one_line
 from lorarlhf.recipe.load import load_recipe
+from lorarlhf.recipe.sections import sources_of, title_of
 from lorarlhf.recipe.shipped import list_recipes
 from lorarlhf.recipe.stages import trained_by
 
@@ -52,7 +53,7 @@ def _entry(name: str, path: Path, summary: str) -> Entry:
         stages=", ".join(trained),
         licence=recipe.export.license or "",
         model=recipe.model.name,
-        data=data or "",
+        data=title_of(sources_of(data)) if data else "",
         time=_said(text, "Time"),
         expected=_said(text, "What to expect"),
     )

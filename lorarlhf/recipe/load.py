@@ -7,6 +7,7 @@ with `shipped:` lies in the `data` folder that ships with lorarlhf (`lorarlhf.re
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from pydantic import ValidationError
 
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.faults import explain, line
-from lorarlhf.recipe.sections import Recipe
+from lorarlhf.recipe.sections import DataConfig, Recipe, Source
 from lorarlhf.recipe.shipped import find_recipe
 from lorarlhf.recipe.yaml import Document, KeyPath, dump_yaml, parse_yaml, read_yaml, show
 
@@ -70,6 +71,47 @@ def trace_recipe(name_or_path: str, named: Mapping[str, Option] | None = None, s
     for text in sets:
         draft.add_set(text)
     return Traced(draft.validated(str(chain[-1][0])), draft.origins)
+
+
+def parse_source(text: str) -> Source:
+    """A source as on the command line: what `data.*` may name, a mapping in braces or a name by itself.
+
+    Raises:
+        UserError: the mapping is none, or one of its keys is at fault.
+    """
+    if not text.startswith("{"):
+        return Source(source=text)
+    document = parse_yaml(text)
+    if document.faults:
+        raise UserError(f"{text}: {document.faults[0].message}")
+    try:
+        return Source.model_validate(document.data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        known = ", ".join(Source.model_fields)
+        raise UserError(f"{text}: {'.'.join(map(str, first['loc']))}: {first['msg']}; there are {known}") from error
+
+
+def source_value(text: str) -> str | dict[str, Any]:
+    """A source as on the command line as the value of a recipe's key. Raises UserError as `parse_source` does."""
+    return parse_source(text).model_dump() if text.startswith("{") else text
+
+
+def weighed(texts: Sequence[str]) -> list[Source]:
+    """Several sources as on the command line, each with `:WEIGHT` behind it or none."""
+    sources = []
+    for text in texts:
+        name, _, weight = text.rpartition(":")
+        try:
+            number = float(weight) if name and not text.endswith("}") else None
+        except ValueError:  # a colon of the name's own, as in shipped:demo/preferences.jsonl
+            number = None
+        sources.append(parse_source(text if number is None else f"{{source: {json.dumps(name)}, weight: {number}}}"))
+    try:
+        DataConfig(preferences=[*sources])
+    except ValidationError as error:
+        raise UserError(error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")) from error
+    return sources
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -141,7 +183,8 @@ class _Draft:
 def _merge(base: dict[str, Any], over: Mapping[str, Any], at: KeyPath = ()) -> Iterator[KeyPath]:
     """Lay one mapping over another in place; yields the keys whose whole value is a new one."""
     for key, value in over.items():
-        if isinstance(value, dict) and isinstance(base.get(key), dict):
+        # One data set takes the place of another whole: a configuration of that is none of this.
+        if isinstance(value, dict) and isinstance(base.get(key), dict) and "source" not in value:
             yield from _merge(base[key], value, (*at, key))
         else:
             base[key] = value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lorarlhf.recipe.sections import DataConfig, DataKey, Recipe, Role, Stage
+from lorarlhf.recipe.sections import DataConfig, DataKey, Recipe, Role, Source, Stage, sources_of, title_of
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,16 @@ class StageInfo:
         return self.role == "reward"
 
     def source(self, data: DataConfig) -> str | None:
-        """What the stage trains on; None if the recipe does not say."""
-        return next((source for key in self.data_keys if (source := getattr(data, key))), None)
+        """What the stage trains on, in words; None if the recipe does not say."""
+        named = next((sources for key in self.data_keys if (sources := getattr(data, key))), None)
+        return title_of(sources_of(named)) if named else None
 
-    def sources(self, data: DataConfig) -> dict[str, str]:
+    def sources(self, data: DataConfig) -> dict[str, tuple[Source, ...]]:
         """What the stage trains and is tested on, by their keys."""
-        named = {key: getattr(data, key) for key in (self.data_key, f"{self.data_key}_test")}
-        if named[self.data_key] is None:
-            named |= {name: getattr(data, name) for key in self.data_keys for name in (key, f"{key}_test")}
-        return {key: source for key, source in named.items() if source}
+        keys = [self.data_key, f"{self.data_key}_test"]
+        if getattr(data, self.data_key) is None:
+            keys += [name for key in self.data_keys for name in (key, f"{key}_test") if name not in keys]
+        return {key: sources for key in keys if (sources := sources_of(getattr(data, key)))}
 
 
 STAGES: dict[Stage, StageInfo] = {

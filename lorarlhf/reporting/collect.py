@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lorarlhf.errors import UserError
-from lorarlhf.recipe.sections import Stage
+from lorarlhf.recipe.sections import BETWEEN, Stage
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.reporting.curves import EVAL, MAIN, Costs, costs, overlay, reward_over_kl, stage_curves
 from lorarlhf.reporting.evaluations import (
@@ -224,7 +224,7 @@ def _trained_on(
         lines.append(("LoRA", f"r {cell(r)}, alpha {cell(settings.get('lora.alpha'))}"))
     for stage, used in own.items():
         info = STAGES[stage]
-        source = next((value for key in info.data_keys if (value := used.get(f"data.{key}"))), None)
+        source = next((value for key in info.data_keys if (value := _source(used, key))), None)
         count = summaries[stage].get("train_prompts" if info.samples else "train_examples")
         how = f", {cell(count)} rows" if count is not None else ""
         algorithm = used.get("ppo.advantage_estimator") if info.samples else None
@@ -232,6 +232,13 @@ def _trained_on(
     if (seed := settings.get("seed")) is not None:
         lines.append(("seed", cell(seed)))
     return tuple(lines)
+
+
+def _source(used: Mapping[str, Any], key: str) -> str:
+    """What a recipe names as `data.KEY`: text, a mapping with `source`, or a list of these; empty for nothing."""
+    named = used.get(f"data.{key}.source") or used.get(f"data.{key}")
+    each = named if isinstance(named, list) else [named]
+    return BETWEEN.join(cell(one.get("source") if isinstance(one, Mapping) else one) for one in each)
 
 
 def _judged(

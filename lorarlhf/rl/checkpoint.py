@@ -8,12 +8,16 @@ from pathlib import Path
 
 import torch
 
+from lorarlhf.backbone.adapters import written_adapter
+from lorarlhf.display import read_rows, write_rows
+from lorarlhf.files import flush_file, remove_folder
 from lorarlhf.manifest import drop_oldest, written_whole
 from lorarlhf.rl.learner import Learner
 from lorarlhf.rl.state import TrainingState
 
 STATE_FILE = "state.json"
 OPTIMIZER_FILE = "optimizer.pt"
+SAMPLES = "samples.jsonl"
 
 
 def save_checkpoint(folder: Path, state: TrainingState, learner: Learner, keep: int | None) -> None:
@@ -26,6 +30,8 @@ def save_checkpoint(folder: Path, state: TrainingState, learner: Learner, keep: 
         keep: how many checkpoints stay, at least two; None keeps all.
     """
     if learner.is_main:
+        for log in filter(Path.is_file, (folder / "metrics.jsonl", folder / SAMPLES)):
+            flush_file(log)  # a checkpoint that outlives the machine finds the rows before it
         with written_whole(folder / f"checkpoint-{state.iteration}") as part:
             for role in learner.parameters:
                 learner.backbone.save_role(role, part / role)
@@ -52,11 +58,10 @@ def load_checkpoint(checkpoint: Path, folder: Path, learner: Learner) -> Trainin
 
 def _rewind(folder: Path, checkpoint: Path, state: TrainingState) -> None:
     """A best policy that came after the checkpoint is not to be kept, nor the samples that came with it."""
-    shutil.rmtree(folder / "best", ignore_errors=True)
+    remove_folder(folder / "best")
     if state.best is not None:
-        shutil.copytree(checkpoint / "best", folder / "best")
-    samples = folder / "samples.jsonl"
-    if samples.is_file():
-        lines = samples.read_text(encoding="utf-8").split("\n")[:-1]  # a whole line ends in a line break
-        kept = [line for line in lines if json.loads(line)["iteration"] <= state.iteration]
-        samples.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        with written_adapter(folder / "best") as part:
+            shutil.copytree(checkpoint / "best", part, dirs_exist_ok=True)
+    samples = folder / SAMPLES
+    if samples.exists() or samples.is_symlink():
+        write_rows(samples, [row for row in read_rows(samples, "iteration") if row["iteration"] <= state.iteration])

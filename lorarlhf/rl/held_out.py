@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
+from lorarlhf.backbone.adapters import written_adapter
 from lorarlhf.data.tokenize import PromptExample
 from lorarlhf.generation.draw import uniform_table
 from lorarlhf.generation.sample import ResponseSampler, response_texts
 from lorarlhf.recipe.sections import PPOConfig
+from lorarlhf.rl.experience import ScoredRollout
 from lorarlhf.rl.learner import Learner
-from lorarlhf.rl.score import RolloutScorer, ScoringPasses
+from lorarlhf.rl.score import RolloutScorer, ScoringPasses, not_finite
 from lorarlhf.rl.state import Evaluation, TrainingState
 
 
@@ -74,16 +76,20 @@ class HeldOut:
         is_best = state.judge(self.config, evaluation)
         if learner.is_main:
             if is_best:
-                learner.backbone.save_role("policy", self.folder / "best")
+                with written_adapter(self.folder / "best") as part:
+                    learner.backbone.save_role("policy", part)
             self._write_samples(state.iteration, responses)
         return evaluation.row
 
     @torch.no_grad()
     def _responses(self, prompts: Sequence[PromptExample], uniforms: torch.Tensor) -> list[dict[str, Any]]:
         rollout = self.sampler.sample([example.ids for example in prompts], uniforms)
-        logprobs, _ = self.passes.logprobs("policy", rollout.sequences)
+        logprobs, entropy = self.passes.logprobs("policy", rollout.sequences)
         ref_logprobs, trunk = self.passes.reference(rollout.sequences)
         scores = self.reward(rollout, prompts, trunk)
+        scored = ScoredRollout(rollout, scores, logprobs, entropy, ref_logprobs)
+        if fault := not_finite(scored):
+            raise fault
         columns = {
             "prompt": [example.prompt for example in prompts],
             "response": response_texts(self.sampler.backbone, rollout),
@@ -95,7 +101,7 @@ class HeldOut:
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
     def _write_samples(self, iteration: int, responses: Sequence[dict[str, Any]]) -> None:
-        with (self.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
+        with (self.folder / "samples.jsonl").open("a", encoding="utf-8", errors="backslashreplace") as file:
             for row in responses:
                 shown = {key: row[key] for key in ("prompt", "response", "reward")}
                 file.write(json.dumps({"iteration": iteration, **shown}, ensure_ascii=False) + "\n")

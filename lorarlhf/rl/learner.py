@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments, get_scheduler
 
 from lorarlhf.backbone.budget import no_second_attempt
+from lorarlhf.backbone.finite import NotFinite
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.errors import UserError, first_line
 from lorarlhf.recipe.sections import PPOConfig
@@ -75,6 +77,7 @@ class Learner:
 
         Raises:
             UserError: out of memory. Some weights may have changed by then, so a second attempt would be another step.
+            NotFinite: a gradient has NaN or infinity, in all processes alike; nothing has changed.
         """
         with no_second_attempt("optimiser step", STEP_REMEDY):
             return self._step(roles)
@@ -88,6 +91,10 @@ class Learner:
         norms = {
             role: float(nn.utils.clip_grad_norm_(self.parameters[role], self.config.max_grad_norm)) for role in roles
         }
+        for role, norm in norms.items():
+            if not math.isfinite(norm):
+                self.discard_gradients()
+                raise NotFinite("the gradient", role)
         self.optimizer.step()
         self.discard_gradients()
         return norms
@@ -126,6 +133,10 @@ class Learner:
             for name, value in part.items():
                 totals[name] = totals.get(name, 0.0) + value
         return totals
+
+    def any(self, here: bool) -> bool:
+        """Whether something holds in any process."""
+        return bool(self.sum(torch.tensor(float(here), device=self.backbone.device)))
 
     def gather(self, rows: Sequence[Any]) -> list[Any]:
         """Every process's rows, in the order of the processes: what each has of a table that is split between them."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import reprlib
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Parameter
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lorarlhf.data.rows import BadRow, ColumnsWanted
-from lorarlhf.errors import UserError
+from lorarlhf.errors import UserError, first_line, is_out_of_memory
 from lorarlhf.recipe.sections import PPOConfig, WeightedFunction
 
 RewardFunction = Callable[..., Sequence[float]]
@@ -67,18 +69,22 @@ def function_scores(
     prompts: list[str],
     responses: list[str],
     columns: Mapping[str, Sequence[Any]] | None = None,
+    timeout: float | None = None,
 ) -> Tensor:
     """[B] weighted sum of the functions' scores.
 
     Args:
         columns: of the prompt data, B values each; a function gets those that its parameters name.
+        timeout: seconds that each may take.
 
     Raises:
-        UserError: a function returns anything but B finite numbers, or names a column that there is not.
+        UserError: a function raises, takes longer, returns anything but B finite numbers, or names a column that there
+            is not.
     """
     total = torch.zeros(len(responses))
     for function, weight in functions:
-        returned = function(prompts, responses, **_arguments(function, columns or {}))
+        named = _arguments(function, columns or {})
+        returned = _within(timeout, function, lambda: function(prompts, responses, **named))  # noqa: B023  # called now
         try:
             scores = torch.as_tensor(returned, dtype=torch.float32, device=total.device)
         except (TypeError, ValueError, RuntimeError):  # nothing that makes a tensor
@@ -86,10 +92,59 @@ def function_scores(
         if scores is None or scores.shape != total.shape or not scores.isfinite().all():
             raise UserError(
                 f"ppo.reward_functions: {_name(function)} must return {len(responses)} finite numbers, "
-                f"one a response; it returned {reprlib.repr(returned)}"
+                f"one a response; it returned {reprlib.repr(returned)}{_first_bad(returned, prompts, responses)}"
             )
         total += weight * scores
     return total
+
+
+def _within(timeout: float | None, function: RewardFunction, call: Callable[[], Any]) -> Any:
+    """What a function returns. One that does not return in time is left behind in its thread, which ends with us."""
+    outcome: list[Any] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(call())
+        except (Exception, SystemExit) as error:
+            errors.append(error)
+
+    if timeout is None:
+        run()
+    else:
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        thread.join(timeout)
+    if errors and is_out_of_memory(errors[0]):
+        raise errors[0]
+    if errors:
+        said = f"{type(errors[0]).__name__}: {first_line(errors[0])}"
+        raise UserError(f"ppo.reward_functions: {_name(function)} raised {said} (--verbose shows where)") from errors[0]
+    if not outcome:
+        raise UserError(
+            f"ppo.reward_functions: {_name(function)} took longer than {timeout:g} seconds for a batch "
+            "(ppo.reward_timeout)"
+        )
+    return outcome[0]
+
+
+def _first_bad(returned: Any, prompts: Sequence[str], responses: Sequence[str]) -> str:
+    """The first response that has no finite number, if there is one for each."""
+    values = list(returned) if isinstance(returned, Sequence | Tensor) else []
+    if len(values) != len(responses):
+        return ""
+    for row, value in enumerate(values):
+        if not _is_finite(value):
+            pair = f"prompt {reprlib.repr(prompts[row])}, response {reprlib.repr(responses[row])}"
+            return f"; of row {row}, {pair}, it is {reprlib.repr(value)}"
+    return ""
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def _arguments(function: RewardFunction, columns: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:

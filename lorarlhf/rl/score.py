@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lorarlhf.backbone.batch import TokenBatch, with_end
 from lorarlhf.backbone.budget import TokenBudget, in_micro_batches
+from lorarlhf.backbone.finite import NotFinite
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.backbone.trunk import TrunkStates, recorded_input
 from lorarlhf.data.rows import request_text
@@ -49,10 +50,31 @@ def score(
     return ScoredRollout(rollout, scores, logprobs, entropy, ref_logprobs, values, trunk if with_values else None)
 
 
+def not_finite(scored: ScoredRollout) -> NotFinite | None:
+    """What of a scored rollout is NaN or infinite; None if nothing is."""
+    parts = {
+        ("the log-probabilities", "policy"): scored.logprobs,
+        ("the log-probabilities", "reference"): scored.ref_logprobs,
+        ("the score", "reward"): scored.scores.unsqueeze(1),
+        ("the values", "critic"): scored.values,
+    }
+    for (what, role), numbers in parts.items():  # padding is 0
+        if numbers is not None and (bad := ~numbers.isfinite().all(1)).any():
+            return NotFinite(what, role, scored.rollout.sequences.select(bad.nonzero().squeeze(1)).lists())
+    return None
+
+
 def response_scorer(
-    passes: ScoringPasses, reward_model_weight: float, functions: Sequence[WeightedReward]
+    passes: ScoringPasses,
+    reward_model_weight: float,
+    functions: Sequence[WeightedReward],
+    timeout: float | None = None,
 ) -> RolloutScorer:
-    """Raw score [B] of each response: the reward model's, where the backbone has one, weighted, plus the functions'."""
+    """Raw score [B] of each response: the reward model's, where the backbone has one, weighted, plus the functions'.
+
+    Args:
+        timeout: seconds that a function may take for a batch.
+    """
     backbone = passes.backbone
 
     @torch.no_grad()
@@ -65,7 +87,7 @@ def response_scorer(
         if functions:
             texts = response_texts(backbone, rollout)
             requests = [request_text(example.prompt) for example in prompts]
-            total += function_scores(functions, requests, texts, _columns(prompts)).to(total.device)
+            total += function_scores(functions, requests, texts, _columns(prompts), timeout).to(total.device)
         return total
 
     return reward

@@ -42,6 +42,7 @@ class TrainingState:
         last: the last iteration's statistics.
         first, best: the evaluation before training, and the best one yet; None without evaluations.
         worse: evaluations in a row that were worse than the best.
+        skipped: steps, or updates of an iteration, that were left out for NaN or infinity.
     """
 
     kl_coef: float
@@ -52,6 +53,7 @@ class TrainingState:
     first: Evaluation | None = None
     best: Evaluation | None = None
     worse: int = 0
+    skipped: int = 0
 
     def shaped(self, config: PPOConfig, scores: Tensor, finished: Tensor) -> Tensor:
         """[B] what responses are worth at present: raw scores normalised, clipped and penalised."""
@@ -91,7 +93,7 @@ class TrainingState:
         rules = config.stop_when
         if rules is None or not self.iteration or self.iteration == config.iterations:
             return None
-        if rules.kl is not None and self.last["kl"] > rules.kl:
+        if rules.kl is not None and self.last and self.last["kl"] > rules.kl:
             return f"KL {self.last['kl']:.2f} nats a response (ppo.stop_when.kl {rules.kl:g})"
         if rules.held_out_worse is not None and self.worse >= rules.held_out_worse:
             return f"evaluations in a row worse than the best: {self.worse} (ppo.stop_when.held_out_worse)"
@@ -101,10 +103,16 @@ class TrainingState:
         """Whether no iteration is left to do."""
         return self.iteration >= config.iterations or self.reason_to_stop(config) is not None
 
-    def end_iteration(self, config: PPOConfig, stats: dict[str, float], steps: int) -> None:
-        """Count an iteration, and adapt the KL coefficient to what it measured."""
+    def skip_iteration(self) -> None:
+        """Count an iteration from which nothing was learnt."""
+        self.iteration += 1
+        self.skipped += 1
+
+    def end_iteration(self, config: PPOConfig, stats: dict[str, float], steps: int, skipped: int = 0) -> None:
+        """Count an iteration with its steps, taken and left out, and adapt the KL coefficient to what it measured."""
         self.iteration += 1
         self.step += steps
+        self.skipped += skipped
         self.last = stats
         if config.kl_target is not None:
             self.kl_coef = adapted_kl_coef(

@@ -55,6 +55,8 @@ NEUTRAL: dict[str, Any] = {
     "normalize_reward": False,
     "reward_clip": None,
     "stop_when": None,
+    "on_nan": "stop",
+    "reward_timeout": None,
 }
 # TRL's logged numbers that are one of ours; the others keep TRL's name.
 LOGGED = {

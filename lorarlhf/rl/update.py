@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lorarlhf.backbone.budget import TokenBudget
+from lorarlhf.backbone.finite import NotFinite
 from lorarlhf.recipe.sections import PPOConfig
 from lorarlhf.rl.algorithms import Algorithm
 from lorarlhf.rl.experience import Experience
@@ -23,6 +24,7 @@ class UpdateStats:
     Attributes:
         means: of each statistic over the minibatches, each a mean a token.
         steps: of the optimiser.
+        skipped: steps that were not taken, as their gradients had NaN or infinity (`ppo.on_nan`).
         gap: in the first minibatch, where the policy still is the one that sampled: how far its log-probabilities are
             from those of the experience.
     """
@@ -30,6 +32,7 @@ class UpdateStats:
     means: dict[str, float]
     steps: int
     gap: float
+    skipped: int = 0
 
 
 def update(
@@ -48,11 +51,14 @@ def update(
         experience: of this process's `rows` of the batch.
         budget: tokens of a micro-batch.
         seed: with the iteration, of the order of rows.
+
+    Raises:
+        NotFinite: gradients have NaN or infinity, and they are not to be passed over.
     """
     config, roles = algorithm.config, algorithm.roles(iteration)
     learner.backbone.train()
     history: dict[str, list[float]] = defaultdict(list)
-    first_gap, steps = 0.0, 0
+    first_gap, steps, skipped = 0.0, 0, 0
     for chosen in minibatches(config, seed + iteration):
         minibatch = experience.select(rows_here(chosen, rows, experience.mask.device))
         # A loss is a mean over the tokens of the whole minibatch, in all processes: then micro-batches of any size and
@@ -60,7 +66,13 @@ def update(
         tokens = learner.sum(minibatch.mask.sum()).clamp(min=1)
         with learner.heard_by_all():
             sums, gap = minibatch_gradients(learner, algorithm, minibatch, tokens, roles, kl_coef, budget)
-        norms = learner.step(roles)
+        try:
+            norms = learner.step(roles)
+        except NotFinite as fault:
+            if config.on_nan == "stop":
+                raise NotFinite(fault.what, fault.role, minibatch.sequences.lists()) from None
+            skipped += 1
+            continue
         means = {name: total / tokens.item() for name, total in learner.sum_named(sums).items()}
         for name, value in (means | {_norm_name(role): norm for role, norm in norms.items()}).items():
             history[name].append(value)
@@ -68,7 +80,8 @@ def update(
         steps += 1
         if config.early_stop_kl is not None and means.get("approx_kl", 0.0) > config.early_stop_kl:
             break  # the policy has gone as far from the one that sampled as it may in an iteration
-    return UpdateStats({name: sum(values) / len(values) for name, values in history.items()}, steps, first_gap)
+    means = {name: sum(values) / len(values) for name, values in history.items()}
+    return UpdateStats(means, steps, first_gap, skipped)
 
 
 def minibatch_gradients(

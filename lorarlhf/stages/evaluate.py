@@ -28,7 +28,7 @@ from lorarlhf.evaluation.report import SAMPLES_SHOWN, counting, policy_lines
 from lorarlhf.evaluation.reward_model import score_tokens
 from lorarlhf.generation.sample import response_texts
 from lorarlhf.memory import free_cached_memory
-from lorarlhf.recipe.sections import DataConfig, ObjectiveName, Recipe, Stage
+from lorarlhf.recipe.sections import DataConfig, ObjectiveName, Recipe, Stage, sources_of, title_of
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.rl.rewards import RewardFunction, WeightedReward, all_reward_functions, columns_wanted
 from lorarlhf.rl.score import RolloutScorer, ScoringPasses, response_scorer
@@ -222,7 +222,7 @@ def reward_figures(
     return {
         "stage": "reward",
         "objective": name,
-        "data": data.preferences_test or data.preferences,
+        "data": title_of(sources_of(data.preferences_test or data.preferences)),
         "examples": len(test.dataset),
         "rows": test.rows,
         "dropped_too_long": test.dropped,
@@ -253,11 +253,10 @@ def _baselines(
 ) -> dict[str, Any]:
     """Learnt from the rows that the run trained on, if they are still there."""
     try:
-        train = objective.examples(data, tokenizer, "train").dataset
+        return objective.baselines(lambda: objective.examples(data, tokenizer, "train").dataset, test)
     except UserError as error:
         logger.warning("a bag of words is not measured, as what the run trained on cannot be read: %s", error)
         return {}
-    return objective.baselines(train, test)
 
 
 def evaluate_policy(

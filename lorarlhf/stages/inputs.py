@@ -28,10 +28,10 @@ def check_inputs(stage: Stage, recipe: Recipe, run: Path) -> None:
     check_outputs(stage, recipe, run)
     check_sources(recipe.data, STAGES[stage].data_keys)
     if stage == "sft":
-        next(iter(stream_demonstrations(recipe.data, "train")))
+        stream_demonstrations(recipe.data, "train").check()
     elif stage == "reward":
         stream = stream_preferences if recipe.reward.objective == "bradley_terry" else stream_scored
-        next(iter(stream(recipe.data, "train")))
+        stream(recipe.data, "train").check()
 
 
 def check_attention(config: ModelConfig) -> None:

@@ -15,6 +15,7 @@ from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.examples import holds_out
 from lorarlhf.errors import UserError, check_matplotlib
+from lorarlhf.lock import one_writer
 from lorarlhf.manifest import numbered_checkpoints
 from lorarlhf.memory import free_cached_memory
 from lorarlhf.planner.fit import check_memory, plan_here
@@ -22,20 +23,21 @@ from lorarlhf.publishing.ollama import ollama_lines
 from lorarlhf.recipe.sections import Recipe, Stage, Step
 from lorarlhf.recipe.stages import STAGES, trained_by
 from lorarlhf.rl.rewards import all_reward_functions
-from lorarlhf.run import BEST, RECIPE, Run, write_json
+from lorarlhf.run import BEST, Run, write_json
 from lorarlhf.stages import ppo, reward, sft
 from lorarlhf.stages.agenda import Agenda
+from lorarlhf.stages.beginning import check_not_interrupted
 from lorarlhf.stages.evaluate import evaluate_run, report_lines
 from lorarlhf.stages.export import check_improved, export_run
 from lorarlhf.stages.fidelity import fidelity_line
 from lorarlhf.stages.inputs import check_inputs
 from lorarlhf.stages.report import REPORT, write_report
+from lorarlhf.stages.settings import other_settings
 
 GIB = 2**30
 EXPORT = "export"  # folder in the run
 EVALUATION = "evaluation.json"  # in the folder of what is evaluated
 WEIGHTS = "adapter_model.safetensors"
-SOURCE_KEYS = {name for info in STAGES.values() for key in info.data_keys for name in (key, f"{key}_test")}
 State = Literal["done", "begun", "new"]
 DONE: State = "done"
 BEGUN: State = "begun"
@@ -67,7 +69,18 @@ def run_recipe(
     Raises:
         UserError: what a stage raises; or what is to be passed over was made with other settings.
     """
-    run, console = Run(run), get_console()
+    run = Run(run)
+    with one_writer(run.path):
+        _run_recipe(recipe, run, resume, evaluate or _evaluate)
+
+
+def _run_recipe(
+    recipe: Recipe,
+    run: Run,
+    resume: bool,
+    evaluate: Callable[[Run, Recipe, Stage, SharedBackbone], dict[str, Any]],
+) -> None:
+    console = get_console()
     training = trained_by(recipe)
     last = training[-1] if training else run.last_stage()
     states: dict[Step, State] = dict.fromkeys(training, NEW)
@@ -83,7 +96,7 @@ def run_recipe(
             elif step == "evaluate" or states.get(step, DONE) != DONE:
                 backbone = backbone or load_backbone(recipe.model, recipe.data)
             if step == "evaluate" and backbone is not None:
-                figures = (evaluate or _evaluate)(run, recipe, last, backbone)
+                figures = evaluate(run, recipe, last, backbone)
                 write_json(run.stage(last) / EVALUATION, figures)
             elif step not in states:
                 _make(step, recipe, run, last)
@@ -103,7 +116,7 @@ def _states(recipe: Recipe, run: Run, training: Sequence[Stage]) -> dict[Step, S
     states: dict[Step, State] = {}
     for stage in training:
         state = _state(run, stage)
-        if state != NEW and (other := _other_settings(recipe, run, stage)):
+        if state != NEW and (other := other_settings(recipe, run, stage, begun=state == BEGUN)):
             raise UserError(
                 f"{run.stage(stage)}: was made with other settings ({'; '.join(other)}); take those again, another "
                 "--output-dir, or --anew to do everything again"
@@ -131,38 +144,6 @@ def _changed(path: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-def _other_settings(recipe: Recipe, run: Run, stage: Stage) -> list[str]:
-    """What the stage in the run was told otherwise than it would be now, of what it depends on."""
-    if not (run.stage(stage) / RECIPE).is_file():
-        return []
-    before, now = (_settings(each, stage) for each in (run.read_recipe(stage=stage), recipe))
-    return [
-        f"{key} {json.dumps(before.get(key))}, not {json.dumps(now.get(key))}"
-        for key in {**before, **now}
-        if before.get(key) != now.get(key) and now.get(key) != "auto"  # stands in a run as what it came to
-    ]
-
-
-def _settings(recipe: Recipe, stage: Stage) -> dict[str, Any]:
-    """Dotted key to value of all that decides what the stage leaves."""
-    info = STAGES[stage]
-    has_critic = info.samples and recipe.ppo.advantage_estimator == "gae"
-    sources = info.sources(recipe.data)
-    sections: dict[str, dict[str, Any]] = {
-        "model": recipe.model.model_dump(mode="json"),
-        "lora": recipe.lora.for_role("reward" if info.scores else "policy").model_dump(),
-        "lora.critic": recipe.lora.for_role("critic").model_dump() if has_critic else {},
-        "data": {
-            key: value
-            for key, value in recipe.data.model_dump(mode="json").items()
-            if key in sources or key not in SOURCE_KEYS
-        },
-        stage: getattr(recipe, stage).model_dump(mode="json"),
-    }
-    dotted = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
-    return {**dotted, "seed": recipe.seed}
-
-
 def _look_ahead(recipe: Recipe, run: Run, todo: Sequence[Stage], last: Stage, console: Console) -> None:
     """Say what each stage takes, or raise UserError for one that cannot work, before the first begins."""
     has_sft = run.has_adapter("sft") or "sft" in todo
@@ -172,6 +153,8 @@ def _look_ahead(recipe: Recipe, run: Run, todo: Sequence[Stage], last: Stage, co
         check_inputs(stage, recipe, run.path)
     config = recipe.ppo
     functions = all_reward_functions(config, ()) if {last, *todo} & {"ppo"} else []
+    if "ppo" in todo and "sft" not in todo:
+        check_not_interrupted(run, "sft")
     if "ppo" in todo and ("reward" not in todo or not config.reward_model_weight):
         ppo.find_reward_adapter(config.reward_model_weight, bool(functions), run, None)
     for stage in STAGES:

@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from lorarlhf.backbone.adapters import written_adapter
 from lorarlhf.backbone.base import BASE_FILE
 from lorarlhf.backbone.budget import TokenBudget
 from lorarlhf.backbone.load import load_backbone
@@ -21,10 +22,10 @@ from lorarlhf.data.examples import SPLITS, load_prompt_rows
 from lorarlhf.data.rows import request_text
 from lorarlhf.data.tokenize import PromptExample
 from lorarlhf.data.tokenized import read_by_model
-from lorarlhf.display import StageDisplay, read_metrics
+from lorarlhf.display import StageDisplay, read_rows
 from lorarlhf.errors import UserError, first_line
 from lorarlhf.generation.sample import ResponseSampler
-from lorarlhf.manifest import find_checkpoint
+from lorarlhf.lock import one_writer
 from lorarlhf.memory import peak_memory_bytes
 from lorarlhf.planner.fit import auto_token_budget, check_memory
 from lorarlhf.recipe.sections import LoraConfig, PPOConfig, Recipe, ScalarLoraOverride
@@ -41,6 +42,7 @@ from lorarlhf.rl.state import TrainingState
 from lorarlhf.rl.symptoms import Watch
 from lorarlhf.rl.trl_engine import check_trl, train_with_trl
 from lorarlhf.run import Run
+from lorarlhf.stages.beginning import check_not_interrupted, check_room, checkpoint_to_go_on_from
 from lorarlhf.stages.gpus import mention_other_gpus
 from lorarlhf.stages.inputs import check_inputs
 from lorarlhf.trackers import Trackers
@@ -75,19 +77,36 @@ def train_ppo(
             that the recipe names. Further parameters get the columns of the prompt data that they name.
         allow_other_base: take adapters that say they were trained on another base model.
     """
-    start, run = time.perf_counter(), Run(run)
+    run = Run(run)
+    with one_writer(run.path):
+        return _train_ppo(recipe, run, resume, reward, backbone, engine, reward_functions, allow_other_base)
+
+
+def _train_ppo(
+    recipe: Recipe,
+    run: Run,
+    resume: bool,
+    reward: str | None,
+    backbone: SharedBackbone | None,
+    engine: Engine,
+    reward_functions: Sequence[RewardFunction],
+    allow_other_base: bool,
+) -> dict[str, Any]:
+    start = time.perf_counter()
     functions = all_reward_functions(recipe.ppo, reward_functions)
     if engine == "trl":
         check_trl(recipe.ppo, resume)
     reward_folder = find_reward_adapter(recipe.ppo.reward_model_weight, bool(functions), run, reward)
+    check_not_interrupted(run, "sft")
     check_inputs("ppo", recipe, run.path)
     if reward_folder == run.stage("reward") and (doubt := doubt_of(run.read_summary("reward"))):
         logger.warning(doubt)
     folder, has_sft = run.stage("ppo"), run.has_adapter("sft")
-    checkpoint = find_checkpoint(folder) if resume else None
+    checkpoint = checkpoint_to_go_on_from(recipe, run, "ppo", resume)
     wanted = columns_wanted(functions)
-    loaded = {split: load_prompt_rows(recipe.data, split, wanted) for split in SPLITS}
     config = recipe.ppo
+    splits = SPLITS if config.eval_every else SPLITS[:1]  # few prompts need not be enough to hold some out
+    loaded = {split: load_prompt_rows(recipe.data, split, wanted) for split in splits}
     if config.micro_batch_tokens == "auto":  # before the model takes its share of the memory that is free
         config = config.model_copy(update={"micro_batch_tokens": auto_token_budget(recipe, reference=has_sft)})
         recipe = recipe.model_copy(update={"ppo": config})
@@ -95,8 +114,8 @@ def train_ppo(
         mention_other_gpus("ppo")
         check_memory("ppo", recipe, reference=has_sft)
         backbone = load_backbone(recipe.model, recipe.data)
-    prompts, eval_prompts = (read_by_model(loaded[split], recipe.data, backbone.tokenizer, split) for split in SPLITS)
-    eval_prompts = eval_prompts[: config.eval_prompts]
+    read = {split: read_by_model(rows, recipe.data, backbone.tokenizer, split) for split, rows in loaded.items()}
+    prompts, eval_prompts = read["train"], read.get("test", [])[: config.eval_prompts]
     _check_prompts(config, prompts, eval_prompts, engine)
 
     algorithm = make_algorithm(config)
@@ -106,9 +125,6 @@ def train_ppo(
         backbone.enable_gradient_checkpointing()
     learner = Learner(backbone, config, backbone.trained_roles, folder)
     learner.share.check(config.batch_size // config.generations, "ppo.batch_size")
-    if not resume:
-        move_aside(folder)
-    display = _display(config, folder, resume, quiet=not learner.is_main)
     trackers = Trackers(config.report_to, folder, config.model_dump(mode="json"))
     watch = Watch()
 
@@ -120,13 +136,18 @@ def train_ppo(
             trackers.log_samples(_samples(folder, row["iteration"]), row["step"])
 
     setup = make_setup(backbone, config, prompts, eval_prompts, functions, log, folder, recipe.seed)
+    check_room(folder, backbone, config, resume)
+    if not resume:
+        move_aside(folder)
+    display = _display(config, folder, resume, quiet=not learner.is_main)
     if learner.is_main:
         run.write_recipe(recipe, "ppo")
     with display, trackers:
         state = TrainingState(config.kl_coef) if checkpoint is None else load_checkpoint(checkpoint, folder, learner)
         display.begin(config.iterations, state.iteration)
-        for row in read_metrics(display.path) if resume and learner.is_main else ():  # it alone shows what is observed
-            watch.observe(row)
+        if resume and learner.is_main:  # it alone shows what is observed
+            for row in read_rows(display.path, display.unit):
+                watch.observe(row)
         if checkpoint is None and setup.held_out is not None and config.eval_every:
             evaluate(setup, state, learner)
         if engine == "trl":
@@ -144,13 +165,14 @@ def train_ppo(
         "train_prompts": len(prompts),
         "train_rows": len(loaded["train"].rows),
         "eval_prompts": len(eval_prompts),
-        "eval_rows": len(loaded["test"].rows),
+        "eval_rows": len(loaded["test"].rows) if "test" in loaded else 0,
         "seconds": time.perf_counter() - start,
         "peak_memory_gb": peak_memory_bytes() / 1e9,
     }
     if learner.is_main:
-        backbone.save_role("policy", folder)
-        backbone.tokenizer.save_pretrained(folder)
+        with written_adapter(folder) as part:
+            backbone.save_role("policy", part)
+            backbone.tokenizer.save_pretrained(part)
         run.write_summary("ppo", summary)
     learner.wait()
     return summary
@@ -164,7 +186,7 @@ def _display(config: PPOConfig, folder: Path, resume: bool, quiet: bool) -> Stag
 
 def _samples(folder: Path, iteration: int) -> list[dict[str, Any]]:
     """What an evaluation has sampled, as a table for trackers."""
-    rows = [row for row in read_metrics(folder / "samples.jsonl") if row["iteration"] == iteration]
+    rows = [row for row in read_rows(folder / "samples.jsonl", "iteration") if row["iteration"] == iteration]
     return [{**row, "prompt": request_text(row["prompt"])} for row in rows]
 
 
@@ -173,8 +195,9 @@ def _outcome(state: TrainingState, config: PPOConfig) -> dict[str, Any]:
     return {
         "iterations": state.iteration,
         "stopped": state.reason_to_stop(config),
-        "reward": state.last["reward"],
-        "kl": state.last["kl"],
+        "skipped": state.skipped,
+        "reward": state.last.get("reward"),
+        "kl": state.last.get("kl"),
         "before": state.first and state.first.row,
         "best": state.best and state.best.row,
         "improved": state.improved(config),
@@ -191,6 +214,8 @@ def result_lines(summary: Mapping[str, Any], config: PPOConfig) -> list[str]:
         )
     if reason := summary["stopped"]:
         lines.append(f"stopped at iteration {summary['iterations']} of {config.iterations}: {reason}")
+    if skipped := summary["skipped"]:
+        lines.append(f"steps left out for NaN or infinity (ppo.on_nan): {skipped}")
     if summary["improved"] is False:
         lines.append("the policy kept is the one from before training, none was better on the held-out prompts")
     return lines
@@ -215,7 +240,7 @@ def make_setup(
     """The parts of the loop, put together."""
     sampler = ResponseSampler(backbone, config.response_length, config.temperature)
     passes = ScoringPasses(backbone, config.temperature, config.token_budget)
-    reward = response_scorer(passes, config.reward_model_weight, functions)
+    reward = response_scorer(passes, config.reward_model_weight, functions, config.reward_timeout)
     return Setup(
         prompts=PromptStream(prompts, config.batch_size, config.generations, seed),
         sampler=sampler,
@@ -257,6 +282,7 @@ def find_reward_adapter(weight: float, has_functions: bool, run: Run, reward: st
     if reward is None:
         if run.has_adapter("reward"):
             return run.stage("reward")
+        check_not_interrupted(run, "reward")
         if has_functions:
             return None
         raise UserError(

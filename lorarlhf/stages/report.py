@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lorarlhf.errors import UserError, check_matplotlib
 from lorarlhf.evaluation.frontier_report import verdict
+from lorarlhf.files import write_file
 from lorarlhf.recipe.sections import Stage
 from lorarlhf.reporting.collect import RunReport, collect
 from lorarlhf.reporting.folder import Folder
@@ -29,18 +28,9 @@ def write_report(runs: Sequence[Path], path: Path) -> None:
     check_matplotlib("report")
     page = in_bytes(render(read_runs(runs)))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, page)
+        write_file(path, page)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}; give --out another place") from error
-
-
-def _replace(path: Path, page: bytes) -> None:
-    """Whole or as it was. A link of that name, which a run from elsewhere may hold, goes; what it leads to stays."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as aside:  # beside it: atomic
-        written = Path(aside) / path.name
-        written.write_bytes(page)
-        os.replace(written, path)
 
 
 def watch_report(runs: Sequence[Path], port: int, started: Callable[[str], None]) -> None:

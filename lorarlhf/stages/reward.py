@@ -16,11 +16,12 @@ from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.examples import SPLITS
 from lorarlhf.errors import UserError
 from lorarlhf.evaluation.reward_model import score_tokens
-from lorarlhf.manifest import find_checkpoint
+from lorarlhf.lock import one_writer
 from lorarlhf.planner.fit import check_memory
 from lorarlhf.recipe.sections import Recipe
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.run import Run
+from lorarlhf.stages.beginning import check_room, checkpoint_to_go_on_from
 from lorarlhf.stages.gpus import mention_other_gpus
 from lorarlhf.stages.inputs import check_inputs
 from lorarlhf.trackers import Trackers
@@ -44,11 +45,17 @@ def train_reward(
         resume: go on from the last checkpoint.
         backbone: one that is loaded already; it gains the reward role. None loads the recipe's model.
     """
-    start, run = time.perf_counter(), Run(run)
+    run = Run(run)
+    with one_writer(run.path):
+        return _train_reward(recipe, run, resume, backbone)
+
+
+def _train_reward(recipe: Recipe, run: Run, resume: bool, backbone: SharedBackbone | None) -> dict[str, Any]:
+    start = time.perf_counter()
     config, objective = recipe.reward, OBJECTIVES[recipe.reward.objective]
     check_inputs("reward", recipe, run.path)
     folder = run.stage("reward")
-    checkpoint = find_checkpoint(folder) if resume else None
+    checkpoint = checkpoint_to_go_on_from(recipe, run, "reward", resume)
     if backbone is None:
         mention_other_gpus("reward")
         check_memory("reward", recipe)
@@ -59,9 +66,10 @@ def train_reward(
     torch.manual_seed(recipe.seed)
     backbone.attach("reward", recipe.lora.for_role("reward"))
     backbone.reward_head.reset_parameters()
+    trainer = RewardModelTrainer(backbone, config, train.dataset, folder, recipe.seed)
+    check_room(folder, backbone, config, resume)
     if not resume:
         move_aside(folder)
-    trainer = RewardModelTrainer(backbone, config, train.dataset, folder, recipe.seed)
     stage = STAGES["reward"]
     trackers = Trackers(recipe.reward.report_to, folder, recipe.reward.model_dump(mode="json"))
     display = show_progress(trainer, stage, {**stage.columns, **objective.columns}, resume, trackers)
@@ -75,7 +83,7 @@ def train_reward(
     summary = {
         "objective": config.objective,
         **held_out,
-        **(objective.baselines(train.dataset, test.dataset) if len(test.dataset) else {}),
+        **(objective.baselines(lambda: train.dataset, test.dataset) if len(test.dataset) else {}),
         **training_summary(train, test, result.global_step, start),
     }
     save_results(run, "reward", backbone, "reward", summary)

@@ -18,13 +18,16 @@ from lorarlhf.data.sources import iter_rows
 from lorarlhf.errors import UserError
 from lorarlhf.evaluation.report import counting
 from lorarlhf.evaluation.reward_model import RewardModel
-from lorarlhf.recipe.sections import DataConfig
+from lorarlhf.files import written_file
+from lorarlhf.recipe.sections import DataConfig, Source
 from lorarlhf.run import Run
 
 ROWS_AT_ONCE = 256  # a batch is written as soon as it is scored
 
 
-def score_file(run: Run, source: str, split: str, out: Path, console: Console, allow_other_base: bool = False) -> int:
+def score_file(
+    run: Run, source: Source | str, split: str, out: Path, console: Console, allow_other_base: bool = False
+) -> int:
     """Write the rows of a source, each with its score, to a new file; return how many.
 
     Pairs gain `chosen_score` and `rejected_score`, a prompt with a completion gains `score`: rows that
@@ -40,18 +43,19 @@ def score_file(run: Run, source: str, split: str, out: Path, console: Console, a
     run.adapter("reward")  # says so before anything is loaded
     rows = _rows(source, split)
     model = RewardModel.from_run(run, allow_other_base)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f"{out.name}.part")
-    with part.open("w", encoding="utf-8") as file, counting(console, "scored", len(rows)) as advance:
+    with (
+        written_file(out) as part,
+        part.open("w", encoding="utf-8") as file,
+        counting(console, "scored", len(rows)) as advance,
+    ):
         for start in range(0, len(rows), ROWS_AT_ONCE):
             batch = rows[start : start + ROWS_AT_ONCE]
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in _scored(model, batch))
             advance(len(batch))
-    part.replace(out)
     return len(rows)
 
 
-def _rows(source: str, split: str) -> Sequence[Preference | Demonstration]:
+def _rows(source: Source | str, split: str) -> Sequence[Preference | Demonstration]:
     """Pairs, where the columns are those of pairs; else completions."""
     config = DataConfig(preferences=source, sft=source, train_split=split, test_size=0.0, ties="keep")
     try:

@@ -15,11 +15,12 @@ from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.examples import SPLITS
 from lorarlhf.data.tokenized import sft_examples
 from lorarlhf.errors import UserError
-from lorarlhf.manifest import find_checkpoint
+from lorarlhf.lock import one_writer
 from lorarlhf.planner.fit import check_memory
 from lorarlhf.recipe.sections import Recipe
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.run import Run
+from lorarlhf.stages.beginning import check_room, checkpoint_to_go_on_from
 from lorarlhf.stages.gpus import mention_other_gpus
 from lorarlhf.stages.inputs import check_inputs
 from lorarlhf.trackers import Trackers
@@ -39,7 +40,13 @@ def train_sft(
         resume: go on from the last checkpoint.
         backbone: one that is loaded already; it gains the policy role. None loads the recipe's model.
     """
-    start, run = time.perf_counter(), Run(run)
+    run = Run(run)
+    with one_writer(run.path):
+        return _train_sft(recipe, run, resume, backbone)
+
+
+def _train_sft(recipe: Recipe, run: Run, resume: bool, backbone: SharedBackbone | None) -> dict[str, Any]:
+    start = time.perf_counter()
     if recipe.model.quantize_head:
         raise UserError(
             "model.quantize_head: TRL's SFT trainer multiplies with the output layer itself and takes it in full only; "
@@ -47,7 +54,7 @@ def train_sft(
         )
     check_inputs("sft", recipe, run.path)
     folder = run.stage("sft")
-    checkpoint = find_checkpoint(folder) if resume else None
+    checkpoint = checkpoint_to_go_on_from(recipe, run, "sft", resume)
     if backbone is None:
         mention_other_gpus("sft")
         check_memory("sft", recipe)
@@ -55,9 +62,10 @@ def train_sft(
     train, test = (sft_examples(recipe.data, backbone.tokenizer, split) for split in SPLITS)
     torch.manual_seed(recipe.seed)
     backbone.attach("policy", recipe.lora.for_role("policy"))
+    trainer = PolicySFTTrainer(backbone, recipe.sft, train.dataset, test.dataset, folder, recipe.seed)
+    check_room(folder, backbone, recipe.sft, resume)
     if not resume:
         move_aside(folder)
-    trainer = PolicySFTTrainer(backbone, recipe.sft, train.dataset, test.dataset, folder, recipe.seed)
     stage = STAGES["sft"]
     trackers = Trackers(recipe.sft.report_to, folder, recipe.sft.model_dump(mode="json"))
     display = show_progress(trainer, stage, stage.columns, resume, trackers)

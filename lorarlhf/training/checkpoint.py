@@ -5,20 +5,23 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import Trainer, TrainerState
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
 from lorarlhf.backbone.budget import no_second_attempt
+from lorarlhf.backbone.finite import NotFinite, check_role, refusal
 from lorarlhf.backbone.shared import SharedBackbone
-from lorarlhf.errors import UserError
+from lorarlhf.errors import Stopped, UserError
 from lorarlhf.manifest import drop_oldest, written_whole
+from lorarlhf.signals import StopRequest, stop_request
 
 TRAINING_REMEDY = (
     "lower per_device_train_batch_size (a resumed run then accumulates more, so that a step stays the same), set "
@@ -37,16 +40,33 @@ class WholeCheckpoints(Trainer):
     """
 
     backbone: SharedBackbone
+    _step_batches: list[tuple[torch.Tensor, torch.Tensor]]  # token ids of the batches of this step, and their losses
 
     def train(self, resume_from_checkpoint: str | None = None) -> TrainOutput:  # type: ignore[override]
         """Train to the end, from a checkpoint or from the start; takes no step where the checkpoint is of the end.
 
         Raises:
-            UserError: out of memory. A step is not tried again with less: gradients of its earlier batches, or some of
-                the weights, have changed by then.
+            UserError: out of memory, or NaN or infinity came up. A step is not tried again with less: gradients of its
+                earlier batches, or some of the weights, have changed by then.
+            Stopped: by a signal, between two steps; the checkpoint is written.
         """
-        with no_second_attempt("training", TRAINING_REMEDY):
-            return self._train(resume_from_checkpoint)
+        self._step_batches = []
+        with no_second_attempt("training", TRAINING_REMEDY), stop_request() as request:
+            guard = _Guard(self, request)
+            self.add_callback(guard)
+            try:
+                done = self._train(resume_from_checkpoint)
+            except NotFinite as fault:
+                raise refusal(fault, self.backbone.tokenizer, Path(str(self.args.output_dir)), guard.when) from fault
+            finally:
+                self.remove_callback(guard)
+        if guard.stopped_by is not None and self.state.global_step < self.state.max_steps:
+            saved = f"{Path(str(self.args.output_dir)).name}/checkpoint-{self.state.global_step}"
+            raise Stopped(
+                f"stopped by {guard.stopped_by.name} after step {self.state.global_step}, with {saved}",
+                guard.stopped_by,
+            )
+        return done
 
     def _train(self, resume_from_checkpoint: str | None) -> TrainOutput:
         if resume_from_checkpoint is None:
@@ -66,7 +86,26 @@ class WholeCheckpoints(Trainer):
 
     # What the Trainer calls
 
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        ids: torch.Tensor = inputs["input_ids"]
+        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        self._step_batches.append((ids, loss.detach()))
+        return loss
+
+    def check_gradients(self) -> None:
+        """Raise NotFinite if a loss or gradient of this step has NaN or infinity; called before the optimiser steps."""
+        role = self.backbone.trained_roles[0]
+        losses = torch.stack([loss.float().sum() for _, loss in self._step_batches])
+        gradients = [p.grad for p in self.backbone.role_parameters(role) if p.grad is not None]
+        finite = torch.stack([gradient.isfinite().all() for gradient in gradients]).all()
+        if not (losses.isfinite().all() & finite):
+            bad = [ids for (ids, _), loss in zip(self._step_batches, losses, strict=True) if not loss.isfinite()]
+            texts = [row for ids in bad or [ids for ids, _ in self._step_batches] for row in ids.tolist()]
+            raise NotFinite("the loss" if bad else "the gradient", role, texts)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if self._step_batches:
+            check_role(self.backbone, self.backbone.trained_roles[0], self._step_batches[0][0][0].tolist())
         self.store_flos()  # an exchange between processes
         unlogged = self._not_yet_logged()  # another
         if self.args.should_save:
@@ -140,13 +179,40 @@ class WholeCheckpoints(Trainer):
         logger.warning("gradient_accumulation_steps is now %d: a step is of %d rows as before", before // once, before)
 
 
+class _Guard(TrainerCallback):
+    """Looks at gradients before each step, and ends training after the step in which a signal came."""
+
+    def __init__(self, trainer: WholeCheckpoints, request: StopRequest) -> None:
+        self.trainer = trainer
+        self.request = request
+        self.stopped_by: signal.Signals | None = None
+        self.when = "before the first step"
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.when = f"in step {state.global_step + 1}"
+        self.trainer._step_batches.clear()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.check_gradients()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        asked = torch.tensor(float(self.request.signal is not None), device=self.trainer.accelerator.device)
+        if self.trainer.accelerator.reduce(asked) > 0:  # all processes end after the same step
+            self.stopped_by = self.request.signal or signal.SIGTERM
+            control.should_save = control.should_training_stop = True
+
+
 def move_aside(folder: Path) -> None:
     """Make room for a fresh start: what an earlier one left is kept as `folder.1` and so on.
 
-    All processes call this; the main one moves.
+    All processes call this, once nothing is left that can be wrong; the main one moves.
     """
     state = PartialState()
-    if folder.exists() and state.is_main_process:
+    if folder.exists() and any(folder.iterdir()) and state.is_main_process:
         numbered = (folder.with_name(f"{folder.name}.{n}") for n in itertools.count(1))
         aside = folder.rename(next(path for path in numbered if not path.exists()))
         logger.warning("%s held an earlier run; it is now %s", folder, aside)

@@ -7,6 +7,7 @@ from typing import Any
 
 from accelerate import PartialState
 
+from lorarlhf.backbone.adapters import written_adapter
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.tokenize import Tokenized
 from lorarlhf.memory import peak_memory_bytes
@@ -38,7 +39,8 @@ def save_results(run: Run, stage: Stage, backbone: SharedBackbone, role: Role, s
     folder, state = run.stage(stage), PartialState()
     backbone.train_roles()
     if state.is_main_process:
-        backbone.save_role(role, folder)
-        backbone.tokenizer.save_pretrained(folder)
+        with written_adapter(folder) as part:
+            backbone.save_role(role, part)
+            backbone.tokenizer.save_pretrained(part)
         run.write_summary(stage, summary)
     state.wait_for_everyone()

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from transformers import AutoConfig, GraniteForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from lorarlhf.backbone.checks import check_model
 from lorarlhf.backbone.load import load_backbone, load_model_config
 from lorarlhf.errors import UserError
 from lorarlhf.generation.draw import uniform_table
@@ -37,6 +38,15 @@ def test_a_model_that_would_be_trained_wrongly_is_refused_in_one_line(load_tiny,
     assert "\n" not in str(error.value)
     assert str(error.value).startswith("model.name: ")
     assert str(error.value).endswith("choose another model")
+
+
+def test_a_base_with_nan_is_refused_for_that(load_tiny):
+    backbone = load_tiny("llama", quantization="none")
+    check_model(backbone)
+    with torch.no_grad():
+        next(backbone.layers[0].parameters())[0] = float("nan")
+    with pytest.raises(UserError, match="computes NaN or infinity from a few tokens: its weights are damaged"):
+        check_model(backbone)
 
 
 def test_an_encoder_is_refused(tiny_model, tmp_path):

@@ -15,7 +15,7 @@ from transformers import (
 from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
-from lorarlhf.display import read_metrics
+from lorarlhf.display import read_rows
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import DataConfig, LoraConfig, ModelConfig, PPOConfig, Recipe, RewardConfig
 from lorarlhf.run import Run
@@ -82,7 +82,7 @@ def test_reward_ppo_and_export(family, compute_dtype, recipe, tiny_model, tmp_pa
     base = base_tensors(backbone)
 
     train_reward(recipe, run, backbone=backbone)
-    losses = [row["loss"] for row in read_metrics(run.stage("reward") / "metrics.jsonl")]
+    losses = [row["loss"] for row in read_rows(run.stage("reward") / "metrics.jsonl", "step")]
     assert len(losses) == 2
     assert torch.tensor(losses).isfinite().all()
     reward = snapshot(backbone.role_parameters("reward"))
@@ -101,7 +101,7 @@ def test_reward_ppo_and_export(family, compute_dtype, recipe, tiny_model, tmp_pa
         assert all(
             (now != old).any() for now, old in zip(snapshot(backbone.role_parameters(role)), before, strict=True)
         ), role
-    (metrics,) = read_metrics(run.stage("ppo") / "metrics.jsonl")
+    (metrics,) = read_rows(run.stage("ppo") / "metrics.jsonl", "iteration")
     assert all(torch.tensor(float(value)).isfinite() for key, value in metrics.items() if key != "warnings")
     assert abs(metrics["kl"]) < 1e-4
     assert metrics["approx_kl"] < 1e-6

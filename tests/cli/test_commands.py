@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 from demo_runs import read_jsonl, save_random_adapter, small_recipe, small_sets
+from forked import Forked
 
 from lorarlhf.cli.main import main
+from lorarlhf.errors import Stopped
+from lorarlhf.recipe.load import load_recipe
 from lorarlhf.recipe.shipped import list_recipes
 from lorarlhf.run import Run
 
@@ -151,7 +154,9 @@ def test_a_fault_of_the_user_is_exit_2_and_a_line_each(command, fault, tmp_path,
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["sft"], "Missing option '--recipe'"),
+        (["sft"], "--recipe: missing; give a name from"),
+        (["ppo", "--resume"], "--output-dir: missing; without --recipe it says which run"),
+        (["run"], "--output-dir: missing"),
         (["fly"], "No such command 'fly'"),
         (["sft", "--recipe", "demo", "--fast"], "No such option: --fast"),
         (["demo", "--seed", "x"], "--seed"),
@@ -183,7 +188,10 @@ class OutOfMemoryError(RuntimeError):
         (RuntimeError("the disk\nis full"), "Error: RuntimeError: the disk (--verbose shows where)"),
         (KeyError("reward"), "Error: KeyError: 'reward' (--verbose shows where)"),
         (OutOfMemoryError("no room"), "Error: OutOfMemoryError: no room (lower ppo.micro_batch_tokens, "),
-        (KeyboardInterrupt(), "Error: stopped; `lorarlhf sft --recipe demo --resume` goes on from the last checkpoint"),
+        (
+            OSError(28, "No space left on device", "out/x"),
+            "Error: OSError: [Errno 28] No space left on device: 'out/x' (make",
+        ),
     ],
 )
 def test_anything_else_is_exit_1(command, monkeypatch, error, message):
@@ -195,8 +203,52 @@ def test_anything_else_is_exit_1(command, monkeypatch, error, message):
     assert code == 1
     assert len(err.splitlines()) == 1
     assert err.startswith(message)
-    if not isinstance(error, KeyboardInterrupt):
-        assert "Traceback" in command("sft", "--recipe", "demo", "--verbose")[2]
+    assert "Traceback" in command("sft", "--recipe", "demo", "--verbose")[2]
+
+
+@pytest.mark.parametrize(
+    ("error", "options", "code", "message"),
+    [
+        (
+            KeyboardInterrupt(),
+            [],
+            130,
+            "stopped; to go on: lorarlhf sft --recipe demo --resume",
+        ),
+        (Stopped("after step 3", 15), [], 143, "after step 3; to go on: lorarlhf sft --recipe demo --resume"),
+        (Stopped("after step 3", 1), ["--resume"], 129, "after step 3; to go on: lorarlhf sft --recipe demo --resume"),
+    ],
+)
+def test_a_signal_is_told_by_the_exit_code_and_how_to_go_on(command, monkeypatch, error, options, code, message):
+    def stop(*args):
+        raise error
+
+    monkeypatch.setattr("lorarlhf.stages.sft.train_sft", stop)
+    exit_code, _, err = command("sft", "--recipe", "demo", *options)
+    assert exit_code == code
+    (line,) = err.splitlines()
+    assert line.startswith(f"Error: {message}")
+    assert line.count("--resume") == 1
+
+
+def test_a_stage_goes_on_with_the_recipe_of_its_run(command, monkeypatch, tmp_path):
+    Run(tmp_path / "mine").write_recipe(load_recipe("demo", sets=["seed=7"]), "sft")
+    Run(tmp_path / "mine").write_recipe(load_recipe("demo", sets=["seed=8"]), "reward")
+    told = []
+    monkeypatch.setattr("lorarlhf.stages.sft.train_sft", lambda *args: told.append(args) or {"eval_examples": 0})
+    code, out, _ = command("sft", "--resume", "--output-dir", "mine", "--set", "sft.max_steps=5")
+    assert code == 0
+    ((recipe, run, resume),) = told
+    assert (recipe.seed, recipe.sft.max_steps, run.path, resume) == (7, 5, Path("mine"), True)
+    assert "adapter in mine/sft" in out
+
+
+def test_a_log_file_takes_what_is_said_and_the_terminal_may_close(tmp_path):
+    log = tmp_path / "log.txt"
+    forked = Forked(["sft", "--recipe", "demo", "--dataset", str(tmp_path), "--log-file", str(log)], tmp_path / "out")
+    assert forked.finish() == [2]
+    assert str(tmp_path) in log.read_text()
+    assert forked.said("err") + forked.said("out") == ""
 
 
 # Dry runs and help

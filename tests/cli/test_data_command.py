@@ -1,6 +1,7 @@
-"""`lorarlhf data inspect | convert | split | agreement`."""
+"""`lorarlhf data inspect | convert | mix | split | dedup | agreement`."""
 
 import json
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -196,3 +197,57 @@ def test_agreement_of_one_says_what_is_missing(tmp_path):
     assert "annotators: 1; pairs: 1, 0 of them judged by two or more" in output
     assert "raw agreement undefined on these labels" in output
     assert "label noise: unknown" in output
+
+
+def test_mix(write, tmp_path):
+    others = [{**row, "prompt": f"Other {i}?"} for i, row in enumerate(PAIRS[:10])]
+    a, b, dest = write(PAIRS, "a.jsonl"), write([*others, "{torn"], "b.jsonl"), tmp_path / "mixed.jsonl"
+    assert "b.jsonl:11: not valid JSON" in refusal("mix", dest, f"{a}:2", f"{b}:1")
+    assert not dest.exists()
+    output = run("mix", dest, f"{a}:2", f"{b}:1", "--on-bad-row", "skip")
+    assert output == f"Wrote 30 pairs to {dest}\n  20 of {a}\n  10 of {b}\n"
+    rows = [json.loads(line) for line in dest.read_text().splitlines()]
+    assert [row["source"] for row in rows[:6]].count("b.jsonl") == 2, "not one after the other"
+    assert len({row["prompt"][0]["content"] for row in rows}) == 30
+    assert "Wrote 30 pairs" in run("mix", tmp_path / "again.jsonl", dest)
+    assert "exists already" in refusal("mix", dest, a)
+    assert "a.jsonl has no weight, and others have" in refusal("mix", tmp_path / "x.jsonl", a, f"{b}:1")
+    assert "weight: Input should be greater than 0" in refusal("mix", tmp_path / "x.jsonl", f"{a}:0")
+
+
+def test_mix_of_parts(write, tmp_path):
+    a, dest = write(PAIRS, "a.jsonl"), tmp_path / "mixed.jsonl"
+    part = f"{{source: {a}, max_examples: 7}}"
+    assert f"Wrote 12 pairs to {dest}" in run("mix", dest, part, f"{{source: {write(PAIRS[:5], 'b.jsonl')}}}")
+    assert "there are source, name, data_dir" in refusal("mix", tmp_path / "x.jsonl", "{source: a, limit: 7}")
+
+
+STORY = "Once upon a time there was a miller who had three sons, a mill, a donkey and a cat, and he was old and tired. "
+ENDING = "The eldest got the mill, the second the donkey, and the youngest a cat, who made a fortune for him"
+
+
+def test_dedup(write):
+    pytest.importorskip("datasketch")
+    train = [
+        {"prompt": STORY, "chosen": f"{ENDING}.", "rejected": "Nobody knows."},
+        {"prompt": STORY, "chosen": "It was the cat who made a fortune for the youngest.", "rejected": "I forget."},
+        {"prompt": f"{STORY}So?", "chosen": f"{ENDING}!", "rejected": "NOBODY knows."},
+        *PAIRS[:3],
+    ]
+    path = write([*train, "{torn"], "train.jsonl")
+    before = path.read_bytes()
+    output = run("dedup", path)
+    assert output.splitlines()[0] == "1 of 6 comparisons repeat an earlier one", "the same prompt alone is none"
+    assert "Nobody knows" in output
+    assert "test data" not in output
+    test = write([{"prompt": STORY.upper()}, {"prompt": "Another?"}], "test.jsonl")
+    output = run("dedup", path, "--against", test)
+    assert "2 of 5 different prompts are in the test data, too" in output
+    assert "0 of 5 different prompts" in run("dedup", path, "--against", write([{"prompt": "Another?"}], "other.jsonl"))
+    assert "0 of 6 comparisons" in run("dedup", path, "--threshold", "1")
+    assert path.read_bytes() == before
+
+
+def test_dedup_says_what_it_needs(write, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasketch", None)
+    assert "pip install 'lorarlhf[dedup]'" in refusal("dedup", write(PAIRS))

@@ -5,18 +5,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 
 from lorarlhf.data.examples import (
     load_demonstrations,
     load_preferences,
     load_prompt_rows,
-    load_prompts,
-    load_scored,
     stream_preferences,
+    stream_scored,
 )
-from lorarlhf.data.rows import ColumnsWanted, Preference, PromptRow, prompt_text, request_text
+from lorarlhf.data.rows import NO_COLUMNS, ColumnsWanted, Preference, PromptRow, prompt_text, request_text
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import DataConfig
 
@@ -31,6 +29,14 @@ def write(tmp_path):
         return str(path)
 
     return write
+
+
+def load_prompts(config, split):
+    return load_prompt_rows(config, split, NO_COLUMNS)
+
+
+def load_scored(config, split):
+    return stream_scored(config, split).load()
 
 
 def prompts(loaded):
@@ -54,7 +60,7 @@ def test_hash_split_is_disjoint_complete_and_does_not_move(write):
 
 def test_prompts_fall_on_the_same_side_as_their_pairs(write):
     config = DataConfig(preferences=write(PAIRS), test_size=0.2)
-    assert load_prompts(config, "test").rows == prompts(load_preferences(config, "test"))
+    assert prompts(load_prompts(config, "test")) == prompts(load_preferences(config, "test"))
 
 
 def test_a_test_source_leaves_all_of_the_rest_to_training(write):
@@ -67,9 +73,8 @@ def test_a_test_source_leaves_all_of_the_rest_to_training(write):
 @pytest.mark.parametrize(
     ("splits", "test_rows"), [({"train": PAIRS[:9], "test": PAIRS[9:11]}, 2), ({"train": PAIRS}, None)]
 )
-def test_hub_test_split_is_used_if_there_is_one(monkeypatch, splits, test_rows):
-    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name: list(splits))
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split, streaming: splits[split])
+def test_hub_test_split_is_used_if_there_is_one(fake_hub, splits, test_rows):
+    fake_hub(splits)
     config = DataConfig(preferences="owner/pairs")
     train, test = load_preferences(config, "train"), load_preferences(config, "test")
     if test_rows:
@@ -154,12 +159,22 @@ def test_what_is_left_out_of_training_is_said_once(write, caplog):
         stream = stream_preferences(config, split)
         assert list(stream) == list(stream)
         assert stream.skipped["chosen and rejected are identical"] == 2
-    said = [record.getMessage() for record in caplog.records]
+    said = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
     assert len(said) == 2, "twice read to train on"
     assert said[0].endswith(
         "pairs.jsonl: left out: chosen and rejected are identical (2); not valid JSON "
         "(Invalid control character at) (1); rejected is missing (1)"
     )
+
+
+def test_a_test_part_that_is_too_small_says_so(write, caplog):
+    config = DataConfig(preferences=write(PAIRS), test_size=0.01)
+    rows = load_preferences(config, "test").rows
+    assert f"held out: {len(rows)} of 400 rows (data.test_size 0.01), too few to tell much; raise it" in caplog.text
+    caplog.clear()
+    for enough in ({"test_size": 0.2}, {"preferences_test": write(PAIRS[:3], "few.jsonl")}):
+        load_preferences(config.model_copy(update=enough), "test")
+    assert not caplog.text, "told of a file that was chosen"
 
 
 def test_nothing_usable_is_an_error(write):
@@ -187,10 +202,10 @@ def test_prompts_have_a_source_of_their_own_and_no_repeats(write):
     rows = [{"prompt": "b"}, {"prompt": "a"}, {"prompt": "b"}]
     config = DataConfig(prompts=write(rows, "prompts.jsonl"), preferences=write(PAIRS), test_size=0.0)
     loaded = load_prompts(config, "train")
-    assert (loaded.rows, loaded.skipped) == (["b", "a"], {"repeated prompt": 1})
+    assert (prompts(loaded), loaded.skipped) == (["b", "a"], {"repeated prompt": 1})
     turns = [{"role": "user", "content": "c"}]
     tested = DataConfig(preferences=write(PAIRS), prompts_test=write([{"prompt": turns}], "prompts_test.jsonl"))
-    assert load_prompts(tested, "test").rows == [turns]
+    assert load_prompts(tested, "test").rows == [PromptRow(turns)]
 
 
 SUMS = [

@@ -5,10 +5,10 @@ import json
 import datasets
 import pytest
 
-from lorarlhf.data.examples import load_demonstrations, load_preferences, load_prompts, load_scored
+from lorarlhf.data.examples import load_demonstrations, load_preferences, load_prompt_rows, stream_scored
 from lorarlhf.data.formats import DEMONSTRATIONS, PREFERENCES, PROMPTS, UnknownColumns
 from lorarlhf.data.reading import renamed
-from lorarlhf.data.rows import Demonstration, Preference, Scored
+from lorarlhf.data.rows import NO_COLUMNS, Demonstration, Preference, PromptRow, Scored
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import DataConfig
 
@@ -57,11 +57,11 @@ def test_mapped_columns_serve_every_stage(write):
     config = DataConfig(preferences=path, sft=path, prompts=path, columns=MAPPING, test_size=0.0)
     assert load_preferences(config, "train").rows == [Preference("a", "b", "c", 2.0)]
     assert load_demonstrations(config, "train").rows == [Demonstration("a", "b")]
-    assert load_prompts(config, "train").rows == ["a"]
+    assert load_prompt_rows(config, "train", NO_COLUMNS).rows == [PromptRow("a")]
     scored = write([{"q": "a", "answer": "b", "stars": 3}], "scored.jsonl")
     mapping = {"prompt": "q", "completion": "answer", "score": "stars"}
     config = DataConfig(preferences=scored, columns=mapping, test_size=0.0)
-    assert load_scored(config, "train").rows == [Scored("a", "b", 3.0)]
+    assert list(stream_scored(config, "train")) == [Scored("a", "b", 3.0)]
 
 
 def test_a_wrong_mapping_is_named_with_file_and_columns(write):

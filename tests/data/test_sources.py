@@ -8,9 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from lorarlhf.data import hub
 from lorarlhf.data.rows import BadRow
 from lorarlhf.data.sources import is_path, iter_rows, splits_of
 from lorarlhf.errors import UserError
+from lorarlhf.recipe.sections import Source
 
 ROWS = [
     {"prompt": "Why?", "chosen": 'Because, "so"\nit is.', "rejected": "No."},
@@ -147,7 +149,7 @@ def test_a_missing_file_suggests_near_names(tmp_path):
         read(tmp_path / "preference.jsonl")
     with pytest.raises(UserError, match="no folder"):
         read(tmp_path / "nowhere" / "preferences.jsonl")
-    with pytest.raises(UserError, match="is a folder"):
+    with pytest.raises(UserError, match="cannot read this folder"):
         read(tmp_path)
 
 
@@ -158,27 +160,11 @@ def test_what_is_a_path(tmp_path, monkeypatch):
     assert not any(map(is_path, ["Anthropic/hh-rlhf", "imdb"]))
 
 
-@pytest.fixture
-def hub(monkeypatch):
-    """A Hub with one data set."""
-    splits = {"train": ROWS, "test": ROWS[:1]}
-
-    def load(name, split, streaming):
-        assert (name, streaming) == ("owner/pairs", True)
-        return iter(splits[split])
-
-    def names(name):
-        if name != "owner/pairs":
-            raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{name}' doesn't exist on the Hub")
-        return list(splits)
-
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    monkeypatch.setattr(datasets, "get_dataset_split_names", names)
-
-
-@pytest.mark.usefixtures("hub")
-def test_hub():
+def test_hub(fake_hub):
+    fetched = fake_hub({"train": ROWS, "test": ROWS[:1]})
     assert list(iter_rows("owner/pairs", "test")) == [("owner/pairs (test): row 1", ROWS[0])]
+    assert len(list(iter_rows("owner/pairs", "train"))) == 2
+    assert len(fetched) == 1, "fetched again"
     with pytest.raises(UserError, match="no split 'validation', it has train, test"):
         list(iter_rows("owner/pairs", "validation"))
     with pytest.raises(UserError, match=r"owner/other: no such file, and no such data set on the Hub"):
@@ -187,10 +173,13 @@ def test_hub():
         list(iter_rows("some file", "train"))
 
 
-def test_no_hub(monkeypatch):
-    def names(name):
-        raise ConnectionError("Couldn't reach it")
+def test_which_part_of_a_hub_data_set(fake_hub):
+    part = {"name": "helpful", "data_dir": "base", "revision": "v1"}
+    fake_hub({"train": ROWS}, **part)
+    assert len(list(iter_rows(Source(source="owner/pairs", **part), "train"))) == 2
 
-    monkeypatch.setattr(datasets, "get_dataset_split_names", names)
+
+def test_no_hub(monkeypatch):
+    monkeypatch.setattr(hub, "has_revision", lambda source, revision: False)
     with pytest.raises(UserError, match="the Hub cannot be reached"):
         list(iter_rows("owner/pairs", "train"))

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.data.tokenize import encode_completion
-from lorarlhf.display import read_metrics
+from lorarlhf.display import read_rows
 from lorarlhf.recipe.load import load_recipe
 from lorarlhf.recipe.sections import Recipe
 from lorarlhf.run import Run
@@ -112,7 +112,7 @@ def test_the_model_is_the_real_one(smollm2):
 
 @pytest.mark.parametrize(("stage", "highest"), [("sft", 5.0), ("reward", 2.0)])  # random weights: 10.8; log 2 is 0.7
 def test_supervised_stages(supervised, stage, highest):
-    rows = read_metrics(supervised.stage(stage) / "metrics.jsonl")
+    rows = read_rows(supervised.stage(stage) / "metrics.jsonl", "step")
     assert_finite(rows, "loss")
     assert all(0 < row["loss"] < highest for row in rows if "loss" in row)
     assert math.isfinite(supervised.read_summary(stage)["eval_loss"])
@@ -121,7 +121,7 @@ def test_supervised_stages(supervised, stage, highest):
 @pytest.mark.parametrize("estimator", ["gae", "rloo", "grpo"])
 def test_every_estimator(trained, estimator):
     folder = trained(estimator).stage("ppo")
-    rows = [row for row in read_metrics(folder / "metrics.jsonl") if "kl" in row]
+    rows = [row for row in read_rows(folder / "metrics.jsonl", "iteration") if "kl" in row]
     assert_finite(rows, "reward", "rollout_gap")
     assert len(rows) == 2
     assert abs(rows[0]["kl"]) < 1e-3

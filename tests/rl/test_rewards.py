@@ -2,6 +2,7 @@
 
 import statistics
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -141,12 +142,37 @@ def test_a_function_must_return_one_finite_number_a_response(returned):
         function_scores([(faulty, 1.0)], ["p", "q"], ["r", "s"])
 
 
-def test_an_error_in_a_function_is_not_hidden():
-    def broken(prompts, responses):
-        raise ZeroDivisionError
+def test_the_response_without_a_finite_number_is_named():
+    def faulty(prompts, responses):
+        return [1.0, float("nan")]
 
-    with pytest.raises(ZeroDivisionError):
-        function_scores([(broken, 1.0)], ["p"], ["r"])
+    with pytest.raises(UserError, match=r"of row 1, prompt 'q', response 's', it is nan"):
+        function_scores([(faulty, 1.0)], ["p", "q"], ["r", "s"])
+
+
+@pytest.mark.parametrize("timeout", [None, 60.0])
+@pytest.mark.parametrize("error", [ZeroDivisionError("by nothing"), SystemExit("by nothing")])
+def test_an_error_in_a_function_is_told_with_its_name_and_not_hidden(timeout, error):
+    def broken(prompts, responses):
+        raise error
+
+    said = rf"test_rewards:.*broken raised {type(error).__name__}: by nothing"
+    with pytest.raises(UserError, match=said) as told:
+        function_scores([(broken, 1.0)], ["p"], ["r"], timeout=timeout)
+    assert told.value.__cause__ is error
+
+
+def test_a_function_that_takes_too_long_is_left_behind():
+    done = threading.Event()
+
+    def slow(prompts, responses):
+        done.wait(30)
+        return [1.0]
+
+    with pytest.raises(UserError, match=r"slow took longer than 0\.05 seconds for a batch \(ppo\.reward_timeout\)"):
+        function_scores([(slow, 1.0)], ["p"], ["r"], timeout=0.05)
+    done.set()
+    assert function_scores([(slow, 1.0)], ["p"], ["r"], timeout=30).tolist() == [1.0]
 
 
 # Running moments

@@ -1,7 +1,10 @@
 """The ppo stage: where each role starts, what a run leaves behind, and going on after an interruption."""
 
+import itertools
 import json
+import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from demo_runs import (
     small_recipe,
     untimed,
     weights,
+    write_jsonl,
 )
 from safetensors.torch import load_file, save_file
 
@@ -21,11 +25,12 @@ from lorarlhf.backbone.base import base_of
 from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.data.tokenize import PromptExample
-from lorarlhf.errors import UserError
+from lorarlhf.errors import Stopped, UserError
 from lorarlhf.generation.sample import Rollout
 from lorarlhf.rl import loop as loop_module
 from lorarlhf.rl import update as update_module
 from lorarlhf.rl.algorithms import make_algorithm
+from lorarlhf.rl.learner import Learner
 from lorarlhf.rl.score import ScoringPasses, response_scorer
 from lorarlhf.run import Run
 from lorarlhf.stages import ppo as ppo_stage
@@ -250,7 +255,7 @@ def test_a_run_and_what_it_leaves_behind(run, tmp_path):
     assert run.read_summary("ppo") == summary
     assert set(summary) == {
         *("engine", "iterations", "reward", "kl", "before", "best", "reference", "train_prompts", "eval_prompts"),
-        *("seconds", "peak_memory_gb", "advantage_estimator", "improved", "stopped"),
+        *("seconds", "peak_memory_gb", "advantage_estimator", "improved", "stopped", "skipped"),
         *("train_rows", "eval_rows"),
     }
     assert (summary["iterations"], summary["reference"], summary["train_prompts"]) == (2, "sft", 20)
@@ -302,6 +307,16 @@ def test_an_earlier_run_is_moved_aside(run, tmp_path, caplog):
     assert sorted(path.name for path in run.path.iterdir()) == ["ppo", "ppo.1", "ppo.2", "recipe.yaml"]
     assert all((run.path / name / "summary.json").is_file() for name in ("ppo", "ppo.1", "ppo.2"))
     assert f"{run.path / 'ppo'} held an earlier run; it is now {run.path / 'ppo.2'}" in caplog.text
+
+
+def test_few_prompts_are_enough_where_nothing_is_evaluated(run, tmp_path):
+    prompts = write_jsonl(tmp_path / "few.jsonl", [{"prompt": f"{i}?"} for i in range(3)])
+    sets = [f"data.prompts={prompts}", "data.prompts_test=null", "data.test_size=0.001"]
+    sets += [FUNCTION, "ppo.iterations=1", "ppo.save_every=0"]
+    with pytest.raises(UserError, match=r"none of 3 rows falls in the test part at data\.test_size"):
+        train_ppo(small_recipe(tmp_path, *sets), run())
+    summary = train_ppo(small_recipe(tmp_path, *sets, "ppo.eval_every=0"), run())
+    assert (summary["train_prompts"], summary["eval_prompts"]) == (3, 0)
 
 
 @pytest.mark.parametrize(
@@ -390,6 +405,95 @@ def test_resumed_is_uninterrupted_bit_for_bit(run, tmp_path, monkeypatch, settin
     resumed, expected = outcome(broken), outcome(whole)
     for part in expected:
         assert resumed[part] == expected[part], part
+
+
+def test_a_signal_ends_the_iteration_and_what_goes_on_is_uninterrupted(run, tmp_path, monkeypatch):
+    recipe = small_recipe(tmp_path, *BASE, RLOO, "ppo.save_every=4")
+    whole, stopped = run(name="whole"), run(name="stopped")
+    train_ppo(recipe, whole)
+
+    def update(*args, real=loop_module.update):
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop_module, "update", update)
+        with pytest.raises(Stopped, match="stopped by SIGINT after iteration 1, with ppo/checkpoint-1") as told:
+            train_ppo(recipe, stopped)
+    assert told.value.number == signal.SIGINT
+    train_ppo(recipe, stopped, resume=True)
+    assert outcome(stopped) == outcome(whole)
+
+
+# NaN and infinity
+
+
+def test_steps_far_too_large_end_with_a_line_and_keep_the_checkpoint_before(run, tmp_path):
+    run = run()
+    sets = (FUNCTION, RLOO, "ppo.eval_every=0", "ppo.iterations=3", "ppo.save_every=1")
+    train_ppo(small_recipe(tmp_path, *sets, "ppo.iterations=1"), run)
+    steep = small_recipe(tmp_path, *sets, "ppo.learning_rate=1e30", "ppo.num_mini_batches=1")
+    with pytest.raises(
+        UserError, match=r"NaN or infinity in what it computes after the last step of the policy"
+    ) as told:
+        train_ppo(steep, run)
+    assert "\n" not in str(told.value)
+    assert not list(run.stage("ppo").glob("checkpoint-*"))
+    (text,) = json.loads((run.stage("ppo") / "not_finite.json").read_text())["texts"]
+    assert text
+    assert (run.path / "ppo.1" / "checkpoint-1").is_dir()
+
+
+def spoilt(real, *calls):
+    """A scorer that gives NaN for the second response at these calls."""
+    count = itertools.count(1)
+
+    def score(*args):
+        scored = real(*args)
+        if next(count) in calls:
+            scored.scores[1] = float("nan")
+        return scored
+
+    return score
+
+
+def test_a_score_that_is_nan_is_told_with_its_text_before_a_step(run, tmp_path, monkeypatch):
+    run = run("reward")
+    monkeypatch.setattr(loop_module, "score", spoilt(loop_module.score, 2))
+    with pytest.raises(UserError, match="NaN or infinity in the score of the reward after iteration 1, with the texts"):
+        train_ppo(small_recipe(tmp_path, "ppo.eval_every=0", "ppo.save_every=1"), run)
+    assert [path.name for path in run.stage("ppo").glob("checkpoint-*")] == ["checkpoint-1"]
+    told = json.loads((run.stage("ppo") / "not_finite.json").read_text())
+    assert (told["what"], told["role"], len(told["texts"])) == ("the score", "reward", 1)
+
+
+def test_nan_is_passed_over_and_counted_where_the_recipe_says_so(run, tmp_path, monkeypatch):
+    run = run("reward")
+    monkeypatch.setattr(loop_module, "score", spoilt(loop_module.score, 2))
+    real, steps = Learner.backward, itertools.count(1)
+
+    def backward(self, loss):
+        real(self, loss * (float("nan") if next(steps) == 1 else 1))
+
+    monkeypatch.setattr(Learner, "backward", backward)
+    sets = ("ppo.eval_every=0", "ppo.save_every=1", "ppo.iterations=3", "ppo.on_nan=skip")
+    summary = train_ppo(small_recipe(tmp_path, *sets), run)
+    assert (summary["skipped"], summary["iterations"]) == (2, 3)
+    rows = read_jsonl(run.stage("ppo") / "metrics.jsonl")
+    assert [row.get("skipped") for row in rows] == [1, 2, 2]
+    assert "reward" not in rows[1]
+    assert all(x.isfinite().all() for x in load_file(run.stage("ppo") / "adapter_model.safetensors").values())
+
+
+def test_a_spoilt_reward_adapter_is_refused_and_nothing_is_moved(run, tmp_path):
+    run = run("reward")
+    file = run.stage("reward") / "adapter_model.safetensors"
+    save_file({name: x * float("nan") for name, x in load_file(file).items()}, file)
+    (run.path / "ppo").mkdir()
+    (run.path / "ppo" / "summary.json").write_text("{}")
+    with pytest.raises(UserError, match=r"reward: NaN or infinity in .*; the adapter is spoiled"):
+        train_ppo(small_recipe(tmp_path), run)
+    assert sorted(path.name for path in run.path.iterdir()) == ["ppo", "reward"]
 
 
 def test_one_seed_one_run(run, tmp_path):
@@ -511,7 +615,9 @@ def test_all_checkpoints_are_kept_if_the_recipe_says_so(run, tmp_path):
 
 def test_nothing_to_resume(run, tmp_path):
     run = run("reward")
-    with pytest.raises(UserError, match="no checkpoint to resume from; run again without --resume"):
+    with pytest.raises(
+        UserError, match="no checkpoint to resume from; begin again with `lorarlhf ppo` without --resume"
+    ):
         train_ppo(small_recipe(tmp_path), run, resume=True)
 
 

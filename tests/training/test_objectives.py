@@ -122,7 +122,7 @@ def test_every_objective_of_the_recipe_is_in_the_table(name):
     assert set(numbers) <= set(objective.columns)
     scores = [torch.tensor([1.0, 3.0]) - place for place in range(len(objective.sequences))]
     data = Dataset.from_list(rows)
-    metrics = {**objective.held_out(data, scores), **objective.baselines(data, data)}
+    metrics = {**objective.held_out(data, scores), **objective.baselines(lambda: data, data)}
     assert "held-out" in objective.result({**metrics, "eval_examples": 2})
     assert objective.report({**metrics, "examples": 2, "data": "d.jsonl"})[0][1].startswith("reward on 2 ")
 

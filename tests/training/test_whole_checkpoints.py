@@ -1,7 +1,9 @@
 """sft and reward: killed anywhere and resumed, they leave what they would have left, bit for bit."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 from demo_runs import read_jsonl, small_recipe, untimed
 
-from lorarlhf.errors import UserError
+from lorarlhf.errors import Stopped, UserError
 from lorarlhf.manifest import fault_of
 from lorarlhf.run import Run
 from lorarlhf.stages import reward, sft
@@ -79,6 +81,52 @@ def test_resumed_is_uninterrupted_bit_for_bit(whole, interrupted, step):
     STAGES[stage][1](recipe_of(folder, stage), run, resume=True)
     assert left_by(run, stage) == left_by(expected, stage)
     assert run.read_summary(stage)["steps"] == 5
+
+
+def test_a_signal_ends_the_step_and_what_goes_on_is_uninterrupted(whole, tmp_path, monkeypatch):
+    stage, folder, expected = whole
+    _, train, trainer = STAGES[stage]
+    run = Run(tmp_path / "stopped")
+
+    def training_step(self, *args, real=trainer.training_step, **kwargs):
+        if self.state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            monkeypatch.undo()
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(trainer, "training_step", training_step)
+    with pytest.raises(Stopped, match=rf"stopped by SIGTERM after step 3, with {stage}/checkpoint-3") as stopped:
+        train(recipe_of(folder, stage), run)
+    assert stopped.value.number == signal.SIGTERM
+    assert fault_of(run.stage(stage) / "checkpoint-3") is None
+    train(recipe_of(folder, stage), run, resume=True)
+    assert left_by(run, stage) == left_by(expected, stage)
+
+
+@pytest.mark.parametrize(
+    ("setting", "what"), [("max_steps=1", "what it computes"), ("max_steps=5", "the loss|gradient")]
+)
+def test_steps_far_too_large_end_with_a_line_and_no_checkpoint(whole, tmp_path, setting, what):
+    stage, folder, _ = whole
+    run = Run(tmp_path / "exploded")
+    sets = (f"{stage}.{setting}", f"{stage}.save_steps=9", f"{stage}.learning_rate=1e30", "data.test_size=0")
+    with pytest.raises(
+        UserError, match=rf"NaN or infinity in ({what}).*not_finite\.json.*lower {stage}\.learning_rate"
+    ):
+        STAGES[stage][1](small_recipe(folder, *sets, "data.preferences_test=null"), run)
+    assert not list(run.stage(stage).glob("checkpoint-*"))
+    assert not run.has_adapter(stage)
+    assert json.loads((run.stage(stage) / "not_finite.json").read_text())["texts"]
+
+
+@pytest.mark.parametrize("log", [None, b'{"step": 3, "lo', b"\xff\xfe someone's\n"])
+def test_rows_come_back_from_the_checkpoint_whatever_the_log_is(whole, interrupted, log):
+    stage, folder, expected = whole
+    run = interrupted(4)
+    metrics = run.stage(stage) / "metrics.jsonl"
+    metrics.unlink() if log is None else metrics.write_bytes(metrics.read_bytes() + log)
+    STAGES[stage][1](recipe_of(folder, stage), run, resume=True)
+    assert left_by(run, stage) == left_by(expected, stage)
 
 
 def test_two_checkpoints_are_kept_and_whole(whole):

@@ -13,6 +13,7 @@ from lorarlhf.recipe.sections.model import (
 )
 from lorarlhf.recipe.sections.ppo import PPOConfig, StopWhen, WeightedFunction
 from lorarlhf.recipe.sections.section import Section
+from lorarlhf.recipe.sections.source import BETWEEN, Source, Sources, sources_of, title_of
 from lorarlhf.recipe.sections.training import (
     ObjectiveName,
     RewardConfig,
@@ -24,6 +25,7 @@ from lorarlhf.recipe.sections.training import (
 from lorarlhf.recipe.sections.whole import STEPS, ExportConfig, MergeBase, Recipe, Stage, Step
 
 __all__ = [
+    "BETWEEN",
     "STEPS",
     "TOP_LAYERS",
     "Column",
@@ -44,6 +46,8 @@ __all__ = [
     "SFTConfig",
     "ScalarLoraOverride",
     "Section",
+    "Source",
+    "Sources",
     "Stage",
     "Step",
     "StopWhen",
@@ -51,4 +55,6 @@ __all__ = [
     "Tracker",
     "TrainingConfig",
     "WeightedFunction",
+    "sources_of",
+    "title_of",
 ]

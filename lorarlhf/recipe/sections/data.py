@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator
 
 from lorarlhf.recipe.sections.section import Fraction, PositiveInt, Section
+from lorarlhf.recipe.sections.source import Sources
 
 
 def _can_be_set(name: str) -> str:
@@ -22,25 +23,25 @@ Column = Literal["prompt", "chosen", "rejected", "margin", "tie", "completion", 
 
 class DataConfig(Section):
     """Where examples come from. A source is a Hub id, the path of a file whose ending `lorarlhf.data.endings` knows, or
-    a folder that `datasets` saved."""
+    a folder that `datasets` can read; a mapping where more is to be said of it (`Source`); or a list of these."""
 
-    sft: str | None = None
+    sft: Sources | None = None
     """Source of the demonstrations that `sft` learns from. Of comparisons it takes the better side."""
 
-    sft_test: str | None = None
+    sft_test: Sources | None = None
     """Source of the demonstrations that `sft` is tested on; null takes them from `sft`, see `test_split`."""
 
-    preferences: str | None = None
+    preferences: Sources | None = None
     """Source of the comparisons (or ratings) that the reward model learns from."""
 
-    preferences_test: str | None = None
+    preferences_test: Sources | None = None
     """Source of the comparisons that the reward model is tested on; null takes them from `preferences`."""
 
-    prompts: str | None = None
+    prompts: Sources | None = None
     """Source of the prompts that `ppo` answers; null takes those of `preferences`. Comparisons and demonstrations have
     prompts too."""
 
-    prompts_test: str | None = None
+    prompts_test: Sources | None = None
     """Source of the prompts that the policy is evaluated on; null takes them from `prompts`."""
 
     train_split: str = "train"

@@ -170,6 +170,9 @@ class PPOConfig(TrainingConfig):
     """What a response that was cut off at `response_length` loses of its score; null is none. It teaches to be brief,
     and nothing else where nearly all are cut off."""
 
+    reward_timeout: PositiveFloat | None = None
+    """Seconds that a reward function may take for a batch; longer ends the run with an error, null waits for it."""
+
     # Evaluation and checkpoints, in iterations
     eval_every: NonNegativeInt = 20
     """Iterations between two evaluations on held-out prompts, by which the best policy is chosen; 0 makes none and
@@ -183,6 +186,10 @@ class PPOConfig(TrainingConfig):
 
     stop_when: StopWhen | None = None
     """Rules that end the run before `iterations` have passed; null has none."""
+
+    on_nan: Literal["stop", "skip"] = "stop"
+    """What NaN or infinity in scores, log-probabilities or gradients does: `stop` ends the run before the weights
+    change; `skip` leaves out that step, or the iteration's update, and counts it."""
 
     @property
     def token_budget(self) -> int:

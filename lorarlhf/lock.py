@@ -1,0 +1,100 @@
+"""One run, one writer: a file in the run's folder that says which process writes there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from lorarlhf.errors import UserError
+
+LOCK = "run.lock"
+SAME_START = 10  # seconds: the machine's clock may have been set since
+
+
+@contextlib.contextmanager
+def one_writer(folder: Path) -> Iterator[None]:
+    """Nobody else writes into the folder inside the block; a process that holds it already may enter again.
+
+    Of several processes of a launcher the first holds it for all. A lock whose process has ended is taken over. What
+    was made of folders for the lock, and in which nothing has come to lie, goes with it.
+
+    Raises:
+        UserError: another process writes there.
+    """
+    me = {"process": os.getpid(), "host": socket.gethostname(), "started": psutil.Process().create_time()}
+    lock = folder / LOCK
+    if os.environ.get("RANK", "0") != "0" or _holder(lock) == me:
+        yield
+        return
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    _take(lock, me)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # one of them holds something now
+            for path in made:
+                path.rmdir()
+
+
+def _take(lock: Path, me: dict[str, Any]) -> None:
+    for _ in range(2):
+        try:
+            with lock.open("x", encoding="utf-8") as file:
+                file.write(json.dumps(me) + "\n")
+        except FileExistsError:
+            _check_stale(lock)
+            lock.unlink(missing_ok=True)
+        else:
+            return
+    raise _held(lock, _holder(lock) or {})
+
+
+def _check_stale(lock: Path) -> None:
+    """Raise UserError unless the process that holds it is known to have ended."""
+    holder = _holder(lock)
+    if holder is None:  # perhaps only just made
+        time.sleep(0.5)
+        holder = _holder(lock)
+    if holder is not None and _may_live(holder):
+        raise _held(lock, holder)
+
+
+def _holder(lock: Path) -> dict[str, Any] | None:
+    """What the lock says; None if it is not there, or says nothing of the kind."""
+    try:
+        holder = json.loads(lock.read_text(encoding="utf-8"))
+        return {"process": int(holder["process"]), "host": str(holder["host"]), "started": float(holder["started"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _may_live(holder: dict[str, Any]) -> bool:
+    """False where it is known that there is no such process any more; of another host that cannot be known."""
+    if holder["host"] != socket.gethostname():
+        return True
+    try:
+        process = psutil.Process(holder["process"])
+        ended = process.status() == psutil.STATUS_ZOMBIE  # killed, and nobody has taken note
+        return not ended and bool(abs(process.create_time() - holder["started"]) < SAME_START)
+    except (psutil.NoSuchProcess, ValueError, OverflowError):
+        return False
+
+
+def _held(lock: Path, holder: dict[str, Any]) -> UserError:
+    since = datetime.fromtimestamp(holder["started"]).isoformat(" ", "minutes") if holder else "just now"
+    who = f"process {holder['process']} on {holder['host']}" if holder else "another process"
+    return UserError(
+        f"{lock.parent}: {who} writes there, since {since}; wait for it, or give another --output-dir (if it has "
+        f"ended, remove {lock})"
+    )
