@@ -83,7 +83,9 @@ def test_the_last_stage_done_is_chosen(tmp_path):
     with pytest.raises(UserError, match="no stage of this run has an adapter"):
         run.last_stage()
     for stage in ("reward", "sft", "ppo"):
-        with pytest.raises(UserError, match=f"{stage}: no adapter there; run `lorarlhf {stage} --output-dir"):
+        with pytest.raises(
+            UserError, match=f"{stage}: no adapter there; run `lorarlhf {stage} --recipe .*recipe.yaml --output-dir"
+        ):
             run.adapter(stage)
         run.stage(stage).mkdir()
         (run.stage(stage) / "adapter_config.json").touch()

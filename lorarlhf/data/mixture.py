@@ -13,8 +13,6 @@ from hashlib import blake2b
 from operator import itemgetter
 from typing import TypeVar
 
-import numpy as np
-
 from lorarlhf.data.rows import Prompt, prompt_text, turns
 from lorarlhf.recipe.sections import Source
 
@@ -48,7 +46,7 @@ def bound(places: array[int], rows: int) -> int:
     """The place before which `rows` of these places lie; fewer where a prompt with more rows than are left is next."""
     if rows >= len(places):
         return ALL
-    return int(np.partition(np.frombuffer(places, np.uint64), rows)[rows])
+    return sorted(places)[rows]
 
 
 def evenly(parts: Sequence[Iterable[T]], sizes: Sequence[float]) -> Iterator[tuple[int, T]]:

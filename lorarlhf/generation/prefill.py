@@ -20,7 +20,8 @@ class Prompts:
 
     Attributes:
         inputs, positions: [n, W] token ids and their places; attention: [n, W + limit], 0 only at padding.
-        distinct: rows of which no earlier one is the same prompt; copied_from: [n] of each row, its place among those.
+        distinct: rows of which no earlier one is the same prompt; copied_from: [n] of each row, its place among those;
+            places: the same as numbers, since the planner's tensors hold none.
     """
 
     def __init__(self, prompts: Sequence[Sequence[int]], limit: int, device: torch.device) -> None:
@@ -37,7 +38,8 @@ class Prompts:
             first.setdefault(tuple(prompt), row)
         places = {prompt: place for place, prompt in enumerate(first)}
         self.distinct = torch.tensor(list(first.values()), device=device)
-        self.copied_from = torch.tensor([places[tuple(prompt)] for prompt in prompts], device=device)
+        self.places = [places[tuple(prompt)] for prompt in prompts]
+        self.copied_from = torch.tensor(self.places, device=device)
 
 
 def fill(backbone: SharedBackbone, prompts: Prompts, into: StaticCache | None = None) -> tuple[Tensor, Cache]:
@@ -57,8 +59,8 @@ def fill(backbone: SharedBackbone, prompts: Prompts, into: StaticCache | None = 
     caches: list[Cache] = []
     scores: list[Tensor] = []
     size = _rows_a_group(backbone, n, width)
-    for places in torch.arange(len(prompts.distinct), device=prompts.inputs.device).split(size):
-        rows = prompts.distinct[places]
+    for first in range(0, len(prompts.distinct), size):
+        rows = prompts.distinct[first : first + size]
         cache = backbone.growing_cache()
         hidden = backbone.cached_states(
             prompts.inputs[rows], prompts.attention[rows, :width], prompts.positions[rows], cache
@@ -67,8 +69,9 @@ def fill(backbone: SharedBackbone, prompts: Prompts, into: StaticCache | None = 
         if into is None:
             caches.append(cache)
         else:
-            targets = torch.nonzero(torch.isin(prompts.copied_from, places)).squeeze(1)
-            _write(cache, into, targets, prompts.copied_from[targets] - places[0], n)
+            copies = [row for row, place in enumerate(prompts.places) if first <= place < first + size]
+            targets = torch.tensor(copies, device=rows.device)
+            _write(cache, into, targets, prompts.copied_from[targets] - first, n)
     all_scores = scores[0] if len(scores) == 1 else torch.cat(scores)
     if len(prompts.distinct) < n:
         all_scores = all_scores[prompts.copied_from]

@@ -6,6 +6,7 @@ Every batch is as long as the recipe allows. Lengths are in tokens.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,14 +23,18 @@ from lorarlhf.recipe.sections import Role
 def decode(shadow: ShadowBackbone, allocations: Allocations, rows: int, prompt: int, response: int) -> None:
     """The prompts, a group at a time, and the last token of the responses."""
     shadow.eval()
+
+    def prompts(width: int) -> list[Sequence[int]]:  # all different: prompts that are the same are computed once
+        return [[row] * width for row in range(rows)]
+
     static = shadow.target.type == "cuda" and capture_fault(shadow, prompt + response) is None
     with shadow.role("policy"), shadow.on_meta():
-        decoder: Decoder = (StaticDecoder if static else GrowingDecoder)(shadow, [[0] * prompt] * rows, response)
+        decoder: Decoder = (StaticDecoder if static else GrowingDecoder)(shadow, prompts(prompt), response)
         logits = decoder.start()
         workspace = _softmax(logits, None)
         if not static:  # come to the last step at once
             peak = _with_cache(allocations.peak, decoder)
-            decoder = GrowingDecoder(shadow, [[0] * (prompt + response - 2)] * rows, 2)
+            decoder = GrowingDecoder(shadow, prompts(prompt + response - 2), 2)
             logits = decoder.start()
             allocations.peak = allocations.now.copy()
         logits = decoder.step(torch.empty(rows, dtype=torch.long, device="meta"))

@@ -53,7 +53,7 @@ def _entry(name: str, path: Path, summary: str) -> Entry:
         stages=", ".join(trained),
         licence=recipe.export.license or "",
         model=recipe.model.name,
-        data=title_of(sources_of(data)) if data else "",
+        data=title_of(sources_of(data)),
         time=_said(text, "Time"),
         expected=_said(text, "What to expect"),
     )

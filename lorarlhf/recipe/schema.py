@@ -23,7 +23,7 @@ def recipe_schema() -> dict[str, Any]:
     """What a recipe's file may hold: nothing is required of one that extends another."""
     schema = Recipe.model_json_schema()
     for section in [schema, *schema["$defs"].values()]:
-        _tidy(section, is_inherited=section["title"] != "WeightedFunction")
+        _tidy(section, is_inherited=section["title"] not in ("WeightedFunction", "Source"))
     extends = {
         "type": ["string", "null"],
         "description": "The recipe that this one changes: one that ships, by name, or a path from this file's folder.",

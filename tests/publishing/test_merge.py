@@ -371,7 +371,7 @@ def test_an_interrupted_export_leaves_things_as_they_were(make_run, tmp_path, mo
 
 def test_an_export_needs_an_adapter_and_a_folder(make_run, tmp_path):
     run = make_run(["reward"])
-    with pytest.raises(UserError, match=r"ppo: no adapter there; run `lorarlhf ppo --output-dir"):
+    with pytest.raises(UserError, match=r"ppo: no adapter there; run `lorarlhf ppo --recipe "):
         export_run(run, tmp_path / "out", "ppo")
     with pytest.raises(UserError, match="not a run"):
         export_run(Run(tmp_path / "nothing"), tmp_path / "out", "ppo")

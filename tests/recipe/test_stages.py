@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 
-from lorarlhf.recipe.sections import DataConfig, Recipe, Role, Stage
+from lorarlhf.recipe.sections import DataConfig, Recipe, Role, Stage, title_of
 from lorarlhf.recipe.stages import LAST_FIRST, POLICY_STAGES, STAGES
 
 
@@ -35,4 +35,4 @@ def test_policies_come_first_and_the_latest_of_them():
 )
 def test_ppo_takes_the_prompts_of_comparisons_if_it_has_none(data, source, sources):
     assert STAGES["ppo"].source(DataConfig(**data)) == source
-    assert STAGES["ppo"].sources(DataConfig(**data)) == sources
+    assert {key: title_of(found) for key, found in STAGES["ppo"].sources(DataConfig(**data)).items()} == sources

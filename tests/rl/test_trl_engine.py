@@ -82,6 +82,7 @@ def test_the_settings_it_names_are_accepted(with_trl):
         "reward_functions": ["m:f"],
         "normalize_reward": True,
         "stop_when": {"kl": 10},
+        "on_nan": "skip",
     }
     unlike = dict.fromkeys(NEUTRAL, 0.5) | other
     assert set(unlike) == set(NEUTRAL)

@@ -245,9 +245,9 @@ def test_the_policy_of_a_checkpoint(evaluate, make_run):
 @pytest.mark.parametrize(
     ("stages", "arguments", "message"),
     [
-        ([], [], "run: no stage of this run has an adapter; run `lorarlhf reward`"),
-        (["reward"], ["--stage", "ppo"], "run/ppo: no adapter there; run `lorarlhf ppo --output-dir"),
-        (["sft"], ["--stage", "reward"], "run/reward: no adapter there; run `lorarlhf reward --output-dir"),
+        ([], [], "run: no stage of this run has an adapter; run `lorarlhf run --recipe "),
+        (["reward"], ["--stage", "ppo"], "run/ppo: no adapter there; run `lorarlhf ppo --recipe "),
+        (["sft"], ["--stage", "reward"], "run/reward: no adapter there; run `lorarlhf reward --recipe "),
         (["reward"], ["--set", "rewards.x=1"], "--set rewards.x=1: rewards: unknown key; did you mean reward?"),
         (["reward"], ["--dataset", "none.jsonl"], "none.jsonl: no such file"),
         (["reward"], ["--set", "data.preferences_test=null", "--set", "data.test_size=0"], "nothing is held out"),
