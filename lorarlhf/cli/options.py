@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,16 @@ import typer
 from lorarlhf.data.endings import READ, listed
 
 SOURCE = f"Hub id, a {listed(READ)} file, or a folder that `datasets` saved."
+
+MOST_SEED = 2**32 - 1  # what numpy's generators take
+
+
+def finite(value: float | None) -> float | None:
+    """Of a number that has a least value: neither infinity nor NaN, which no least value stops."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
+
 
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A name from `lorarlhf recipes list`, or your .yaml file.")]
 Model = Annotated[str | None, typer.Option(help="Hub id or folder of the base model, instead of the recipe's.")]

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import typer
 
+from lorarlhf.errors import UserError
 from lorarlhf.recipe.load import Option, dump_recipe, load_recipe
 from lorarlhf.recipe.sections import Recipe, Stage
-from lorarlhf.recipe.shipped import find_recipe
+from lorarlhf.recipe.shipped import exists, find_recipe
 from lorarlhf.recipe.stages import STAGES
 
 
@@ -33,8 +34,12 @@ def resolve(
 
 
 def run_folder(recipe: str, output_dir: Path | None) -> Path:
-    """Where a run lies: where it is told to, or under the recipe's name."""
-    return output_dir or Path("runs") / find_recipe(recipe).stem
+    """Where a run lies: where it is told to, or under the recipe's name. Raises UserError if it cannot lie there."""
+    folder = output_dir or Path("runs") / find_recipe(recipe).stem
+    for place in (folder, *folder.parents):
+        if exists(place) and not place.is_dir():
+            raise UserError(f"--output-dir {folder}: {place} is a file, not a folder; choose another place")
+    return folder
 
 
 def print_dry_run(stages: Sequence[Stage], recipe: Recipe, run_path: Path, reward: str | None = None) -> None:
@@ -63,7 +68,10 @@ def print_dry_run(stages: Sequence[Stage], recipe: Recipe, run_path: Path, rewar
 
     quiet_libraries()
     from lorarlhf.backbone.load import load_model_config
+    from lorarlhf.stages.inputs import check_settings
 
+    for stage in stages:
+        check_settings(stage, recipe)
     model_config = load_model_config(recipe.model)
     for stage in stages:
         starts_from = STAGES[stage].starts_from

@@ -21,16 +21,21 @@ def check_inputs(stage: Stage, recipe: Recipe) -> None:
     Raises:
         UserError: one of them is not there, or the row is of no known form.
     """
-    config: TrainingConfig = getattr(recipe, stage)
-    check_attention(recipe.model)
-    check_optimizer(config, stage)
-    check_trackers(config, stage)
+    check_settings(stage, recipe)
     check_sources(recipe.data, STAGES[stage].data_keys)
     if stage == "sft":
         next(iter(stream_demonstrations(recipe.data, "train")))
     elif stage == "reward":
         stream = stream_preferences if recipe.reward.objective == "bradley_terry" else stream_scored
         next(iter(stream(recipe.data, "train")))
+
+
+def check_settings(stage: Stage, recipe: Recipe) -> None:
+    """The same without the data."""
+    config: TrainingConfig = getattr(recipe, stage)
+    check_attention(recipe.model)
+    check_optimizer(config, stage)
+    check_trackers(config, stage)
 
 
 def check_attention(config: ModelConfig) -> None:
