@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorarlhf.cli.options import AllowOtherBase, Checkpoint, Trust
+from lorarlhf.cli.options import MOST_SEED, AllowOtherBase, Checkpoint, Trust, finite
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import Quantization
 
@@ -44,7 +44,7 @@ def chat(
         Quantization | None, typer.Option(help="Of --model, as it is computed with.", show_default="none")
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(min=0.01, show_default="that of RUN's recipe; of a model, 1.0")
+        float | None, typer.Option(min=0.01, callback=finite, show_default="that of RUN's recipe; of a model, 1.0")
     ] = None,
     response_length: Annotated[
         int | None,
@@ -55,7 +55,7 @@ def chat(
         Path | None,
         typer.Option(help="Folder for the pairs and labels of /compare.", show_default="RUN/chat; of a model, chat"),
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, show_default="another each time")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=MOST_SEED, show_default="another each time")] = None,
     allow_other_base: AllowOtherBase = False,
     trust: Trust = False,
 ) -> None:

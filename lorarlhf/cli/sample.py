@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from lorarlhf.cli.options import AllowOtherBase, Checkpoint, Trust
+from lorarlhf.cli.options import MOST_SEED, AllowOtherBase, Checkpoint, Trust, finite
 from lorarlhf.data.endings import LINES, check_ending
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import Quantization
@@ -31,7 +31,7 @@ def sample(
         ),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(min=0.01, show_default="that of RUN's recipe; of a model, 1.0")
+        float | None, typer.Option(min=0.01, callback=finite, show_default="that of RUN's recipe; of a model, 1.0")
     ] = None,
     response_length: Annotated[
         int | None,
@@ -53,7 +53,7 @@ def sample(
         Path | None, typer.Option(help="Reward adapter for --pick and --best-of.", show_default="that of RUN")
     ] = None,
     checkpoint: Checkpoint = "best",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED)] = 0,
     allow_other_base: AllowOtherBase = False,
     trust: Trust = False,
 ) -> None:
