@@ -141,9 +141,9 @@ def test_recipes(refused, tmp_path, text):
         ("reward --recipe demo --dry-run --set reward.optim=adamw_troch", "transformers knows no adamw_troch"),
         ("reward --recipe demo --dry-run --set reward.report_to=[comet]", "expected 'tensorboard'"),
         ("reward --recipe demo --set model.attn_implementation=flash_attention_2", "flash-attn"),
-        ("reward --recipe demo --dry-run --output-dir file", "file is a file, not a folder"),
-        ("reward --recipe demo --dry-run --output-dir file/run", "file is a file, not a folder"),
-        ("run --recipe demo --dry-run --output-dir file", "file is a file, not a folder"),
+        ("reward --recipe demo --dry-run --output-dir file", "file is a file, and a run is a folder"),
+        ("reward --recipe demo --dry-run --output-dir file/run", "file is a file, and a run is a folder"),
+        ("run --recipe demo --dry-run --output-dir file", "file is a file, and a run is a folder"),
     ],
 )
 def test_options(refused, tmp_path, arguments, reason):

@@ -79,7 +79,7 @@ def run_folder(recipe: str, output_dir: Path | None) -> Path:
     folder = output_dir or Path("runs") / find_recipe(recipe).stem
     for place in (folder, *folder.parents):
         if exists(place) and not place.is_dir():
-            raise UserError(f"--output-dir {folder}: {place} is a file, not a folder; choose another place")
+            raise UserError(f"{folder}: {place} is a file, and a run is a folder; give another --output-dir")
     return folder
 
 
