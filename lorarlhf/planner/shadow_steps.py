@@ -6,6 +6,7 @@ Every batch is as long as the recipe allows. Lengths are in tokens.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ def decode(shadow: ShadowBackbone, allocations: Allocations, rows: int, prompt: 
     """The prompts, a group at a time, and the last token of the responses."""
     shadow.eval()
 
-    def prompts(width: int) -> list[list[int]]:  # all different: prompts that are the same are computed once
+    def prompts(width: int) -> list[Sequence[int]]:  # all different: prompts that are the same are computed once
         return [[row] * width for row in range(rows)]
 
     static = shadow.target.type == "cuda" and capture_fault(shadow, prompt + response) is None
