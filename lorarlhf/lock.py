@@ -29,8 +29,9 @@ def one_writer(folder: Path) -> Iterator[None]:
     was made of folders for the lock, and in which nothing has come to lie, goes with it.
 
     Raises:
-        UserError: another process writes there.
+        UserError: another process writes there, or nobody can.
     """
+    check_writable(folder)
     me = {"process": os.getpid(), "host": socket.gethostname(), "started": psutil.Process().create_time()}
     lock = folder / LOCK
     if os.environ.get("RANK", "0") != "0" or _holder(lock) == me:
@@ -46,6 +47,16 @@ def one_writer(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # one of them holds something now
             for path in made:
                 path.rmdir()
+
+
+def check_writable(folder: Path) -> Path:
+    """The folder, or what there is of those that it lies in; UserError if nothing can be written there."""
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not place.is_dir():
+        raise UserError(f"{folder}: {place} is a file, and a run is a folder; give another --output-dir")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"{folder}: {place.resolve()} cannot be written; give another --output-dir")
+    return place
 
 
 def _take(lock: Path, me: dict[str, Any]) -> None:

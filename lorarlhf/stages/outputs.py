@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 from pathlib import Path
 
 from lorarlhf.errors import UserError
+from lorarlhf.lock import check_writable
 from lorarlhf.recipe.sections import Recipe, Stage
 
 LEAST_DISK = 2**28  # bytes that no run of a real model's adapters and checkpoints gets by with
@@ -19,11 +19,7 @@ def check_outputs(stage: Stage, recipe: Recipe, run: Path) -> None:
     Raises:
         UserError: one of that is not so.
     """
-    place = _nearest(run)
-    if not place.is_dir():
-        raise UserError(f"{run}: {place} is a file, and a run is a folder; give another --output-dir")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise UserError(f"{run}: {place.resolve()} cannot be written; give another --output-dir")
+    place = check_writable(run)
     free = shutil.disk_usage(place).free
     if free < LEAST_DISK:
         raise UserError(
@@ -33,8 +29,3 @@ def check_outputs(stage: Stage, recipe: Recipe, run: Path) -> None:
     for name in getattr(recipe, stage).report_to:
         if importlib.util.find_spec(name) is None:
             raise UserError(f"{stage}.report_to: {name} is not installed; `pip install {name}`, or take it out")
-
-
-def _nearest(path: Path) -> Path:
-    """The path, or what there is of its folders."""
-    return next(place for place in (path, *path.absolute().parents) if place.exists())

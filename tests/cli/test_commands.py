@@ -393,10 +393,10 @@ def test_the_script_on_its_own(environment, tmp_path):
     sets = [*small_sets(tmp_path / "data"), 'ppo.reward_functions=["mine:short"]', "ppo.iterations=1"]
     code, out, err = script(environment, tmp_path, "ppo", "--recipe", "demo", "--output-dir", "out", *as_options(sets))
     assert code == 0, err
-    assert err.splitlines() == [
-        f"ppo.reward_functions: mine:short from {tmp_path / 'mine.py'}",
-        f"{Path('out/ppo')} held an earlier run; it is now {Path('out/ppo.1')}",
-    ]
+    code_from, *rows, moved = err.splitlines()
+    assert code_from == f"ppo.reward_functions: mine:short from {tmp_path / 'mine.py'}"
+    assert moved == f"{Path('out/ppo')} held an earlier run; it is now {Path('out/ppo.1')}"
+    assert [row.partition(": ")[2] for row in rows] == ["20 rows to train on", "8 rows to test on"]
     assert (tmp_path / "out" / "ppo.1" / "precious").exists()
     assert out.splitlines()[-1].startswith("ppo: adapter in out/ppo")
 

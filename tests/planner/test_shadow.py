@@ -99,7 +99,7 @@ def test_a_rollout_allocates_what_its_shadow_does(both):
     real.eval()
     real.causal_lm.generation_config.eos_token_id = None
     real.tokenizer.eos_token = None  # nothing ends a response
-    prompts = [[5] * PROMPT] * 8
+    prompts = [[token] * PROMPT for token in range(5, 13)]  # all different, as the plan takes them to be
 
     def rollout():
         sample_responses(real, prompts, uniform_table(len(prompts), RESPONSE, 0), 1.0)
