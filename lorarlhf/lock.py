@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from lorarlhf.errors import UserError
+from lorarlhf.json_file import read_object
 
 LOCK = "run.lock"
 SAME_START = 10  # seconds: the machine's clock may have been set since
@@ -84,9 +85,9 @@ def _check_stale(lock: Path) -> None:
 def _holder(lock: Path) -> dict[str, Any] | None:
     """What the lock says; None if it is not there, or says nothing of the kind."""
     try:
-        holder = json.loads(lock.read_text(encoding="utf-8"))
+        holder = read_object(lock)
         return {"process": int(holder["process"]), "host": str(holder["host"]), "started": float(holder["started"])}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UserError, ValueError, KeyError, TypeError):
         return None
 
 

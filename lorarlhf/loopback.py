@@ -7,13 +7,19 @@ page's behalf.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import html
 import os
+import re
 import secrets
+import shutil
 import socket
+import tempfile
 import threading
 import webbrowser
 from collections.abc import Callable
+from pathlib import Path
 
 import uvicorn
 from starlette.datastructures import Headers, MutableHeaders
@@ -30,6 +36,9 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cache-control": "no-store",
 }
+
+
+_OURS = re.compile(r"(127\.0\.0\.1|localhost)(:[0-9]{1,5})?")  # any port: it may come through a tunnel
 
 
 class Guard:
@@ -63,7 +72,7 @@ class Guard:
     def _problem(self, scope: Scope) -> str | None:
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
-        if host.rsplit(":", 1)[0] not in ("127.0.0.1", "localhost"):  # any port: it may come through a tunnel
+        if not _OURS.fullmatch(host):
             return "This server answers to 127.0.0.1 and localhost only."
         if origin is not None and origin != f"http://{host}":
             return "This server takes no requests from other pages."
@@ -105,5 +114,15 @@ def serve(make_app: Callable[[str], ASGIApp], port: int, started: Callable[[str]
 
 
 def open_browser(link: str) -> None:
-    """In a thread: a browser in the terminal would hold up the server until it is closed."""
-    threading.Thread(target=webbrowser.open, args=(link,), daemon=True).start()
+    """Open a link whose token others on this machine are not to see, as the arguments of a browser can be seen by all.
+
+    It is given a file that only its owner can read, and that leads on. In a thread: a browser in the terminal would
+    hold up the server until it is closed.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="lorarlhf-"))  # mode 0700
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    page = folder / "open.html"
+    page.write_text(
+        f'<!doctype html><meta http-equiv="refresh" content="0; url={html.escape(link)}">', encoding="utf-8"
+    )
+    threading.Thread(target=webbrowser.open, args=(page.as_uri(),), daemon=True).start()

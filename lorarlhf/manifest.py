@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lorarlhf.errors import UserError
 from lorarlhf.files import BEING_WRITTEN, flush_folder, flush_names, remove_folder
+from lorarlhf.json_file import read_object
 
 MANIFEST = "manifest.json"
 FORMAT = 2  # of a checkpoint; 1 had no manifest
@@ -39,13 +40,13 @@ def written_whole(folder: Path) -> Iterator[Path]:
 
 def fault_of(folder: Path) -> str | None:
     """Why a folder is not what `written_whole` left there; None if it is."""
+    if not (folder / MANIFEST).is_file():
+        return f"has no {MANIFEST}, so it is half written or of lorarlhf before 0.2"
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_object(folder / MANIFEST)
         files = dict(manifest["files"])
         written_by = manifest["format"]
-    except FileNotFoundError:
-        return f"has no {MANIFEST}, so it is half written or of lorarlhf before 0.2"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UserError, ValueError, KeyError, TypeError):
         return f"{MANIFEST} cannot be read"
     if written_by != FORMAT:
         return f"is of format {written_by}, and this lorarlhf reads {FORMAT}"
@@ -53,7 +54,7 @@ def fault_of(folder: Path) -> str | None:
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != expected["size"] or _hash(path) != expected["sha256"]:
+        if expected != {"size": path.stat().st_size, "sha256": _hash(path)}:
             return f"{name} is not as it was written"
     return None
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lorarlhf.errors import UserError
 from lorarlhf.files import write_file
+from lorarlhf.json_file import read_object
 from lorarlhf.manifest import chosen_checkpoint, numbered_checkpoints
 from lorarlhf.recipe.load import Option, dump_recipe, load_recipe, source_value
 from lorarlhf.recipe.sections import Recipe, Stage
 from lorarlhf.recipe.stages import LAST_FIRST, STAGES
+from lorarlhf.recipe.trust import remember
 
 BEST = "best"  # stands for what a stage keeps
 
@@ -28,12 +30,15 @@ class Run:
 
     Args:
         path: the folder, which need not be there yet; another Run is the same one.
+        trust: let its recipe run code, also if it may be from elsewhere (`lorarlhf.recipe.trust`).
     """
 
     path: Path
+    trust: bool = field(compare=False)
 
-    def __init__(self, path: Run | Path | str) -> None:
+    def __init__(self, path: Run | Path | str, trust: bool = False) -> None:
         object.__setattr__(self, "path", path.path if isinstance(path, Run) else Path(path))
+        object.__setattr__(self, "trust", trust or (isinstance(path, Run) and path.trust))
 
     def stage(self, stage: Stage) -> Path:
         return self.path / stage
@@ -68,7 +73,7 @@ class Run:
 
     def last_stage(self) -> Stage:
         """The last stage that has an adapter. Raises UserError if none has."""
-        self.read_recipe()  # says so if this is no run
+        self._recipe_file()  # says so if this is no run
         for stage in LAST_FIRST:
             if self.has_adapter(stage):
                 return stage
@@ -78,7 +83,11 @@ class Run:
         )
 
     def write_recipe(self, recipe: Recipe, stage: Stage | None = None) -> None:
-        """Write the recipe of the run, which is that of its latest stage, and beside it that of the stage."""
+        """Write the recipe of the run, which is that of its latest stage, and beside it that of the stage.
+
+        Whoever has come so far with it may run its code: that is remembered, for later commands on this run.
+        """
+        remember(recipe)
         for folder in (self.path, *([self.stage(stage)] if stage else [])):
             write_file(folder / RECIPE, dump_recipe(recipe))
 
@@ -89,6 +98,9 @@ class Run:
 
         Later stages may have been told otherwise: whoever describes a stage or goes on from it names it.
         """
+        return load_recipe(str(self._recipe_file(stage)), named, sets, self.trust, of_run=True)
+
+    def _recipe_file(self, stage: Stage | None = None) -> Path:
         path = self.path / RECIPE
         if stage is not None and (self.stage(stage) / RECIPE).is_file():  # stages of earlier versions have none
             path = self.stage(stage) / RECIPE
@@ -96,7 +108,7 @@ class Run:
             raise UserError(
                 f"{self.path}: not a run, there is no recipe.yaml; give the --output-dir of an earlier stage"
             )
-        return load_recipe(str(path), named, sets)
+        return path
 
     def _recipe_or_name(self) -> str:
         """What --recipe takes to do another stage of this run."""
@@ -108,7 +120,7 @@ class Run:
     def read_summary(self, stage: Stage) -> dict[str, Any]:
         """What the stage reported, or nothing if it has not finished."""
         path = self.stage(stage) / "summary.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return read_object(path) if path.is_file() else {}
 
 
 def is_current(product: Path, adapter: Path) -> bool:

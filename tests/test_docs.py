@@ -3,6 +3,7 @@
 import pkgutil
 import re
 import runpy
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,14 @@ def test_documented_objects_exist():
     assert names
     for name in names:
         pkgutil.resolve_name(name)
+
+
+def test_the_licence_of_every_dependency_is_listed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [
+        *project["dependencies"],
+        *(name for extra in project["optional-dependencies"].values() for name in extra),
+    ]
+    names = {re.match(r"[\w-]+", requirement)[0] for requirement in wanted} - {"lorarlhf"}
+    table = (DOCS / "security.md").read_text(encoding="utf-8").split("| licence | packages |")[1]
+    assert {name for name in names if not re.search(rf"[ |]{re.escape(name)}[ ,;]", table)} == set()

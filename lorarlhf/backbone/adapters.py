@@ -18,12 +18,13 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.pytorch_utils import Conv1D
 
+from lorarlhf.backbone.adapter_files import CONFIG, SCORE_KEY, WEIGHTS, read_adapter
 from lorarlhf.backbone.base import BaseModel, check_base
 from lorarlhf.backbone.lora import use_fused_forward
 from lorarlhf.errors import UserError, first_line
@@ -35,7 +36,6 @@ SCALAR_ROLES = ("reward", "critic")  # always have a head; other adapters have o
 # The jobs of RL. Until one has an adapter it computes as the bare base does, which is what a fresh adapter would do.
 ROLES = ("policy", "reference", *SCALAR_ROLES)
 PLAIN_PRODUCTS = [kind.forward for kind in (nn.Linear, Conv1D, bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)]
-SCORE_KEY = "base_model.model.score.weight"  # where PEFT keeps the head of a sequence classifier
 
 
 class ScalarHead(nn.Linear):
@@ -97,6 +97,7 @@ class Adapters:
 
         Raises UserError where `target_modules` names no layer of the model, or its embedding or head.
         """
+        self._check_rank("lora.r", shape.r)
         first = len(self.layers) - shape.layer_count(len(self.layers))
         targets = self._linear_names if shape.target_modules == "all-linear" else shape.target_modules
         config = PeftLoraConfig(
@@ -221,7 +222,7 @@ class Adapters:
             config.task_type, config.modules_to_save = TaskType.SEQ_CLS, ["score"]
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {key: value.detach().float().cpu().contiguous() for key, value in state.items()}
-        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         if self.base is not None:
             self.base.save(folder)
         config.save_pretrained(str(folder))
@@ -239,6 +240,7 @@ class Adapters:
         config, state = read_adapter(folder)
         if self.base is not None and not allow_other_base:
             check_base(folder, self.base)
+        self._check_rank(f"{folder}: r", max(config.r, *(config.rank_pattern or {}).values(), 0))
         score = state.pop(SCORE_KEY, None)
         if score is None and (with_head or name in SCALAR_ROLES):
             raise UserError(f"{folder}: the adapter has no score head ({SCORE_KEY}); train one with lorarlhf reward")
@@ -294,6 +296,12 @@ class Adapters:
         if name in self._taken_names or not name.isidentifier() or hasattr(nn.ModuleDict(), name):
             raise ValueError(f"an adapter cannot be called {name!r}; choose a word that no part of the model is called")
 
+    def _check_rank(self, source: str, r: int) -> None:
+        # A product of rank r has no more than that of its layer; what is beyond is memory for nothing.
+        shapes = [side for module in self.causal_lm.modules() for side in _sides(module)]
+        if r > max(shapes):
+            raise UserError(f"{source}: {r} is more than the model's widest layer, {max(shapes)}; lower it")
+
     def _refuse_ends(self, source: object) -> None:
         # Log-probabilities take the head by itself, chunk by chunk, for all roles alike.
         ends = (self.causal_lm.get_input_embeddings(), self.causal_lm.get_output_embeddings())
@@ -327,6 +335,13 @@ def _linear_names(causal_lm: PreTrainedModel, layers: nn.ModuleList) -> list[str
     return sorted(config.target_modules or ())
 
 
+def _sides(module: nn.Module) -> tuple[int, ...]:
+    """in and out of a linear layer, however it is quantised; of another module nothing."""
+    if isinstance(module, Conv1D):
+        return (module.nx, module.nf)
+    return (module.in_features, module.out_features) if isinstance(module, nn.Linear) else ()
+
+
 def _name(path: str) -> str:
     """The end of a path that says which module it is: with its numbers, the one of a sequence (`ffn.0`)."""
     parts = path.split(".")
@@ -358,28 +373,8 @@ def _peft_takes(causal_lm: PreTrainedModel, name: str) -> bool:
 @contextlib.contextmanager
 def written_adapter(folder: Path) -> Iterator[Path]:
     """Yield a folder for an adapter's files, which take the places of those in `folder` together, the config last."""
-    with written_into(folder, last="adapter_config.json") as part:
+    with written_into(folder, last=CONFIG) as part:
         yield part
-
-
-def read_adapter(folder: Path) -> tuple[PeftLoraConfig, dict[str, Tensor]]:
-    """Config, without dropout, and weights of a LoRA adapter that may come from elsewhere."""
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder}: no {name} there; give the folder of a PEFT adapter saved as safetensors")
-    config = PeftLoraConfig.from_pretrained(str(folder))
-    state = load_file(folder / "adapter_model.safetensors")
-    other = [key for key in state if key != SCORE_KEY and not key.endswith((".lora_A.weight", ".lora_B.weight"))]
-    if other:
-        raise UserError(
-            f"{folder}: {other[0]} is more than the A and B of a plain LoRA adapter; merge it, or train anew"
-        )
-    bad = [key for key, tensor in state.items() if not tensor.isfinite().all()]
-    if bad:
-        raise UserError(f"{folder}: NaN or infinity in {bad[0]}; the adapter is spoiled, take another or train anew")
-    config.task_type, config.modules_to_save, config.inference_mode = TaskType.CAUSAL_LM, None, False
-    config.lora_dropout = 0.0
-    return config, state
 
 
 def same_shape(a: PeftLoraConfig, b: PeftLoraConfig) -> bool:

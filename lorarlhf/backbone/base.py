@@ -15,6 +15,7 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 
 from lorarlhf.errors import UserError
+from lorarlhf.json_file import read_object
 from lorarlhf.recipe.sections import ModelConfig
 from lorarlhf.recipe.shipped import resolve_path
 
@@ -69,10 +70,14 @@ def base_of(folder: Path) -> BaseModel | None:
     file = folder / BASE_FILE
     if not file.is_file():
         return None
+    said = read_object(file)
     try:
-        return BaseModel(**json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        base = BaseModel(**said)
+    except TypeError as error:
         raise UserError(f"{file}: cannot be read ({error}); remove it if the base model is surely the same") from error
+    if not all(value is None or isinstance(value, str) for value in said.values()):
+        raise UserError(f"{file}: holds more than text; remove it if the base model is surely the same")
+    return base
 
 
 def check_base(folder: Path, base: BaseModel) -> None:
@@ -100,7 +105,7 @@ def _local_file(path: str, name: str, revision: str | None) -> Path | None:
 
 
 def _hash_config(file: Path) -> str:
-    values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    values = read_object(file)
     said = {key: value for key, value in values.items() if key not in UNSAID}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
@@ -109,7 +114,7 @@ def _hash_weights(path: str, revision: str | None) -> str | None:
     index = _local_file(path, "model.safetensors.index.json", revision)
     names = {"model.safetensors"}
     if index is not None:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        names = set(read_object(index)["weight_map"].values())
     files = [_local_file(path, name, revision) for name in sorted(names)]
     digest = hashlib.sha256()
     for file in files:

@@ -85,6 +85,9 @@ def load_model_config(config: ModelConfig) -> PreTrainedConfig:
 
     Raises UserError if there is none, or if it has no output layer of its own and the recipe wants it quantised.
     """
+    if config.trust_remote_code:
+        version = f" at {config.revision}" if config.revision else ""
+        logger.info("model.trust_remote_code: code of %s%s is run", resolve_path(config.name), version)
     with _plain_errors(config):
         model_config: PreTrainedConfig = AutoConfig.from_pretrained(
             resolve_path(config.name), revision=config.revision, trust_remote_code=config.trust_remote_code

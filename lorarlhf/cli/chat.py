@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorarlhf.cli.options import AllowOtherBase, Checkpoint
+from lorarlhf.cli.options import MOST_SEED, AllowOtherBase, Checkpoint, Trust, finite
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import Quantization
 
@@ -44,7 +44,7 @@ def chat(
         Quantization | None, typer.Option(help="Of --model, as it is computed with.", show_default="none")
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(min=0.01, show_default="that of RUN's recipe; of a model, 1.0")
+        float | None, typer.Option(min=0.01, callback=finite, show_default="that of RUN's recipe; of a model, 1.0")
     ] = None,
     response_length: Annotated[
         int | None,
@@ -55,8 +55,9 @@ def chat(
         Path | None,
         typer.Option(help="Folder for the pairs and labels of /compare.", show_default="RUN/chat; of a model, chat"),
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, show_default="another each time")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=MOST_SEED, show_default="another each time")] = None,
     allow_other_base: AllowOtherBase = False,
+    trust: Trust = False,
 ) -> None:
     """Talk with a run's policy or a model; /compare collects preferences on the way. Reads lines from a pipe too."""
     if (run is None) == (model is None):
@@ -79,7 +80,7 @@ def chat(
         sources = [BASE, adapter] if adapter else None
         respondent = of_model(ModelConfig(name=str(model), quantization=quantization or "none"), sources)
     else:
-        respondent = before_and_after(Run(run), checkpoint)
+        respondent = before_and_after(Run(run, trust), checkpoint)
     folder = out or (run or Path()) / "chat"
     seed = secrets.randbelow(2**31) if seed is None else seed
     session = open_chat(respondent, folder, temperature, response_length, seed, allow_other_base)

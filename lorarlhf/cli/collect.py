@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from lorarlhf.cli.options import MOST_SEED, finite
 from lorarlhf.data.endings import LINES, check_ending
 from lorarlhf.errors import UserError
 
@@ -21,7 +22,7 @@ def collect(
     out: Annotated[Path | None, typer.Option(help="File of labels: new, or to go on with.", show_default=False)] = None,
     annotator: Annotated[str | None, typer.Option(help="Whose labels.", show_default="the page asks")] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1.", show_default="any free one")] = 0,
-    seed: Annotated[int, typer.Option(min=0, help="Of the sides, and of which pairs come back.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of the sides, and of which pairs come back.")] = 0,
     browser: Annotated[bool, typer.Option("--open/--no-open", help="Whether to open the page.")] = True,
 ) -> None:
     """Compare responses on a local page; labels go to a file, one line each. `collect export` makes rows of it."""
@@ -67,7 +68,10 @@ def export(
     out: Annotated[Path, typer.Option(help="New file, ending in .jsonl.", show_default=False)],
     majority: Annotated[bool, typer.Option("--majority", help="One row a pair, as most annotators chose.")] = False,
     min_agreement: Annotated[
-        float, typer.Option(min=0, max=1, help="Leave out pairs where a smaller share gave the most frequent answer.")
+        float,
+        typer.Option(
+            min=0, max=1, callback=finite, help="Leave out pairs where a smaller share gave the most frequent answer."
+        ),
     ] = 0.0,
 ) -> None:
     """Write labels as preference rows for `lorarlhf reward`. Ties, skips and both bad are left out and counted."""

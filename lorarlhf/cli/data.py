@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from lorarlhf.cli.options import SOURCE
+from lorarlhf.cli.options import MOST_SEED, SOURCE, finite
 from lorarlhf.data.endings import WRITTEN, listed
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.load import parse_source, weighed
@@ -95,7 +95,7 @@ def split_(
     train: Annotated[Path, typer.Argument(help=NEW_FILE, show_default=False)],
     test: Annotated[Path, typer.Argument(help="Another.", show_default=False)],
     test_size: Annotated[
-        float, typer.Option(min=0, max=1, help="The share of prompts for testing.")
+        float, typer.Option(min=0, max=1, callback=finite, help="The share of prompts for testing.")
     ] = DEFAULTS.test_size,
     split: SplitName = DEFAULTS.train_split,
     ties: Ties = "drop",
@@ -184,7 +184,7 @@ def agreement(
             help="The pairs that were labelled: whether longer responses are favoured, and which of two policies won."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap intervals.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap intervals.", min=0, max=MOST_SEED)] = 0,
 ) -> None:
     """Say how far annotators agree with each other and with themselves, what noise that points to, and who won."""
     from lorarlhf.cli.quiet import quiet_libraries

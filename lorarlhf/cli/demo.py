@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from lorarlhf.cli.options import Set
+from lorarlhf.cli.options import MOST_SEED, Set
 
 
 def demo(
     output_dir: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(help="Seed of training and sampling.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of training and sampling.", min=0, max=MOST_SEED)] = 0,
     set_: Set = None,
 ) -> None:
     """Run the whole loop on a tiny model that ships here: reward model, PPO, evaluation, export. Takes minutes."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorarlhf.cli.options import SOURCE, AllowOtherBase, Checkpoint, RunFolder, Set
+from lorarlhf.cli.options import SOURCE, AllowOtherBase, Checkpoint, RunFolder, Set, Trust
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import Quantization, Stage
 
@@ -60,6 +60,7 @@ def evaluate(
         Path | None, typer.Option(help="Of --frontier: its figure, a .png or .svg file.", show_default=False)
     ] = None,
     allow_other_base: AllowOtherBase = False,
+    trust: Trust = False,
 ) -> None:
     """Say how well a reward model predicts held-out comparisons, or what a policy has come to answer."""
     if model is None and quantization is not None:
@@ -72,7 +73,7 @@ def evaluate(
         raise UserError(f"{'--plot' if best_of is None else '--best-of'}: goes with --frontier")
     from lorarlhf.run import Run, other_test_data
 
-    folder = Run(run)
+    folder = Run(run, trust)
     if frontier:
         if stage not in (None, "ppo") or model is not None or checkpoint != "best":
             raise UserError("--frontier: measures all checkpoints of ppo; leave out --stage, --model and --checkpoint")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from lorarlhf.cli.options import AllowOtherBase, Checkpoint, RunFolder
+from lorarlhf.cli.options import AllowOtherBase, Checkpoint, RunFolder, Trust
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import MergeBase, Stage
 
@@ -32,6 +32,7 @@ def export(
         ),
     ] = None,
     allow_other_base: AllowOtherBase = False,
+    trust: Trust = False,
     checkpoint: Checkpoint = "best",
     anyway: Annotated[bool, typer.Option("--anyway", help="Even if training has improved nothing.")] = False,
     gguf: Annotated[
@@ -59,10 +60,11 @@ def export(
     from lorarlhf.stages.export import check_improved, export_run
     from lorarlhf.stages.fidelity import fidelity_line
 
-    chosen = stage or Run(run).last_stage()
-    check_improved(Run(run), chosen, checkpoint, anyway)
+    folder = Run(run, trust)
+    chosen = stage or folder.last_stage()
+    check_improved(folder, chosen, checkpoint, anyway)
     compared = export_run(
-        Run(run),
+        folder,
         to,
         chosen,
         merge,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,15 @@ from lorarlhf.data.endings import READ, listed
 from lorarlhf.recipe.shipped import list_recipes
 
 SOURCE = f"Hub id, a {listed(READ)} file, a folder that `datasets` can read, or a mapping as in a recipe."
+
+MOST_SEED = 2**32 - 1  # what numpy's generators take
+
+
+def finite(value: float | None) -> float | None:
+    """Of a number that has a least value: neither infinity nor NaN, which no least value stops."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
 
 
 def recipe_names(incomplete: str) -> list[tuple[str, str]]:
@@ -47,3 +57,6 @@ LogFile = Annotated[
     typer.Option(help="Write what is said there, and go on when the terminal closes.", show_default=False),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and the plan; load no weights.")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Let a recipe or run from elsewhere run the code it names; read it first.")
+]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorarlhf.cli.options import Model, RecipeOption, Set
+from lorarlhf.cli.options import Model, RecipeOption, Set, Trust, finite
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.load import Option, load_recipe
 from lorarlhf.recipe.sections import Recipe, Stage
@@ -28,12 +28,15 @@ def plan(
     set_: Set = None,
     gpu_memory: Annotated[
         float | None,
-        typer.Option(min=0.1, metavar="GIB", help="Memory of the card.", show_default="this machine's"),
+        typer.Option(
+            min=0.1, callback=finite, metavar="GIB", help="Memory of the card.", show_default="this machine's"
+        ),
     ] = None,
+    trust: Trust = False,
 ) -> None:
     """Say what memory each stage of a recipe takes and whether it fits, from the model's config alone."""
     named = {"model.name": Option("--model", model)} if model is not None else {}
-    resolved = load_recipe(recipe, named, set_ or [])
+    resolved = load_recipe(recipe, named, set_ or [], trust)
     from lorarlhf.cli.quiet import quiet_libraries
 
     quiet_libraries()

@@ -6,7 +6,18 @@ from typing import Annotated, Literal
 
 import typer
 
-from lorarlhf.cli.options import AllowOtherBase, Dataset, DryRun, LogFile, Model, OptionalRecipe, OutputDir, Resume, Set
+from lorarlhf.cli.options import (
+    AllowOtherBase,
+    Dataset,
+    DryRun,
+    LogFile,
+    Model,
+    OptionalRecipe,
+    OutputDir,
+    Resume,
+    Set,
+    Trust,
+)
 from lorarlhf.cli.stage import log_to, print_dry_run, resolve
 
 
@@ -27,9 +38,10 @@ def ppo(
         typer.Option(help="Whose PPO loop: this project's, or TRL 1.12's on the same backbone, to compare."),
     ] = "lorarlhf",
     allow_other_base: AllowOtherBase = False,
+    trust: Trust = False,
 ) -> None:
     """Improve the policy against the reward with PPO (or RLOO, GRPO: --set ppo.advantage_estimator=rloo)."""
-    resolved, run_path = resolve("ppo", recipe, model, dataset, output_dir, set_, resume)
+    resolved, run_path = resolve("ppo", recipe, model, dataset, output_dir, set_, resume, trust)
     if dry_run:
         print_dry_run(["ppo"], recipe or str(run_path / "recipe.yaml"), resolved, run_path, reward, resume)
         return
@@ -43,7 +55,9 @@ def ppo(
     from lorarlhf.run import Run
     from lorarlhf.stages.ppo import result_lines, train_ppo
 
-    summary = train_ppo(resolved, Run(run_path), resume, reward, engine=engine, allow_other_base=allow_other_base)
+    summary = train_ppo(
+        resolved, Run(run_path, trust), resume, reward, engine=engine, allow_other_base=allow_other_base
+    )
     if best := summary["best"]:
         Console().print(samples_table(run_path / "ppo" / "samples.jsonl", best["iteration"]))
     for line in result_lines(summary, resolved.ppo):

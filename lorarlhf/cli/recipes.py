@@ -131,7 +131,7 @@ def validate(
     faults: list[str] = []
     for recipe in recipes or [info.name for info in list_recipes()]:
         try:
-            load_recipe(recipe)
+            trace_recipe(recipe)
         except UserError as error:
             faults += str(error).splitlines()
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from lorarlhf.cli.options import Dataset, DryRun, LogFile, Model, OptionalRecipe, OutputDir, Resume, Set
+from lorarlhf.cli.options import Dataset, DryRun, LogFile, Model, OptionalRecipe, OutputDir, Resume, Set, Trust
 from lorarlhf.cli.stage import log_to, print_dry_run, resolve
 
 
@@ -17,9 +17,10 @@ def reward(
     resume: Resume = False,
     dry_run: DryRun = False,
     log_file: LogFile = None,
+    trust: Trust = False,
 ) -> None:
     """Train a reward model on comparisons (or ratings)."""
-    resolved, run_path = resolve("reward", recipe, model, dataset, output_dir, set_, resume)
+    resolved, run_path = resolve("reward", recipe, model, dataset, output_dir, set_, resume, trust)
     if dry_run:
         print_dry_run(["reward"], recipe or str(run_path / "recipe.yaml"), resolved, run_path, resume=resume)
         return
@@ -30,5 +31,5 @@ def reward(
     from lorarlhf.run import Run
     from lorarlhf.stages.reward import result_line, train_reward
 
-    summary = train_reward(resolved, Run(run_path), resume)
+    summary = train_reward(resolved, Run(run_path, trust), resume)
     typer.echo(f"reward: {result_line(summary)}; adapter in {run_path / 'reward'}")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lorarlhf.cli.options import DryRun, LogFile, Model, OptionalRecipe, OutputDir, Set
+from lorarlhf.cli.options import DryRun, LogFile, Model, OptionalRecipe, OutputDir, Set, Trust
 from lorarlhf.cli.stage import log_to, own_recipe, print_dry_run, run_folder
 from lorarlhf.recipe.load import Option, load_recipe
 from lorarlhf.recipe.sections import STEPS
@@ -26,6 +26,7 @@ def run(
     ] = True,
     dry_run: DryRun = False,
     log_file: LogFile = None,
+    trust: Trust = False,
 ) -> None:
     """Do all that a recipe says, in one process; the same line goes on after an interruption."""
     named: dict[str, Option] = {}
@@ -34,9 +35,9 @@ def run(
     if stages is not None:
         named["stages"] = Option("--stages", [stage.strip() for stage in stages.split(",")])
     if recipe is None:
-        resolved, run_path = own_recipe(output_dir, named, set_)
+        resolved, run_path = own_recipe(output_dir, named, set_, trust=trust)
     else:
-        resolved, run_path = load_recipe(recipe, named, set_ or []), run_folder(recipe, output_dir)
+        resolved, run_path = load_recipe(recipe, named, set_ or [], trust), run_folder(recipe, output_dir)
     if dry_run:
         name = recipe or str(run_path / "recipe.yaml")
         print_dry_run([stage for stage in STAGES if stage in resolved.stages], name, resolved, run_path)
@@ -45,6 +46,7 @@ def run(
     from lorarlhf.cli.quiet import quiet_libraries
 
     quiet_libraries()
+    from lorarlhf.run import Run
     from lorarlhf.stages.pipeline import run_recipe
 
-    run_recipe(resolved, run_path, resume)
+    run_recipe(resolved, Run(run_path, trust), resume)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from lorarlhf.cli.options import AllowOtherBase, Checkpoint
+from lorarlhf.cli.options import MOST_SEED, AllowOtherBase, Checkpoint, Trust, finite
 from lorarlhf.data.endings import LINES, check_ending
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import Quantization
@@ -31,7 +31,7 @@ def sample(
         ),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(min=0.01, show_default="that of RUN's recipe; of a model, 1.0")
+        float | None, typer.Option(min=0.01, callback=finite, show_default="that of RUN's recipe; of a model, 1.0")
     ] = None,
     response_length: Annotated[
         int | None,
@@ -53,8 +53,9 @@ def sample(
         Path | None, typer.Option(help="Reward adapter for --pick and --best-of.", show_default="that of RUN")
     ] = None,
     checkpoint: Checkpoint = "best",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED)] = 0,
     allow_other_base: AllowOtherBase = False,
+    trust: Trust = False,
 ) -> None:
     """Sample pairs of different responses, to be compared with `lorarlhf collect`; or the best of several responses."""
     if (run is None) == (model is None):
@@ -79,9 +80,9 @@ def sample(
     if run is None:
         respondent = of_model(ModelConfig(name=str(model), quantization=quantization or "none"), sources)
     elif best_of is None:
-        respondent = of_run(Run(run), sources, checkpoint)
+        respondent = of_run(Run(run, trust), sources, checkpoint)
     else:
-        respondent = of_start(Run(run), sources)
+        respondent = of_start(Run(run, trust), sources)
     if best_of is None:
         count = sample_pairs(
             respondent,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lorarlhf.cli.options import SOURCE, AllowOtherBase, RunFolder
+from lorarlhf.cli.options import SOURCE, AllowOtherBase, RunFolder, Trust
 from lorarlhf.recipe.load import parse_source
 from lorarlhf.recipe.sections import DataConfig
 
@@ -20,6 +20,7 @@ def score(
         DataConfig().train_split
     ),
     allow_other_base: AllowOtherBase = False,
+    trust: Trust = False,
 ) -> None:
     """Score prompts with responses, or both sides of pairs, with a run's reward model."""
     from rich.console import Console
@@ -30,5 +31,5 @@ def score(
     from lorarlhf.run import Run
     from lorarlhf.stages.score import score_file
 
-    count = score_file(Run(run), parse_source(source), split, out, Console(), allow_other_base)
+    count = score_file(Run(run, trust), parse_source(source), split, out, Console(), allow_other_base)
     typer.echo(f"score: {count:,} rows in {out}; only scores of one reward model can be compared")

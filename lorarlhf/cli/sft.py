@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from lorarlhf.cli.options import Dataset, DryRun, LogFile, Model, OptionalRecipe, OutputDir, Resume, Set
+from lorarlhf.cli.options import Dataset, DryRun, LogFile, Model, OptionalRecipe, OutputDir, Resume, Set, Trust
 from lorarlhf.cli.stage import log_to, print_dry_run, resolve
 
 
@@ -17,9 +17,10 @@ def sft(
     resume: Resume = False,
     dry_run: DryRun = False,
     log_file: LogFile = None,
+    trust: Trust = False,
 ) -> None:
     """Fine-tune the policy on demonstrations."""
-    resolved, run_path = resolve("sft", recipe, model, dataset, output_dir, set_, resume)
+    resolved, run_path = resolve("sft", recipe, model, dataset, output_dir, set_, resume, trust)
     if dry_run:
         print_dry_run(["sft"], recipe or str(run_path / "recipe.yaml"), resolved, run_path, resume=resume)
         return
@@ -30,5 +31,5 @@ def sft(
     from lorarlhf.run import Run
     from lorarlhf.stages.sft import result_line, train_sft
 
-    summary = train_sft(resolved, Run(run_path), resume)
+    summary = train_sft(resolved, Run(run_path, trust), resume)
     typer.echo(f"sft: {result_line(summary)}; adapter in {run_path / 'sft'}")

@@ -13,7 +13,7 @@ import typer
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.load import Option, dump_recipe, load_recipe, source_value
 from lorarlhf.recipe.sections import Recipe, Stage
-from lorarlhf.recipe.shipped import find_recipe
+from lorarlhf.recipe.shipped import exists, find_recipe
 from lorarlhf.recipe.stages import STAGES
 
 
@@ -25,6 +25,7 @@ def resolve(
     output_dir: Path | None,
     sets: list[str] | None,
     resume: bool,
+    trust: bool,
 ) -> tuple[Recipe, Path]:
     """The recipe with all that the options change, and the folder of the run; what goes on takes the run's own."""
     named: dict[str, Option] = {}
@@ -38,19 +39,23 @@ def resolve(
             raise UserError(
                 "--recipe: missing; give a name from `lorarlhf recipes list`, or --resume to go on with a run"
             )
-        return own_recipe(output_dir, named, sets, stage)
-    return load_recipe(recipe, named, sets or []), run_folder(recipe, output_dir)
+        return own_recipe(output_dir, named, sets, stage, trust)
+    return load_recipe(recipe, named, sets or [], trust), run_folder(recipe, output_dir)
 
 
 def own_recipe(
-    output_dir: Path | None, named: dict[str, Option], sets: list[str] | None, stage: Stage | None = None
+    output_dir: Path | None,
+    named: dict[str, Option],
+    sets: list[str] | None,
+    stage: Stage | None = None,
+    trust: bool = False,
 ) -> tuple[Recipe, Path]:
     """What a run, or a stage of it, was begun with, with all that the options change, and its folder."""
     from lorarlhf.run import Run
 
     if output_dir is None:
         raise UserError("--output-dir: missing; without --recipe it says which run is to go on")
-    return Run(output_dir).read_recipe(named, sets or [], stage), output_dir
+    return Run(output_dir, trust).read_recipe(named, sets or [], stage), output_dir
 
 
 def log_to(file: Path | None) -> None:
@@ -70,8 +75,12 @@ def log_to(file: Path | None) -> None:
 
 
 def run_folder(recipe: str, output_dir: Path | None) -> Path:
-    """Where a run lies: where it is told to, or under the recipe's name."""
-    return output_dir or Path("runs") / find_recipe(recipe).stem
+    """Where a run lies: where it is told to, or under the recipe's name. Raises UserError if it cannot lie there."""
+    folder = output_dir or Path("runs") / find_recipe(recipe).stem
+    for place in (folder, *folder.parents):
+        if exists(place) and not place.is_dir():
+            raise UserError(f"{folder}: {place} is a file, and a run is a folder; give another --output-dir")
+    return folder
 
 
 def print_dry_run(

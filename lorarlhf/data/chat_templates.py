@@ -27,7 +27,7 @@ PLAIN = r"""
 PLAIN_WITH_BOS = "{{ bos_token }}" + PLAIN
 
 FIXED_DATE = date(2024, 7, 26)  # what Llama 3's template prints where it is not told the date
-_TODAY = re.compile(r"strftime_now\(\s*(['\"])(?P<format>.*?)\1\s*\)")
+_TODAY = re.compile(r"strftime_now\(\s*(['\"])(?P<format>.{0,100}?)\1\s*\)")
 
 
 def with_fixed_date(template: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 from transformers import PreTrainedTokenizerBase
 
@@ -47,9 +48,8 @@ def choice_examples(config: DataConfig, tokenizer: PreTrainedTokenizerBase, spli
     def encode(row: Choice) -> tuple[int, ChoiceExample]:
         right, wrong = (
             [
-                prompt_ids + response_ids
+                [*chain(*encode_completion(tokenizer, row.prompt, answer, end_id, config.special_tokens))]
                 for answer in answers
-                for prompt_ids, response_ids in [encode_completion(tokenizer, row.prompt, answer, end_id)]
             ]
             for answers in (row.right, row.wrong)
         )

@@ -58,7 +58,9 @@ def held_out_preferences(config: DataConfig, tokenizer: PreTrainedTokenizerBase)
             yield row
 
     read = for_the_model(rows(), stream.source, config, tokenizer, "test")
-    examples = tokenize_preferences(read, tokenizer, config.max_length, limit, numbered=True)
+    examples = tokenize_preferences(
+        read, tokenizer, config.max_length, limit, numbered=True, special_tokens=config.special_tokens
+    )
     say_what_was_taken(examples, stream)
     numbers = list(examples.dataset["row"])
     names = sorted({name for number in numbers for name in groups[number]})
@@ -80,7 +82,9 @@ def _ties(
 ) -> tuple[Dataset | None, list[Votes]]:
     read = for_the_model(tied, "", config, tokenizer, "test")
     try:
-        dataset = tokenize_preferences(read, tokenizer, config.max_length, numbered=True).dataset
+        dataset = tokenize_preferences(
+            read, tokenizer, config.max_length, numbered=True, special_tokens=config.special_tokens
+        ).dataset
     except UserError:  # every one of them is too long
         return None, []
     return (dataset, [tied[number].all_votes() for number in dataset["row"]]) if len(dataset) else (None, [])

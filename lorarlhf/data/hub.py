@@ -39,7 +39,7 @@ def _hub_data(source: str, name: str | None, data_dir: str | None, revision: str
     from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
-    folder = Path(resolve_path(source)).expanduser()
+    folder = Path(resolve_path(source))
     local = folder.is_dir()
     if not local and not HUB_ID.fullmatch(source):
         raise UserError(

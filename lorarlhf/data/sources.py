@@ -6,6 +6,7 @@ import csv
 import difflib
 import gzip
 import json
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -17,11 +18,15 @@ from lorarlhf.data.endings import READ, FileKind, file_kind, listed
 from lorarlhf.data.hub import hub_data
 from lorarlhf.data.rows import BadRow
 from lorarlhf.errors import UserError, first_line
+from lorarlhf.json_file import read_object
 from lorarlhf.recipe.sections import Source
-from lorarlhf.recipe.shipped import resolve_path
+from lorarlhf.recipe.shipped import exists, resolve_path
 
 Row = dict[str, Any]
 LocatedRow = tuple[str, Row | BadRow]  # a row that is no object at all comes as the BadRow that says so
+
+MOST_LINE = 2**26  # bytes
+MOST_RATIO = 200  # text packs to a third or a tenth
 
 
 def iter_rows(source: Source | str, split: str) -> Iterator[LocatedRow]:
@@ -49,24 +54,29 @@ def iter_rows(source: Source | str, split: str) -> Iterator[LocatedRow]:
     try:
         yield from READERS[kind](path, name)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{name}: cannot be read ({error}); check the file or fetch it again") from error
+        raise UserError(f"{name}: cannot be read ({first_line(error)}); check the file or fetch it again") from error
 
 
 def is_path(source: str) -> bool:
     """Whether a source means a local file: it exists, is spelt like a path, or ends like a kind of file known here."""
     path = resolve_path(source)
-    return path.startswith((".", "/", "~")) or path.endswith(READ) or Path(path).exists()
+    return path.startswith((".", "/", "~")) or path.endswith(READ) or exists(Path(path))
 
 
 def is_hub_like(source: str) -> bool:
     """Whether `datasets` is to make sense of it: a Hub id, or a folder that is laid out like a data set of the Hub."""
-    return not is_path(source) or (Path(resolve_path(source)).expanduser().is_dir() and saved_folder(source) is None)
+    return not is_path(source) or (_is_folder(source) and saved_folder(source) is None)
+
+
+def _is_folder(source: str) -> bool:
+    path = Path(resolve_path(source))
+    return exists(path) and path.is_dir()
 
 
 def existing_file(source: str) -> Path:
     """The file a source names; raises UserError with the nearest names if there is none."""
-    path = Path(resolve_path(source)).expanduser()
-    if path.is_file():
+    path = Path(resolve_path(source))
+    if exists(path) and path.is_file():
         return path
     if path.is_dir():
         raise UserError(f"{source}: is a folder; name one file in it")
@@ -91,7 +101,14 @@ def splits_of(source: Source | str) -> list[str]:
         return list(hub_data(source))
     folder = saved_folder(source.source)
     mark = folder / "dataset_dict.json" if folder else None
-    return list(json.loads(mark.read_text(encoding="utf-8"))["splits"]) if mark and mark.is_file() else []
+    if mark is None or not mark.is_file():
+        return []
+    splits = read_object(mark).get("splits")
+    if not isinstance(splits, list) or not all(isinstance(name, str) for name in splits):
+        raise UserError(f"{mark}: names no splits; save the data set again with `datasets`")
+    if bad := next((name for name in splits if not re.fullmatch(r"[\w.-]+", name) or name in (".", "..")), None):
+        raise UserError(f"{mark}: {bad[:60]!r} is no name of a split; save the data set again with `datasets`")
+    return splits
 
 
 def _hub(source: Source, split: str) -> Iterator[LocatedRow]:
@@ -109,7 +126,7 @@ def _saved(source: str, split: str) -> Iterator[LocatedRow]:
         _check_split(source, split, splits)
     try:
         rows = datasets.load_from_disk(str(folder / split if splits else folder))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:  # whatever lies there
         raise UserError(f"{source}: `datasets` cannot read this folder ({first_line(error)})") from error
     for number, row in enumerate(rows, 1):
         yield f"{source}: row {number}", dict(row)
@@ -125,7 +142,7 @@ def _check_split(source: str, split: str, splits: list[str]) -> None:
 
 def _jsonl(path: Path, source: str) -> Iterator[LocatedRow]:
     with _opened(path) as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(_lines(file, path, source), 1):
             if line.strip():
                 yield f"{source}:{number}", _parsed_line(line)
 
@@ -134,24 +151,69 @@ def _opened(path: Path) -> IO[bytes]:
     return gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")  # type: ignore[return-value]
 
 
+def _lines(file: IO[bytes], path: Path, source: str) -> Iterator[bytes]:
+    """Lines one by one. Raises UserError for what would fill the memory or never end, as a packed file can."""
+    read, most = 0, _most_bytes(path)
+    while line := file.readline(MOST_LINE + 1):
+        read += len(line)
+        if len(line) > MOST_LINE:
+            raise UserError(f"{source}: a line of more than {MOST_LINE:,} bytes, which is no row; check the file")
+        if most is not None and read > most:
+            raise _packed_too_well(source)
+        yield line
+
+
+def _most_bytes(path: Path) -> int | None:
+    """What a packed file may unpack to."""
+    return max(MOST_LINE, MOST_RATIO * path.stat().st_size) if path.name.endswith(".gz") else None
+
+
+def _packed_too_well(source: str) -> UserError:
+    return UserError(f"{source}: unpacks to more than {MOST_RATIO} times its size; unpack it yourself if it is of use")
+
+
 def _parsed_line(line: bytes) -> Row | BadRow:
     try:
-        return _object(json.loads(line))
+        return _object(_parsed(line))
     except UnicodeDecodeError:
         return BadRow("not UTF-8 text")
+    except UnicodeEncodeError:
+        return BadRow("half of a surrogate pair, which is no text")
     except json.JSONDecodeError as error:
         return BadRow(f"not valid JSON ({error.msg})")
+    except (RecursionError, ValueError) as error:
+        return BadRow(_beyond(error))
+
+
+def _parsed(content: bytes) -> Any:
+    """Raises UnicodeEncodeError too: JSON can spell half a character, which nothing could write again."""
+    value = json.loads(content)
+    if b"\\ud" in content.lower():
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+def _beyond(error: Exception) -> str:
+    return "nested too deep" if isinstance(error, RecursionError) else "a number of more digits than can be read"
 
 
 def _json(path: Path, source: str) -> Iterator[LocatedRow]:
     try:
         with _opened(path) as file:
-            content = json.loads(file.read())
+            most = _most_bytes(path)
+            raw = file.read() if most is None else file.read(most + 1)
+        if most is not None and len(raw) > most:
+            raise _packed_too_well(source)
+        content = _parsed(raw)
+    except UnicodeEncodeError as error:
+        raise UserError(f"{source}: holds half of a surrogate pair, which is no text; mend the file") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{source}: not UTF-8 text; save it as UTF-8") from error
     except json.JSONDecodeError as error:
         hint = "; a file with one object a line must end in .jsonl" if error.msg == "Extra data" else "; mend the file"
         raise UserError(f"{source}:{error.lineno}: not valid JSON ({error.msg}){hint}") from error
+    except (RecursionError, ValueError) as error:
+        raise UserError(f"{source}: {_beyond(error)}; mend the file") from error
     if isinstance(content, dict):
         lists = [value for value in content.values() if isinstance(value, list)]
         content = lists[0] if len(lists) == 1 else None
@@ -188,7 +250,7 @@ def _parquet(path: Path, source: str) -> Iterator[LocatedRow]:
             for row in batch.to_pylist():
                 number += 1
                 yield f"{source}: row {number}", row
-    except pyarrow.ArrowInvalid as error:
+    except (pyarrow.ArrowException, ValueError, OverflowError, MemoryError) as error:  # the latter: impossible dates
         raise UserError(f"{source}: not a valid parquet file ({first_line(error)})") from error
 
 

@@ -21,9 +21,11 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from lorarlhf.data.rendering import render
 from lorarlhf.data.rows import Completion, Demonstration, Preference, Prompt, PromptRow, Scored
+from lorarlhf.data.special_tokens import SpecialTokens, escaped
 from lorarlhf.data.subset import first_by_rank, rank
-from lorarlhf.data.tokenizer import end_of_turn, render
+from lorarlhf.data.tokenizer import end_of_turn
 from lorarlhf.errors import UserError
 
 T = TypeVar("T")
@@ -58,8 +60,16 @@ class PromptExample:
     columns: Mapping[str, Any] = field(default_factory=dict)
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
-    """Ids of a prompt up to where the response begins: a conversation through the chat template, text as it is."""
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, special_tokens: SpecialTokens = "escape"
+) -> list[int]:
+    """Ids of a prompt up to where the response begins: a conversation through the chat template, text as it is.
+
+    Args:
+        special_tokens: whether text that spells one may be read as one (`lorarlhf.data.special_tokens`).
+    """
+    if special_tokens == "escape":
+        prompt = escaped(tokenizer, prompt)
     if isinstance(prompt, str):
         ids = _ids(tokenizer, prompt, add_special_tokens=True)
         # Some tokenizers close every text with eos; a prompt goes on.
@@ -70,19 +80,27 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
 
 
 def encode_completion(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Completion, end_id: int
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    completion: Completion,
+    end_id: int,
+    special_tokens: SpecialTokens = "escape",
 ) -> tuple[list[int], list[int]]:
     """Return `(prompt_ids, response_ids)`; messages before the last join the prompt.
 
-    `end_id` is what the response ends with, `end_of_turn` of the tokenizer.
+    Args:
+        end_id: what the response ends with, `end_of_turn` of the tokenizer.
+        special_tokens: as of `encode_prompt`.
     """
     if isinstance(completion, str):
         response = completion
     else:
         response = completion[-1]["content"]
         prompt = [*prompt, *completion[:-1]] if isinstance(prompt, list) else prompt
+    if special_tokens == "escape":
+        response = escaped(tokenizer, response)
     response_ids = _ids(tokenizer, response, add_special_tokens=False)
-    return encode_prompt(tokenizer, prompt), [*response_ids, end_id]
+    return encode_prompt(tokenizer, prompt, special_tokens), [*response_ids, end_id]
 
 
 def tokenize_preferences(
@@ -91,6 +109,7 @@ def tokenize_preferences(
     max_length: int,
     limit: int | None = None,
     numbered: bool = False,
+    special_tokens: SpecialTokens = "escape",
 ) -> Tokenized:
     """Columns `chosen_ids`, `rejected_ids` and, if every row has one, `margin`: what TRL's RewardTrainer takes.
 
@@ -104,8 +123,8 @@ def tokenize_preferences(
 
     def encode(numbered_row: tuple[int, Preference]) -> Encoded:
         number, row = numbered_row
-        chosen_prompt, chosen = encode_completion(tokenizer, row.prompt, row.chosen, end_id)
-        rejected_prompt, rejected = encode_completion(tokenizer, row.prompt, row.rejected, end_id)
+        chosen_prompt, chosen = encode_completion(tokenizer, row.prompt, row.chosen, end_id, special_tokens)
+        rejected_prompt, rejected = encode_completion(tokenizer, row.prompt, row.rejected, end_id, special_tokens)
         pair = {"chosen_ids": chosen_prompt + chosen, "rejected_ids": rejected_prompt + rejected}
         margin = 0.0 if row.tie else row.margin
         return max(map(len, pair.values())), pair | {"margin": margin, "tie": row.tie, "row": number}
@@ -121,13 +140,17 @@ def tokenize_preferences(
 
 
 def tokenize_demonstrations(
-    rows: Iterable[Demonstration], tokenizer: PreTrainedTokenizerBase, max_length: int, limit: int | None = None
+    rows: Iterable[Demonstration],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    limit: int | None = None,
+    special_tokens: SpecialTokens = "escape",
 ) -> Tokenized:
     """Columns `input_ids` and `labels` (-100 on the prompt): what TRL's SFTTrainer takes and leaves as it is."""
     end_id = end_of_turn(tokenizer)
 
     def encode(row: Demonstration) -> Encoded:
-        prompt, response = encode_completion(tokenizer, row.prompt, row.completion, end_id)
+        prompt, response = encode_completion(tokenizer, row.prompt, row.completion, end_id, special_tokens)
         labels = [-100] * len(prompt) + response
         return len(labels), {"input_ids": prompt + response, "labels": labels}
 
@@ -135,25 +158,33 @@ def tokenize_demonstrations(
 
 
 def tokenize_scored(
-    rows: Iterable[Scored], tokenizer: PreTrainedTokenizerBase, max_length: int, limit: int | None = None
+    rows: Iterable[Scored],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    limit: int | None = None,
+    special_tokens: SpecialTokens = "escape",
 ) -> Tokenized:
     """Columns `input_ids` and `score`."""
     end_id = end_of_turn(tokenizer)
 
     def encode(row: Scored) -> Encoded:
-        prompt, response = encode_completion(tokenizer, row.prompt, row.completion, end_id)
+        prompt, response = encode_completion(tokenizer, row.prompt, row.completion, end_id, special_tokens)
         return len(prompt) + len(response), {"input_ids": prompt + response, "score": row.score}
 
     return _table(rows, rank, encode, [("input_ids", _IDS), ("score", pa.float32())], max_length, limit)
 
 
 def tokenize_prompts(
-    rows: Iterable[PromptRow], tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, limit: int | None = None
+    rows: Iterable[PromptRow],
+    tokenizer: PreTrainedTokenizerBase,
+    max_prompt_length: int,
+    limit: int | None = None,
+    special_tokens: SpecialTokens = "escape",
 ) -> tuple[list[PromptExample], int]:
     """Prompts of at most `max_prompt_length` tokens, and how many were longer and dropped."""
 
     def encode(row: PromptRow) -> tuple[int, PromptExample]:
-        ids = encode_prompt(tokenizer, row.prompt)
+        ids = encode_prompt(tokenizer, row.prompt, special_tokens)
         return len(ids), PromptExample(row.prompt, ids, row.columns)
 
     fitting = ShortEnough(encode, max_prompt_length)

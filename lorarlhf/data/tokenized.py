@@ -21,6 +21,7 @@ from lorarlhf.data.examples import (
 )
 from lorarlhf.data.progress import watched
 from lorarlhf.data.rows import NO_COLUMNS, AnyExample, PromptRow, in_turns, is_text
+from lorarlhf.data.special_tokens import SpecialTokens, special_text
 from lorarlhf.data.tokenize import (
     PromptExample,
     Tokenized,
@@ -61,7 +62,9 @@ def read_by_model(
     """Prompts that were loaded before the model was, none of them too long, and no more than are wanted."""
     read = for_the_model(prompts.rows, prompts.source, config, tokenizer, split)
     rows = watched(read, f"{prompts.source}: tokenised", total=len(prompts.rows))
-    examples, dropped = tokenize_prompts(rows, tokenizer, config.max_prompt_length, limit_of(config, split))
+    examples, dropped = tokenize_prompts(
+        rows, tokenizer, config.max_prompt_length, limit_of(config, split), config.special_tokens
+    )
     limit = f"data.max_prompt_length {config.max_prompt_length}"
     _say_taken(len(examples), dropped, len(prompts.rows), limit, prompts.source, config, split)
     return examples
@@ -69,12 +72,13 @@ def read_by_model(
 
 def _examples(
     stream: Stream[AnyExample],
-    tokenize: Callable[[Iterable[AnyExample], PreTrainedTokenizerBase, int, int | None], Tokenized],
+    tokenize: Callable[..., Tokenized],
     tokenizer: PreTrainedTokenizerBase,
 ) -> Tokenized:
     config = stream.config
     read = for_the_model(stream, stream.source, config, tokenizer, stream.split)
-    tokenized = tokenize(read, tokenizer, config.max_length, limit_of(config, stream.split))
+    limit = limit_of(config, stream.split)
+    tokenized = tokenize(read, tokenizer, config.max_length, limit, special_tokens=config.special_tokens)
     say_what_was_taken(tokenized, stream)
     return tokenized
 
@@ -92,11 +96,16 @@ def for_the_model(
     """Rows as this model is to read them: text as turns of a conversation, or as it is."""
     wraps = wraps_text(config, tokenizer)
     silent = split == "test"  # of rows to train on it is said; the others are often of the same source
+    spelling, example = 0, ""
     for row in rows:
         if is_text(row) and not silent:
             silent = True
             _say_how_text_is_read(source, wraps, has_chat_template(tokenizer))
+        if found := special_text(tokenizer, row):
+            spelling, example = spelling + 1, example or found
         yield in_turns(row) if wraps else row
+    if spelling:
+        _say_how_special_text_is_read(source, spelling, example, config.special_tokens)
 
 
 def _say_how_text_is_read(source: str, wraps: bool, is_chat_model: bool) -> None:
@@ -111,6 +120,13 @@ def _say_how_text_is_read(source: str, wraps: bool, is_chat_model: bool) -> None
             "%s: plain text goes to a chat model as it is (data.wrap_text: auto puts it into the chat template)",
             source,
         )
+
+
+def _say_how_special_text_is_read(source: str, rows: int, example: str, read: SpecialTokens) -> None:
+    how = "as text (data.special_tokens: allow makes it the token)"
+    if read == "allow":
+        how = "as the token, which may end a turn or begin another's (data.special_tokens: escape makes it text)"
+    logger.warning("%s: rows that spell a special token, such as %s: %d; it is read %s", source, example, rows, how)
 
 
 def _say_taken(taken: int, dropped: int, rows: int, limit: str, source: str, config: DataConfig, split: Split) -> None:

@@ -8,15 +8,15 @@ token; held-out accuracy does not show it where they are two.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from lorarlhf.data.chat_templates import FIXED_DATE, PLAIN, PLAIN_WITH_BOS, default_line, with_defaults, with_fixed_date
-from lorarlhf.data.rows import Message
+from lorarlhf.data.rendering import render
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import DataConfig
 from lorarlhf.recipe.shipped import resolve_path
@@ -24,6 +24,8 @@ from lorarlhf.recipe.shipped import resolve_path
 PAD = "<|pad|>"
 THINKING = "enable_thinking"  # Qwen3's name for the switch, which SmolLM3 and others have taken up
 _ANSWER = "lorarlhf"  # a word that no template has of its own
+MOST_TEMPLATE = 2**20  # bytes
+_MESSAGES = re.compile(r"\{[%{][^{}]*\bmessages\b")  # inside a tag or an expression
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, embedding_rows: int, config: DataConfig) -> list[str]:
@@ -34,7 +36,8 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, embedding_rows: int, c
         config: names another chat template, and values for what it may vary.
 
     Raises:
-        UserError: there is no eos token, or no file at the path `data.chat_template`.
+        UserError: there is no eos token, no template at the path `data.chat_template`, or one that does not show what
+            is said.
     """
     if tokenizer.eos_token_id is None:
         raise UserError(
@@ -46,6 +49,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, embedding_rows: int, c
     if end_of_turn(tokenizer) != tokenizer.eos_token_id:
         end = tokenizer.convert_ids_to_tokens(end_of_turn(tokenizer))
         notes.append(f"responses end with {end}, as turns of the chat template do, not with eos {tokenizer.eos_token}")
+    _check_shows_messages(tokenizer)
     return notes + _set_pad_token(tokenizer, embedding_rows)
 
 
@@ -63,19 +67,6 @@ def may_think(tokenizer: PreTrainedTokenizerBase) -> bool:
 def wraps_text(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether plain text is to become turns of a conversation, which is all that a chat model has been tuned on."""
     return config.wrap_text == "always" or (config.wrap_text == "auto" and has_chat_template(tokenizer))
-
-
-def render(tokenizer: PreTrainedTokenizerBase, conversation: list[Message], add_generation_prompt: bool) -> str:
-    """A conversation as the chat template writes it. Raises UserError if the template refuses it."""
-    try:
-        text = tokenizer.apply_chat_template(conversation, add_generation_prompt=add_generation_prompt, tokenize=False)
-    except jinja2.TemplateError as error:
-        roles = ", ".join(message["role"] for message in conversation)
-        raise UserError(
-            f"the chat template refuses a conversation of {roles} ({error}), which begins "
-            f"{conversation[0]['content'][:60]!r}; remove the row, or give another template as data.chat_template"
-        ) from error
-    return str(text)
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -97,11 +88,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def _set_chat_template(tokenizer: PreTrainedTokenizerBase, path: str | None) -> list[str]:
     if path is not None:
-        file = Path(resolve_path(path)).expanduser()
-        try:
-            tokenizer.chat_template = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"data.chat_template {path}: cannot be read ({error}); give a Jinja file") from error
+        tokenizer.chat_template = _read_template(path)
         return []
     if isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template:
         raise UserError(
@@ -116,6 +103,30 @@ def _set_chat_template(tokenizer: PreTrainedTokenizerBase, path: str | None) -> 
         "the tokenizer has no chat template: conversations are written as plain User: and Assistant: turns "
         "(data.chat_template gives another)"
     ]
+
+
+def _read_template(path: str) -> str:
+    file = Path(resolve_path(path)).expanduser()
+    try:
+        if file.stat().st_size > MOST_TEMPLATE or not file.is_file():  # a device, or something else altogether
+            raise UserError(f"data.chat_template {path}: no file of at most {MOST_TEMPLATE:,} bytes; give a Jinja file")
+        text = file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a name that cannot be
+        raise UserError(f"data.chat_template {path}: cannot be read ({error}); give a Jinja file") from error
+    # The template goes into runs and exports, and so would any other text that a recipe names.
+    if not _MESSAGES.search(text):
+        raise UserError(f"data.chat_template {path}: nothing in it takes `messages`; give a chat template")
+    return text
+
+
+def _check_shows_messages(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError if the template leaves out what a user says."""
+    turns = [{"role": "user", "content": _ANSWER}]
+    if _ANSWER not in render(tokenizer, turns, add_generation_prompt=True):
+        raise UserError(
+            "the chat template leaves out what the user says; give another as data.chat_template, a Jinja file that "
+            "writes `messages`"
+        )
 
 
 def _settle_chat_template(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, Any]) -> list[str]:

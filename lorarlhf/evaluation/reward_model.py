@@ -14,6 +14,7 @@ from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.formats.values import messages
 from lorarlhf.data.rows import BadRow, Demonstration, Prompt, in_turns, is_text
+from lorarlhf.data.special_tokens import SpecialTokens
 from lorarlhf.data.tokenize import encode_completion
 from lorarlhf.data.tokenizer import wraps_text
 from lorarlhf.errors import UserError
@@ -62,11 +63,15 @@ class RewardModel:
     Args:
         backbone: with an adapter in the reward role.
         wraps_text: put plain text into the chat template, as training did if it says so (`data.wrap_text`).
+        special_tokens: what text is that spells one, as it was in training (`data.special_tokens`).
     """
 
-    def __init__(self, backbone: SharedBackbone, wraps_text: bool = False) -> None:
+    def __init__(
+        self, backbone: SharedBackbone, wraps_text: bool = False, special_tokens: SpecialTokens = "escape"
+    ) -> None:
         self.backbone = backbone
         self.wraps_text = wraps_text
+        self.special_tokens = special_tokens
 
     @classmethod
     def from_run(cls, run: Run | Path | str, allow_other_base: bool = False) -> RewardModel:
@@ -82,7 +87,7 @@ class RewardModel:
         recipe, adapter = run.read_recipe(stage="reward"), run.adapter("reward")
         backbone = load_backbone(recipe.model, recipe.data)
         backbone.load_role("reward", adapter, allow_other_base=allow_other_base)
-        return cls(backbone, wraps_text(recipe.data, backbone.tokenizer))
+        return cls(backbone, wraps_text(recipe.data, backbone.tokenizer), recipe.data.special_tokens)
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         """How good each response is to its prompt. Only scores of one model can be compared.
@@ -115,6 +120,6 @@ class RewardModel:
     def _encoded(self, said: Demonstration) -> list[int]:
         said = in_turns(said) if self.wraps_text and is_text(said) else said
         prompt_ids, response_ids = encode_completion(
-            self.backbone.tokenizer, said.prompt, said.completion, self.backbone.end_id
+            self.backbone.tokenizer, said.prompt, said.completion, self.backbone.end_id, self.special_tokens
         )
         return prompt_ids + response_ids

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lorarlhf.errors import UserError
+from lorarlhf.preferences.appending import open_to_append
 
 try:
     import fcntl
@@ -90,13 +91,13 @@ class LabelFile:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a+b", buffering=0)
+            self._file = open_to_append(path)
         except OSError as error:
             raise UserError(f"{path}: cannot be written: {error.strerror}; choose another place") from error
         try:
             self._lock()
             self._file.seek(0)
-            content = self._file.readall()
+            content = self._file.read()
             self.labels, whole = _parsed(content, path)
         except UserError:
             self._file.close()
@@ -153,6 +154,8 @@ class LabelFile:
 def read_labels(path: Path) -> Labels:
     """The labels that stand in a file, which is left as it is. Raises UserError for a bad line, save a torn last."""
     try:
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "not a file")  # a device would never end
         return _parsed(path.read_bytes(), path)[0]
     except OSError as error:
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ from lorarlhf.data.reading import Reader
 from lorarlhf.data.rows import BadRow, Completion, Message, Prompt
 from lorarlhf.data.sources import LocatedRow, existing_file, iter_rows
 from lorarlhf.errors import UserError
+from lorarlhf.preferences.appending import open_to_append
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +60,12 @@ def append_pair(path: Path, pair: Pair) -> None:
     """Put a pair at the end of a .jsonl file, on disk, as `read_pairs` reads it. Raises OSError if that fails."""
     row = {"pair_id": pair.id, "prompt": pair.prompt, "response_a": pair.response_a, "response_b": pair.response_b}
     line = json.dumps(row | ({"source": pair.source} if pair.source else {}), ensure_ascii=False).encode() + b"\n"
-    with path.open("a+b") as file:
+    with open_to_append(path) as file:
         if file.tell():  # a last line that somebody wrote without its end
             file.seek(-1, os.SEEK_END)
             line = line if file.read(1) == b"\n" else b"\n" + line
-        file.write(line)
-        file.flush()
+        if file.write(line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(file.fileno())
 
 

@@ -37,6 +37,7 @@ LABELS = {
 }
 PARTS = {"before": "before training", "best": "policy that was kept"}
 OLLAMA = "In the folder of these files: `ollama create my-model -f Modelfile`, then `ollama run my-model`."
+_MARKS = re.compile(r"[\\`|\[\]*]")  # not _, which stands in names
 QUANTIZED = {"nf4": "4-bit NF4", "int8": "8-bit", "none": "unquantised"}
 
 
@@ -65,13 +66,13 @@ def model_card(
     info, base = STAGES[stage], without_folders(recipe.model.name)
     code = (scoring_code if info.scores else generation_code)(recipe, tokenizer, base, merged is not None, reads_text)
     sections = {
-        f"{PurePosixPath(base).name}-{stage}": _about(recipe, info, base, merged, compared),
-        "Use": f"```python\n{code}\n```\n\n{_advice(info, reads_text)}",
+        _escaped(f"{PurePosixPath(base).name}-{stage}"): _about(recipe, info, base, merged, compared),
+        "Use": f"{_fenced('python', code)}\n\n{_advice(info, reads_text)}",
         "Ollama": OLLAMA if for_ollama else "",
         "Data": _data(recipe.data, info),
         "Evaluation": _evaluation(evaluation),
         "Training": results_table(summary),
-        "Recipe": f"```yaml\n{dump_yaml(published(recipe.model_dump(mode='json')))}```",
+        "Recipe": _fenced("yaml", dump_yaml(published(recipe.model_dump(mode="json")))),
         "Versions": f"Exported with {_versions()}.",
     }
     title, *titles = [title for title, text in sections.items() if text]
@@ -80,13 +81,19 @@ def model_card(
 
 
 def without_folders(value: str) -> str:
-    """A name fit to be published: of an absolute path (or one below `~`) only the last part; of several names, each."""
+    """A name fit to be published: of a path that says where it lies here only the last part, of home nothing.
+
+    Of several names, each.
+    """
     if BETWEEN in value:
         return BETWEEN.join(map(without_folders, value.split(BETWEEN)))
+    if value.lower().startswith("file:"):
+        return PurePosixPath(value).name
     for path in (PurePosixPath(value), PureWindowsPath(value)):
-        if path.is_absolute() or value.startswith("~"):
+        if path.is_absolute() or value.startswith(("~", ".\\", "./")) or ".." in path.parts:
             return path.name
-    return value
+    home = str(Path.home())
+    return value.replace(home, "~") if len(home) > 1 else value
 
 
 def is_hub_id(value: str) -> bool:
@@ -116,7 +123,7 @@ def _metadata(recipe: Recipe, stage: StageInfo, merged: torch.dtype | None) -> d
 def _about(recipe: Recipe, stage: StageInfo, base: str, merged: torch.dtype | None, compared: str) -> str:
     precision = QUANTIZED[recipe.model.quantization]
     product = stage.product.format(algorithm=recipe.ppo.algorithm)
-    lines = [f"This is {product}. It was made from `{base}` with LoRA on the {precision} base model by lorarlhf."]
+    lines = [f"This is {product}. It was made from {_span(base)} with LoRA on the {precision} base model by lorarlhf."]
     if merged is None:
         lines.append("This folder holds the adapter alone, in PEFT format; the base model is loaded beside it.")
         return "\n".join(lines)
@@ -148,12 +155,14 @@ def _advice(stage: StageInfo, reads_text: bool) -> str:
 def _evaluation(lines: Sequence[tuple[str, str]]) -> str:
     about = [text for name, text in lines if not name]
     rows = [(name, text) for name, text in lines if name]
-    return "\n".join([f"{text[:1].upper()}{text[1:]}, of the run's own model.\n" for text in about] + _table(rows))
+    return "\n".join(
+        [f"{_escaped(text[:1].upper() + text[1:])}, of the run's own model.\n" for text in about] + _table(rows)
+    )
 
 
 def _data(data: DataConfig, stage: StageInfo) -> str:
     return "\n".join(
-        f"- {'' if key.startswith(stage.data_key) else 'prompts of '}`data.{key}`: `{title_of(published)}`"
+        f"- {'' if key.startswith(stage.data_key) else 'prompts of '}`data.{key}`: {_span(title_of(published))}"
         for key, sources in stage.sources(data).items()
         for published in [[each.model_copy(update={"source": without_folders(each.source)}) for each in sources]]
     )
@@ -166,7 +175,31 @@ def results_table(summary: Mapping[str, Any]) -> str:
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
-    return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)] if rows else []
+    lines = [f"| {_escaped(name)} | {_escaped(value)} |" for name, value in rows]
+    return ["| | |", "|---|---|", *lines] if lines else []
+
+
+def _escaped(text: str) -> str:
+    """A line of Markdown that shows the text: what it quotes is from recipes, data and files of a run."""
+    return _MARKS.sub(lambda mark: f"\\{mark[0]}", " ".join(text.splitlines())).replace("<", "&lt;")
+
+
+def _span(text: str) -> str:
+    """Text in a code span, which no text in it can end."""
+    line = " ".join(text.split())
+    ticks = "`" * (_longest_run(line) + 1)
+    padding = " " if "`" in line else ""
+    return f"{ticks}{padding}{line}{padding}{ticks}"
+
+
+def _fenced(language: str, code: str) -> str:
+    """A block of code, which no line in it can end."""
+    fence = "`" * max(3, _longest_run(code) + 1)
+    return f"{fence}{language}\n{code.rstrip(chr(10))}\n{fence}"
+
+
+def _longest_run(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)
 
 
 def _flat(summary: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

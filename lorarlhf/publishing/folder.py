@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,10 +11,11 @@ from typing import Any
 
 from lorarlhf.errors import UserError
 from lorarlhf.files import flush_folder, flush_names
+from lorarlhf.json_file import read_object
 from lorarlhf.run import write_json
 from lorarlhf.version import __version__
 
-MARKER = "lorarlhf_export.json"  # written last; lists the export's files, so that a later one may replace them
+MARKER = "lorarlhf_export.json"  # written last: the export's files with their hashes, all that a later one replaces
 
 
 @contextlib.contextmanager
@@ -50,25 +51,46 @@ def written_beside(to: Path) -> Iterator[Path]:
 
 def write_marker(folder: Path, facts: Mapping[str, Any]) -> None:
     """Say what the folder is and what lies in it, once all of that is there."""
-    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {path.relative_to(folder).as_posix(): _hash(path) for path in paths}
     write_json(folder / MARKER, {"lorarlhf": __version__, **facts, "files": files})
+
+
+def exported_files(folder: Path) -> list[str]:
+    """Names of the files of an export, with its marker.
+
+    Raises:
+        UserError: something else lies there, a link, or a file that is not as it was exported.
+    """
+    marker = folder / MARKER
+    files = read_object(marker).get("files") if marker.is_file() and not marker.is_symlink() else {}
+    if not isinstance(files, dict):  # a list, of lorarlhf before 0.2
+        raise UserError(f"{marker}: is of an earlier lorarlhf and says too little to check; give --to a new folder")
+    names = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_dir() and not path.is_symlink():
+            continue
+        if path.is_symlink() or (name != MARKER and files.get(name) != _hash(path)) or not marker.is_file():
+            raise UserError(
+                f"{folder}: not empty, and {name} is not as an earlier export wrote it; nothing is overwritten, give "
+                "--to a new folder"
+            )
+        names.append(name)
+    return names
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_replaceable(to: Path) -> None:
     """Only what an earlier export wrote may go: not a file beside it, nor one of its own that was edited since."""
+    if to.is_symlink():
+        raise UserError(f"{to}: is a link, which is not followed; give --to the folder itself")
     if not to.exists():
         return
     if not to.is_dir():
         raise UserError(f"{to}: a file of that name exists and is not overwritten; give --to a new folder")
-    marker = to / MARKER
-    written, when = [MARKER], 0
-    if marker.is_file():
-        written += json.loads(marker.read_text(encoding="utf-8"))["files"]
-        when = marker.stat().st_mtime_ns
-    for path in sorted(to.rglob("*")):
-        name = path.relative_to(to).as_posix()
-        if not path.is_dir() and (name not in written or path.stat().st_mtime_ns > when):
-            raise UserError(
-                f"{to}: not empty, and {name} is not as an earlier export wrote it; nothing is overwritten, give --to "
-                "a new folder"
-            )
+    exported_files(to)

@@ -16,29 +16,36 @@ from huggingface_hub.errors import (
 from rich.filesize import decimal
 
 from lorarlhf.errors import UserError, first_line
+from lorarlhf.publishing.folder import exported_files
 
 DENIED = (401, 403)
 
 
 def upload_lines(folder: Path, repo_id: str, private: bool) -> list[str]:
-    """What an upload would send where, for people to read before it does: files, sizes, who may see them."""
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    """What an upload would send where, for people to read before it does: files, sizes, who may see them.
+
+    Raises:
+        UserError: as `push_to_hub` does of what lies in the folder.
+    """
+    sizes = {name: (folder / name).stat().st_size for name in exported_files(folder)}
     seen = "private" if private else "public, unless it exists and is private"
     lines = [f"to upload: {len(sizes)} files, {decimal(sum(sizes.values()))}, to {repo_id} ({seen})"]
     return lines + [f"  {decimal(size):>9}  {name}" for name, size in sorted(sizes.items())]
 
 
 def push_to_hub(folder: Path, repo_id: str, private: bool) -> str:
-    """Upload a folder into a model repository, made if it is not there; return its address.
+    """Upload the files of an export into a model repository, made if it is not there; return its address.
 
     What is there already is not sent again, so the same call goes on after an interruption.
 
     The token is the one that `hf auth login` keeps or `HF_TOKEN` gives; nothing here reads or writes it.
 
     Raises:
-        UserError: no or wrong login, no network, a name that the Hub refuses, or a repository that is public although
-            `private` is asked for. `folder` stays as it is.
+        UserError: something lies in the folder that was not exported, a link included; no or wrong login, no network, a
+            name that the Hub refuses, or a repository that is public although `private` is asked for. `folder` stays as
+            it is.
     """
+    names = exported_files(folder)
     api = HfApi()
     try:
         url = api.create_repo(repo_id, repo_type="model", private=private or None, exist_ok=True)
@@ -48,7 +55,11 @@ def push_to_hub(folder: Path, repo_id: str, private: bool) -> str:
                 f"settings, or give another name; the export is in {folder}"
             )
         api.upload_folder(
-            repo_id=url.repo_id, repo_type="model", folder_path=folder, commit_message="Export from lorarlhf"
+            repo_id=url.repo_id,
+            repo_type="model",
+            folder_path=folder,
+            allow_patterns=names,
+            commit_message="Export from lorarlhf",
         )
     except (HTTPError, LocalTokenNotFoundError, HFValidationError, OfflineModeIsEnabled) as error:
         reason = first_line(error)

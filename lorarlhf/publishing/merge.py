@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -23,10 +22,12 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from lorarlhf.backbone.adapter_files import read_adapter
 from lorarlhf.backbone.base import base_of
 from lorarlhf.backbone.load import compute_dtype, load_model_config, quantization_config
 from lorarlhf.data.tokenizer import end_of_turn
 from lorarlhf.errors import UserError
+from lorarlhf.json_file import read_object
 from lorarlhf.publishing.card import without_folders
 from lorarlhf.recipe.sections import MergeBase, ModelConfig, Recipe, Stage
 from lorarlhf.recipe.shipped import resolve_path
@@ -52,8 +53,9 @@ def write_merged(recipe: Recipe, stage: Stage, adapter: Path, tokenizer: PreTrai
 
 def write_adapter(recipe: Recipe, adapter: Path, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """The adapter alone in plain PEFT format, with its tokenizer; it names no folder of this computer."""
+    read_adapter(adapter)  # only what can be loaded here leaves
     shutil.copyfile(adapter / "adapter_model.safetensors", folder / "adapter_model.safetensors")
-    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    config = read_object(adapter / "adapter_config.json")
     name = without_folders(recipe.model.name)
     write_json(
         folder / "adapter_config.json",
@@ -65,7 +67,13 @@ def write_adapter(recipe: Recipe, adapter: Path, tokenizer: PreTrainedTokenizerB
 
 
 def stage_tokenizer(recipe: Recipe, stage: Stage, finished: Path) -> PreTrainedTokenizerBase:
-    """As the stage left it in its folder, chat template included; padding on the side that its use calls for."""
+    """As the stage left it in its folder, chat template included; padding on the side that its use calls for.
+
+    Raises:
+        UserError: one of its files is a link, which could carry any file of this computer into an export.
+    """
+    if link := next((path for path in sorted(finished.iterdir()) if path.is_symlink()), None):
+        raise UserError(f"{link}: is a link, and an export takes none; put the file itself in its place")
     tokenizer = AutoTokenizer.from_pretrained(finished, trust_remote_code=recipe.model.trust_remote_code)
     tokenizer.padding_side = "right" if STAGES[stage].scores else "left"
     return tokenizer
@@ -103,6 +111,7 @@ def merged_model(
         model = _load_base(AutoModelForCausalLM, config, base)
         _set_special_tokens(model.generation_config, tokenizer)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    read_adapter(adapter)  # refuses what PEFT is not to see
     adapted = PeftModel.from_pretrained(model, str(adapter))
     for layer in adapted.modules():
         if isinstance(layer, LoraLayer):  # one layer at a time in float32

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from lorarlhf.data.rendering import render
 from lorarlhf.data.rows import Message
-from lorarlhf.data.tokenizer import end_of_turn, render
+from lorarlhf.data.tokenizer import end_of_turn
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import Recipe
 

@@ -6,6 +6,8 @@ so that the tokenizer must not; plain text the other way round.
 
 from __future__ import annotations
 
+import json
+
 from transformers import PreTrainedTokenizerBase
 
 from lorarlhf.backbone.load import compute_dtype
@@ -15,6 +17,11 @@ from lorarlhf.recipe.sections import Recipe
 QUESTION, BEGINNING = "What is the capital of France?", "The capital of France is"
 RESPONSE = "The capital of France is Paris."
 PLACE = "PATH_OR_REPO"
+
+
+def _literal(text: str) -> str:
+    """Text as Python writes it, in double quotes; a name from elsewhere cannot leave them."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def generation_code(
@@ -103,8 +110,8 @@ def _loading(recipe: Recipe, base: str, merged: bool, auto: str, arguments: list
         "int8": "load_in_8bit=True",
         "none": "",
     }[model.quantization]
-    revision = [f'revision="{model.revision}"'] if model.revision else []
-    arguments = [f'"{base}"', *revision, *arguments, f"dtype={trained_in}"]
+    revision = [f"revision={_literal(model.revision)}"] if model.revision else []
+    arguments = [_literal(base), *revision, *arguments, f"dtype={trained_in}"]
     lines = [
         "import torch",
         "from peft import PeftModel",

@@ -19,6 +19,7 @@ from lorarlhf.errors import UserError
 from lorarlhf.recipe.faults import explain, line
 from lorarlhf.recipe.sections import DataConfig, Recipe, Source
 from lorarlhf.recipe.shipped import find_recipe
+from lorarlhf.recipe.trust import check_code
 from lorarlhf.recipe.yaml import Document, KeyPath, dump_yaml, parse_yaml, read_yaml, show
 
 
@@ -29,17 +30,29 @@ class Option(NamedTuple):
     value: object
 
 
-def load_recipe(name_or_path: str, named: Mapping[str, Option] | None = None, sets: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    name_or_path: str,
+    named: Mapping[str, Option] | None = None,
+    sets: Sequence[str] = (),
+    trust: bool = False,
+    of_run: bool = False,
+) -> Recipe:
     """A recipe with everything that overrides it, validated.
 
     Args:
         named: dotted key to the option that gives its value, as `{"model.name": Option("--model", "gpt2")}`.
         sets: the texts of `--set`, as `ppo.kl_coef=0.1`; values are YAML.
+        trust: let it run code that a file from elsewhere names (`lorarlhf.recipe.trust`).
+        of_run: a run brought the recipe along; else somebody named it.
 
     Raises:
-        UserError: every fault found, one a line, each with its file and line or its option.
+        UserError: every fault found, one a line, each with its file and line or its option; or code that needs `trust`.
     """
-    return trace_recipe(name_or_path, named, sets).recipe
+    draft, file = _drafted(name_or_path, named, sets)
+    recipe = draft.validated(file)
+    if not trust:
+        check_code(recipe, draft.written_in(), of_run)
+    return recipe
 
 
 class Traced(NamedTuple):
@@ -61,7 +74,13 @@ class Traced(NamedTuple):
 
 
 def trace_recipe(name_or_path: str, named: Mapping[str, Option] | None = None, sets: Sequence[str] = ()) -> Traced:
-    """What `load_recipe` loads, with where it comes from; raises the same."""
+    """What `load_recipe` loads, with where it comes from: to be looked at, so that no trust is asked for."""
+    draft, file = _drafted(name_or_path, named, sets)
+    return Traced(draft.validated(file), draft.origins)
+
+
+def _drafted(name_or_path: str, named: Mapping[str, Option] | None, sets: Sequence[str]) -> tuple[_Draft, str]:
+    """All that is written of a recipe, and the file to name where nobody wrote a key."""
     draft = _Draft()
     chain = _follow_extends(find_recipe(name_or_path))
     for path, document in chain:
@@ -70,7 +89,7 @@ def trace_recipe(name_or_path: str, named: Mapping[str, Option] | None = None, s
         draft.add_value(tuple(key.split(".")), Document(option.value), option.flag)
     for text in sets:
         draft.add_set(text)
-    return Traced(draft.validated(str(chain[-1][0])), draft.origins)
+    return draft, str(chain[-1][0])
 
 
 def parse_source(text: str) -> Source:
@@ -126,8 +145,10 @@ class _Draft:
     data: dict[str, Any] = field(default_factory=dict)
     origins: dict[KeyPath, str] = field(default_factory=dict)
     faults: list[tuple[KeyPath, str]] = field(default_factory=list)
+    files: dict[str, Path] = field(default_factory=dict)
 
     def add_file(self, path: Path, document: Document) -> None:
+        self.files |= {f"{path}:{number}": path for number in document.lines.values()}
         self._add(document.data, {key: f"{path}:{number}" for key, number in document.lines.items()})
         for fault in document.faults:
             self.faults.append((fault.path, line(f"{path}:{fault.line}", fault.path, fault.message)))
@@ -151,6 +172,10 @@ class _Draft:
             self.faults.append((at, f"{origin}: only a file can extend; choose the recipe with --recipe"))
         else:
             self.add_value(at, parse_yaml(value), origin)
+
+    def written_in(self) -> dict[KeyPath, tuple[Path, str]]:
+        """Of each key whose value is a file's: that file, and the file with the line."""
+        return {key: (self.files[origin], origin) for key, origin in self.origins.items() if origin in self.files}
 
     def validated(self, file: str) -> Recipe:
         faults = list(self.faults)

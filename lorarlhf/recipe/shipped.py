@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from lorarlhf.errors import UserError
+from lorarlhf.errors import UserError, first_line
 
 PACKAGE = Path(__file__).resolve().parents[1]
 SHIPPED = "shipped:"
@@ -43,17 +43,28 @@ def resolve_path(value: str) -> str:
     """`shipped:demo/model` as the path of that file or folder, `~` expanded, everything else (Hub ids, paths) as it is.
 
     Raises:
-        UserError: nothing of that name ships.
+        UserError: nothing of that name ships, or `~name` is nobody.
     """
     if value.startswith("~"):
-        return str(Path(value).expanduser())
+        try:
+            return str(Path(value).expanduser())
+        except RuntimeError:
+            raise UserError(f"{value}: there is no such user here; write the path in full") from None
     if not value.startswith(SHIPPED):
         return value
     folder = shipped_folder("data")
     path = folder / value.removeprefix(SHIPPED)
-    if not path.exists() or folder.resolve() not in path.resolve().parents:
+    if not exists(path) or folder.resolve() not in path.resolve().parents:
         raise UserError(f"{value}: nothing of that name ships with lorarlhf; look in {folder}")
     return str(path)
+
+
+def exists(path: Path) -> bool:
+    """Whether there is such a file or folder; there is none of a name too long, or with a NUL in it, for any system."""
+    try:
+        return path.exists()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{str(path)[:80]!r}: no such name can be ({first_line(error)}); check the path") from None
 
 
 def list_recipes() -> list[RecipeInfo]:
@@ -90,8 +101,8 @@ def find_recipe(name_or_path: str, relative_to: Path = Path()) -> Path:
         UserError: no such file or name.
     """
     if name_or_path.endswith((".yaml", ".yml")):
-        path = relative_to / Path(name_or_path).expanduser()
-        if not path.is_file():
+        path = relative_to / resolve_path(name_or_path)
+        if not exists(path) or not path.is_file():
             raise UserError(f"{path}: no such recipe file; check the path")
         return path
     folder = shipped_folder("recipes")

@@ -20,6 +20,8 @@ from lorarlhf.errors import UserError
 KeyPath = tuple[str | int, ...]
 
 MAX_DEPTH = 20
+MOST_BYTES, MOST_KEYS = 2**18, 2_000  # of a file; the largest recipe has a tenth
+MOST_DIGITS = 300  # of a number
 TAG = "tag:yaml.org,2002:"
 
 # https://yaml.org/spec/1.2.2/#103-core-schema
@@ -88,6 +90,8 @@ def read_yaml(path: Path) -> Document:
         UserError: no such file, not UTF-8, not YAML, empty, or not a mapping.
     """
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise UserError(f"{path}: more than {MOST_BYTES:,} bytes, which no recipe has; name another file")
         raw = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; check the path") from None
@@ -99,6 +103,8 @@ def read_yaml(path: Path) -> Document:
         line = raw.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from error
     document = parse_yaml(text)
+    if len(document.lines) > MOST_KEYS:
+        raise UserError(f"{path}: more than {MOST_KEYS:,} keys, which no recipe has; name another file")
     if document.data is None and document.faults:
         raise UserError(f"{path}:{document.faults[0].line}: {document.faults[0].message}")
     if document.data is None:
@@ -204,6 +210,8 @@ def _build_scalar(node: yaml.Node, path: KeyPath, document: Document) -> Any:
 
 
 def _integer(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise ValueError("a number of so many digits")
     return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
 
 

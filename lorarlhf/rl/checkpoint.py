@@ -11,6 +11,7 @@ import torch
 from lorarlhf.backbone.adapters import written_adapter
 from lorarlhf.display import read_rows, write_rows
 from lorarlhf.files import flush_file, remove_folder
+from lorarlhf.json_file import read_object
 from lorarlhf.manifest import drop_oldest, written_whole
 from lorarlhf.rl.learner import Learner
 from lorarlhf.rl.state import TrainingState
@@ -49,7 +50,7 @@ def load_checkpoint(checkpoint: Path, folder: Path, learner: Learner) -> Trainin
         learner.backbone.load_role(role, checkpoint / role)
     # `weights_only`: tensors and plain containers; nothing in the file is run.
     learner.load_state_dict(torch.load(checkpoint / OPTIMIZER_FILE, map_location="cpu", weights_only=True))
-    state = TrainingState.from_json(json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8")))
+    state = TrainingState.from_json(read_object(checkpoint / STATE_FILE))
     if learner.is_main:
         _rewind(folder, checkpoint, state)
     learner.wait()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import math
 import reprlib
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,34 +16,29 @@ from torch import Tensor
 
 from lorarlhf.data.rows import BadRow, ColumnsWanted
 from lorarlhf.errors import UserError, first_line, is_out_of_memory
-from lorarlhf.recipe.sections import PPOConfig, WeightedFunction
+from lorarlhf.recipe.sections import Recipe, WeightedFunction
+from lorarlhf.rl.functions import import_function
 
 RewardFunction = Callable[..., Sequence[float]]
 WeightedReward = tuple[RewardFunction, float]
 
 
-def all_reward_functions(config: PPOConfig, more: Sequence[RewardFunction] = ()) -> list[WeightedReward]:
+def all_reward_functions(recipe: Recipe, more: Sequence[RewardFunction] = ()) -> list[WeightedReward]:
     """Those that the recipe names, with their weights, and `more` of weight 1."""
-    return [*load_reward_functions(config.reward_functions), *((function, 1.0) for function in more)]
+    named = load_reward_functions(recipe.ppo.reward_functions, recipe.requires)
+    return [*named, *((function, 1.0) for function in more)]
 
 
-def load_reward_functions(specs: Sequence[str | WeightedFunction]) -> list[WeightedReward]:
-    """Import `package.module:function` entries of `ppo.reward_functions`, each with its weight."""
-    if specs and "" not in sys.path:
-        sys.path.insert(0, "")  # they may live in the current folder
-    functions = []
-    for spec in specs:
-        entry = spec if isinstance(spec, WeightedFunction) else WeightedFunction(function=spec)
-        module_name, name = entry.function.split(":")
-        try:
-            function = getattr(importlib.import_module(module_name), name)
-        except (ImportError, AttributeError) as error:
-            raise UserError(
-                f"ppo.reward_functions: cannot import '{entry.function}': {error}; "
-                "run from the folder that holds the module, or install it"
-            ) from None
-        functions.append((function, entry.weight))
-    return functions
+def load_reward_functions(
+    specs: Sequence[str | WeightedFunction], requires: Sequence[str] = ()
+) -> list[WeightedReward]:
+    """Import `package.module:function` entries of `ppo.reward_functions`, each with its weight.
+
+    Raises:
+        UserError: one cannot be imported, or is from neither the current folder nor one of the packages `requires`.
+    """
+    entries = [spec if isinstance(spec, WeightedFunction) else WeightedFunction(function=spec) for spec in specs]
+    return [(import_function(entry.function, requires), entry.weight) for entry in entries]
 
 
 def columns_wanted(functions: Sequence[WeightedReward]) -> ColumnsWanted:

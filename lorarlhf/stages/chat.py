@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from lorarlhf.backbone.adapters import BASE
+from lorarlhf.data.rendering import render
 from lorarlhf.data.rows import Message, Prompt, completion_text
 from lorarlhf.data.tokenize import PromptExample, encode_prompt
-from lorarlhf.data.tokenizer import has_chat_template, render
+from lorarlhf.data.tokenizer import has_chat_template
 from lorarlhf.errors import UserError
 from lorarlhf.generation.draw import uniform_table
 from lorarlhf.generation.stream import TextStream

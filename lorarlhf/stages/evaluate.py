@@ -117,7 +117,7 @@ def evaluate_run(
     """
     adapter, info = run.adapter(stage, checkpoint), STAGES[stage]
     check_judged(stage, judge)
-    functions = all_reward_functions(recipe.ppo, reward_functions)
+    functions = all_reward_functions(recipe, reward_functions)
     prompts = None if info.scores else held_out_prompts(recipe.data, stage, functions)
     backbone = backbone or load_backbone(recipe.model, recipe.data)
     backbone.load_role(info.role, adapter, allow_other_base=allow_other_base)

@@ -65,7 +65,7 @@ def evaluate_model(
     about = {"model": model, "quantization": quantization}
     if STAGES[stage].scores:
         return about | _reward(run, recipe, stage, config)
-    functions = all_reward_functions(recipe.ppo, reward_functions)
+    functions = all_reward_functions(recipe, reward_functions)
     loaded = held_out_prompts(recipe.data, stage, functions)
     prompts, responses = _responses(config, recipe, loaded)
     gc.collect()

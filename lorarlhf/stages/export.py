@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import logging
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from lorarlhf.backbone.load import load_model_config
 from lorarlhf.data.examples import first_prompt
 from lorarlhf.data.tokenizer import wraps_text
 from lorarlhf.errors import UserError
+from lorarlhf.json_file import read_object
 from lorarlhf.memory import free_cached_memory
 from lorarlhf.publishing.card import model_card, published
 from lorarlhf.publishing.folder import write_marker, written_beside
@@ -218,7 +218,7 @@ def _card(
     summary = run.read_summary(stage) if kept else {"checkpoint": adapter.parent.name}
     lines = []
     if is_current(evaluation, adapter):
-        lines = report_lines(published(json.loads(evaluation.read_text(encoding="utf-8"))))
+        lines = report_lines(published(read_object(evaluation)))
     merged: torch.dtype | None = export_dtype(recipe, stage) if recipe.export.merge else None
     return model_card(
         recipe,

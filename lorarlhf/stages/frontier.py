@@ -74,7 +74,7 @@ def measure_frontier(
     Raises:
         UserError: the run has no whole checkpoint or no reward, or no two prompts are held out.
     """
-    functions = all_reward_functions(recipe.ppo, reward_functions)
+    functions = all_reward_functions(recipe, reward_functions)
     if not functions and not run.has_adapter("reward"):
         raise UserError(f"--frontier: {run.path} has neither a reward adapter nor ppo.reward_functions to measure by")
     folders, passed_over = whole_checkpoints(run.stage("ppo"))

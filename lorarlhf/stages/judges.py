@@ -12,9 +12,11 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from lorarlhf.backbone.base import check_base, identify_base
 from lorarlhf.backbone.load import load_model_config, load_tokenizer
+from lorarlhf.data.rendering import render
 from lorarlhf.data.rows import Demonstration, Prompt, in_turns, prompt_text, turns
+from lorarlhf.data.special_tokens import escaped
 from lorarlhf.data.tokenize import encode_completion
-from lorarlhf.data.tokenizer import end_of_turn, has_chat_template, render
+from lorarlhf.data.tokenizer import end_of_turn, has_chat_template
 from lorarlhf.errors import UserError, first_line
 from lorarlhf.evaluation.judge import Judge, ModelJudge, ScoringJudge
 from lorarlhf.evaluation.reward_model import RewardModel
@@ -69,7 +71,7 @@ def open_scoring_judge(judge: str, run: Run | None = None, allow_other_base: boo
         )
     folder = Path(judge)
     if (folder / RECIPE).is_file():
-        return _reward_of(Run(folder), run, allow_other_base)
+        return _reward_of(Run(folder, trust=run is not None and run.trust), run, allow_other_base)
     return _classifier(judge)
 
 
@@ -128,10 +130,11 @@ def classifier_ids(
         asked, answered = encode_completion(tokenizer, said.prompt, said.completion, end_of_turn(tokenizer))
         return asked + answered
     if tokenizer.chat_template:
-        conversation = [*turns(prompt, "user"), {"role": "assistant", "content": response}]
+        conversation = escaped(tokenizer, [*turns(prompt, "user"), {"role": "assistant", "content": response}])
         text = render(tokenizer, conversation, add_generation_prompt=False)
         return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-    return list(tokenizer(prompt_text(prompt), response, verbose=False)["input_ids"])
+    pair = (escaped(tokenizer, text) for text in (prompt_text(prompt), response))
+    return list(tokenizer(*pair, verbose=False)["input_ids"])
 
 
 def _endpoint(url: str, model: str, console: Console) -> Judge:

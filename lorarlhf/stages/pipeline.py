@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.examples import holds_out
 from lorarlhf.errors import UserError, check_matplotlib
+from lorarlhf.json_file import read_object
 from lorarlhf.lock import one_writer
 from lorarlhf.manifest import numbered_checkpoints
 from lorarlhf.memory import free_cached_memory
@@ -152,7 +152,7 @@ def _look_ahead(recipe: Recipe, run: Run, todo: Sequence[Stage], last: Stage, co
     for stage in todo:
         check_inputs(stage, recipe, run.path)
     config = recipe.ppo
-    functions = all_reward_functions(config, ()) if {last, *todo} & {"ppo"} else []
+    functions = all_reward_functions(recipe) if {last, *todo} & {"ppo"} else []
     if "ppo" in todo and "sft" not in todo:
         check_not_interrupted(run, "sft")
     if "ppo" in todo and ("reward" not in todo or not config.reward_model_weight):
@@ -186,8 +186,7 @@ def _make(step: Step, recipe: Recipe, run: Run, last: Stage) -> None:
 
 def read_evaluation(run: Run, stage: Stage) -> dict[str, Any]:
     """What the step `evaluate` has left of a stage."""
-    evaluation: dict[str, Any] = json.loads((run.stage(stage) / EVALUATION).read_text(encoding="utf-8"))
-    return evaluation
+    return read_object(run.stage(stage) / EVALUATION)
 
 
 def _result(step: Step, recipe: Recipe, run: Run, last: Stage) -> list[str]:

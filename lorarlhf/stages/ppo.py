@@ -93,7 +93,7 @@ def _train_ppo(
     allow_other_base: bool,
 ) -> dict[str, Any]:
     start = time.perf_counter()
-    functions = all_reward_functions(recipe.ppo, reward_functions)
+    functions = all_reward_functions(recipe, reward_functions)
     if engine == "trl":
         check_trl(recipe.ppo, resume)
     reward_folder = find_reward_adapter(recipe.ppo.reward_model_weight, bool(functions), run, reward)

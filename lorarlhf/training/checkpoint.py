@@ -20,6 +20,7 @@ from lorarlhf.backbone.budget import no_second_attempt
 from lorarlhf.backbone.finite import NotFinite, check_role, refusal
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.errors import Stopped, UserError
+from lorarlhf.json_file import read_object
 from lorarlhf.manifest import drop_oldest, written_whole
 from lorarlhf.signals import StopRequest, stop_request
 
@@ -74,7 +75,7 @@ class WholeCheckpoints(Trainer):
         checkpoint = Path(resume_from_checkpoint)
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         *_, steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
-        counts = json.loads((checkpoint / NOT_YET_LOGGED).read_text(encoding="utf-8"))
+        counts = read_object(checkpoint / NOT_YET_LOGGED)
         if state.global_step < steps:
             self._keep_total_batch(counts["total_batch"])
             return super().train(resume_from_checkpoint=resume_from_checkpoint)
@@ -129,7 +130,7 @@ class WholeCheckpoints(Trainer):
         """Called at the first step after a resume, when the Trainer has set its counts to 0."""
         super()._load_rng_state(checkpoint)
         if checkpoint is not None:
-            self._count_on_from(json.loads((Path(checkpoint) / NOT_YET_LOGGED).read_text(encoding="utf-8")))
+            self._count_on_from(read_object(Path(checkpoint) / NOT_YET_LOGGED))
 
     def _send_telemetry(self) -> None:
         """TRL's trainers would report to the Hub here. Nothing phones home."""

@@ -375,7 +375,7 @@ def test_nothing_held_out_is_said(command, tmp_path, stage):
 
 def test_ppo_with_nothing_held_out_is_refused(command, tmp_path):
     sets = [*small_sets(tmp_path / "data"), "data.test_size=0", "data.prompts_test=null"]
-    sets += ['ppo.reward_functions=["demo_runs:letter_e"]']
+    sets += ['ppo.reward_functions=["demo_runs:letter_e"]', "requires=[demo_runs]"]
     code, _, err = command("ppo", "--recipe", "demo", *as_options(sets))
     assert code == 2
     assert "ppo.eval_every: data.test_size 0 leaves no held-out prompts" in err
@@ -393,7 +393,8 @@ def test_the_script_on_its_own(environment, tmp_path):
     sets = [*small_sets(tmp_path / "data"), 'ppo.reward_functions=["mine:short"]', "ppo.iterations=1"]
     code, out, err = script(environment, tmp_path, "ppo", "--recipe", "demo", "--output-dir", "out", *as_options(sets))
     assert code == 0, err
-    *rows, moved = err.splitlines()
+    code_from, *rows, moved = err.splitlines()
+    assert code_from == f"ppo.reward_functions: mine:short from {tmp_path / 'mine.py'}"
     assert moved == f"{Path('out/ppo')} held an earlier run; it is now {Path('out/ppo.1')}"
     assert [row.partition(": ")[2] for row in rows] == ["20 rows to train on", "8 rows to test on"]
     assert (tmp_path / "out" / "ppo.1" / "precious").exists()

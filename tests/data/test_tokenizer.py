@@ -58,12 +58,13 @@ def test_no_eos_is_an_error():
 
 
 def test_chat_template_given_own_or_plain(tmp_path):
-    own = make_tokenizer(chat_template="own")
+    own_template, given = (word + " {{ messages[0].content }}" for word in ("own", "given"))
+    own = make_tokenizer(chat_template=own_template)
     assert not any("template" in note for note in prepare_tokenizer(own, 400, DataConfig()))
-    assert own.chat_template == "own"
-    (tmp_path / "given.jinja").write_text("given")
+    assert own.chat_template == own_template
+    (tmp_path / "given.jinja").write_text(given)
     prepare_tokenizer(own, 400, DataConfig(chat_template=str(tmp_path / "given.jinja")))
-    assert own.chat_template == "given"
+    assert own.chat_template == given
     with pytest.raises(UserError, match=r"data\.chat_template .*nowhere\.jinja: cannot be read"):
         prepare_tokenizer(own, 400, DataConfig(chat_template=str(tmp_path / "nowhere.jinja")))
     bare = make_tokenizer()
@@ -179,7 +180,7 @@ def test_a_switch_that_nobody_set_is_named_once():
 
 @pytest.mark.parametrize("value", ['it\'s {%} "so"\n', 1.5, ["a", {"b": None}], True])
 def test_values_of_any_kind_reach_the_template(value):
-    template = "\n  {%- if True %}{{ value | tojson }}{% endif %}\n"
+    template = "\n  {%- if True %}{{ value | tojson }}{% endif %}{{ messages[0].content }}\n"
     tokenizer = make_tokenizer(chat_template=template)
     prepare_tokenizer(tokenizer, 400, DataConfig(chat_template_kwargs={"value": value}))
     untouched = make_tokenizer(chat_template=template)

@@ -221,7 +221,7 @@ def test_a_stage_that_cannot_fit_is_refused_before_the_model_is_loaded(tiny, mon
 
     monkeypatch.setattr(fitting, "available_memory_bytes", lambda: GIB // 4)
     functions = tiny.model_copy(
-        update={"ppo": PPOConfig(reward_model_weight=0.0, reward_functions=["builtins:len"], eval_every=0)}
+        update={"ppo": PPOConfig(reward_model_weight=0.0, reward_functions=["demo_runs:letter_e"], eval_every=0)}
     )
     stages = [("sft", train_sft, tiny), ("reward", train_reward, tiny), ("ppo", train_ppo, functions)]
     for stage, train, given in stages:

@@ -1,7 +1,10 @@
 """The model card: its metadata, the code that it shows, what it tells of the run, and what it leaves out."""
 
+import ast
 import contextlib
 import io
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -100,12 +103,53 @@ def test_hub_ids_are_told_from_paths(name, expected, tmp_path, monkeypatch):
         ("~/models/base", "base"),
         ("C:\\Users\\me\\base", "base"),
         ("models/base", "models/base"),
+        ("../../home/me/base", "base"),
+        ("./me/base", "base"),
+        ("file:///home/me/base", "base"),
+        (f"see {Path.home()}/notes", "see ~/notes"),
         ("acme/base-1b", "acme/base-1b"),
         ("shipped:demo/model", "shipped:demo/model"),
     ],
 )
 def test_published_names_hold_no_folder_of_this_computer(value, expected):
     assert without_folders(value) == expected
+
+
+def outside_code(text):
+    """A card without its header, its blocks and its spans of code, as CommonMark reads them."""
+    body = text.split("---\n", 2)[2]
+    body = re.sub(r"^(`{3,})\w*\n.*?^ {0,3}\1`*$", "", body, flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"(?<![`\\])(`+)(?!`).*?(?<!`)\1(?!`)", "", body)
+
+
+def code_of(text):
+    return re.search(r"^(`{3,})python\n(.*?)^\1$", text, re.DOTALL | re.MULTILINE)[2]
+
+
+INJECTION = "x`\n```\n# Owned\n[link](http://evil) | <script>alert(1)</script>\n~~~\n"
+
+
+@pytest.mark.parametrize("merged", [torch.bfloat16, None])
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_a_card_quotes_stays_a_quotation(stage, merged):
+    kind = STAGES[stage].data_key
+    text = card(
+        stage,
+        merged,
+        {"steps": 3, INJECTION: 1.0, "said": INJECTION, "best": {INJECTION: 1.0}},
+        [("", INJECTION), ("kl", INJECTION)],
+        model={"name": f'acme/base"); evil("{INJECTION}', "revision": f'1"); evil("{INJECTION}'},
+        data={kind: INJECTION, "chat_template_kwargs": {"name": INJECTION}, "columns": {"prompt": INJECTION}},
+        export={"license": INJECTION},
+    )
+    rest = outside_code(text)
+    assert len(re.findall(r"^# ", rest, re.MULTILINE)) == 1, "no heading but the card's own"
+    assert "<script" not in rest
+    assert not re.search(r"(?<!\\)\]\(|(?<!\\)`|^~~~", rest, re.MULTILINE), rest
+    assert all(line.count("|") - line.count("\\|") in (0, 3) for line in rest.splitlines()), "tables keep their columns"
+    assert metadata(text)["license"] == INJECTION
+    calls = [node.func for node in ast.walk(ast.parse(code_of(text))) if isinstance(node, ast.Call)]
+    assert not any(getattr(call, "id", "") == "evil" for call in calls)
 
 
 def test_no_absolute_path_anywhere():

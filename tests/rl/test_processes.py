@@ -154,7 +154,8 @@ def test_what_fails_in_one_process_fails_in_all_with_one_line(start, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(start / "run", run)
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    wrong = arguments(start, run, "--set", 'ppo.reward_functions=["broken:scores"]')
+    sets = ["--set", 'ppo.reward_functions=["broken:scores"]', "--set", "requires=[broken]"]
+    wrong = arguments(start, run, *sets)
     forked = Forked(wrong, tmp_path / "said", 2, PYTHONPATH=path)
     assert forked.finish(200) == [2, 2], "each ends by itself"
     assert "broken:scores must return " in forked.said("err").splitlines()[-1]

@@ -72,6 +72,10 @@ class DataConfig(Section):
     """Whether plain text becomes turns of a conversation: `auto` does it for models with a chat template. `never` is
     for text that is to be continued, though the model has one."""
 
+    special_tokens: Literal["escape", "allow"] = "escape"
+    """What text that spells a special token, as <|im_end|>, is read as: `escape` as text, `allow` as the token. `allow`
+    is for data that was written with tokens on purpose."""
+
     max_prompt_length: PositiveInt = 512
     """The most tokens of a prompt of `ppo`; longer ones are left out and counted, not cut. With `ppo.response_length`
     it says how much memory a rollout takes."""

@@ -24,7 +24,14 @@ def _names_a_function(text: str) -> str:
     return text
 
 
+def _names_a_package(text: str) -> str:
+    if not text.isidentifier():
+        raise ValueError(f"expected a package's name as it is imported, such as math_verify, got {text!r}")
+    return text
+
+
 FunctionName = Annotated[str, AfterValidator(_names_a_function)]
+PackageName = Annotated[str, AfterValidator(_names_a_package)]
 
 
 class Section(BaseModel):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from lorarlhf.recipe.sections.data import DataConfig
 from lorarlhf.recipe.sections.model import LoraConfig, ModelConfig
 from lorarlhf.recipe.sections.ppo import PPOConfig
-from lorarlhf.recipe.sections.section import NonNegativeInt, Section
+from lorarlhf.recipe.sections.section import PackageName, Section
 from lorarlhf.recipe.sections.training import RewardConfig, SFTConfig
 
 Stage = Literal["sft", "reward", "ppo"]
@@ -25,6 +25,7 @@ def _in_order(steps: list[Step]) -> list[Step]:
     return steps
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy's generators take
 Steps = Annotated[list[Step], AfterValidator(_in_order)]
 
 
@@ -53,6 +54,10 @@ class Recipe(Section):
     """What `lorarlhf run` does, in this order: some of sft, reward, ppo, evaluate, report, export. Leave `sft` out
     where the model answers well already, and `reward` where functions are the reward."""
 
+    requires: list[PackageName] = []
+    """Installed packages, as they are imported, that functions of `ppo.reward_functions` may come from, as
+    [math_verify]. Modules below the current folder need no mention."""
+
     model: ModelConfig
     """The frozen base model and how it is held in memory."""
 
@@ -74,7 +79,7 @@ class Recipe(Section):
     export: ExportConfig = ExportConfig()
     """How what was trained leaves the run."""
 
-    seed: NonNegativeInt = 42
+    seed: Seed = 42
     """Seed of everything random: adapters at the start, order of the data, responses. Change it to see what is
     chance."""
 

@@ -1,0 +1,82 @@
+"""Reward functions by their names: from modules of the project, or from packages that the recipe requires.
+
+Nothing else is imported. The standard library has functions that run what they are given, and so have many packages;
+both are on the path of every recipe, whoever wrote it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import logging
+import site
+import sys
+import sysconfig
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lorarlhf.errors import UserError, first_line
+
+logger = logging.getLogger(__name__)
+
+
+def import_function(name: str, requires: Sequence[str]) -> Callable[..., Any]:
+    """The function that `package.module:function` names; says which file it is from.
+
+    Args:
+        requires: packages that may be taken beside modules below the current folder.
+
+    Raises:
+        UserError: there is none, or it is from elsewhere.
+    """
+    if "" not in sys.path:
+        sys.path.append("")  # the current folder; last, so that no file in it stands in for an installed module
+    module_name, function_name = name.split(":")
+    _check_home(name, module_name, requires)
+    try:
+        module = importlib.import_module(module_name)
+        function = getattr(module, function_name)
+    except (ImportError, AttributeError, SyntaxError) as error:
+        raise UserError(
+            f"ppo.reward_functions: cannot import '{name}': {first_line(error)}; "
+            "run from the folder that holds the module, or install it"
+        ) from None
+    if not callable(function):
+        raise UserError(f"ppo.reward_functions: '{name}' is no function but of type {type(function).__name__}")
+    if inspect.isroutine(function) or inspect.isclass(function):  # a module also has what it imports from others
+        _check_home(name, function.__module__ or "builtins", requires)
+    logger.info("ppo.reward_functions: %s from %s", name, getattr(module, "__file__", None) or "a folder of modules")
+    return function  # type: ignore[no-any-return]
+
+
+def _check_home(name: str, module: str, requires: Sequence[str]) -> None:
+    """Look without importing: only the top of a dotted name can be found so, and it says where the rest lies."""
+    top = module.partition(".")[0]
+    if top in sys.stdlib_module_names or top == "__main__":
+        raise UserError(
+            f"ppo.reward_functions: '{name}' is of Python itself ({top}), which gives no rewards; write a function of "
+            "your own in a module in the current folder"
+        )
+    spec = importlib.util.find_spec(top)
+    if spec is None:
+        raise UserError(
+            f"ppo.reward_functions: cannot import '{name}': No module named '{top}'; "
+            "run from the folder that holds the module, or install it"
+        )
+    places = [spec.origin] if spec.has_location and spec.origin else list(spec.submodule_search_locations or ())
+    if top not in requires and not (places and all(map(_is_in_project, places))):
+        raise UserError(
+            f"ppo.reward_functions: '{name}' is of the installed package {top}, which the recipe does not name; "
+            f"write requires: [{top}] into it, if its code is to run"
+        )
+
+
+def _is_in_project(place: str) -> bool:
+    """Below the current folder, and not in an environment that lies there too."""
+    path = Path(place).resolve()
+    installed = [*sysconfig.get_paths().values(), site.getusersitepackages(), *site.getsitepackages()]
+    return path.is_relative_to(Path.cwd()) and not any(
+        path.is_relative_to(Path(folder).resolve()) for folder in installed
+    )

@@ -1,0 +1,176 @@
+"""Adapters from elsewhere: whatever their files hold, one line and nothing allocated or run."""
+
+import json
+import pickle
+import resource
+import struct
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lorarlhf.backbone.adapter_files import CONFIG, SCORE_KEY, WEIGHTS, read_adapter
+from lorarlhf.backbone.base import BASE_FILE, base_of
+from lorarlhf.errors import UserError
+from lorarlhf.recipe.sections import LoraShape
+
+SHAPE = LoraShape(r=4, alpha=8, target_modules="all-linear", top_layers=0.5)
+
+
+@pytest.fixture
+def adapter(load_tiny, tmp_path):
+    backbone = load_tiny("llama")
+    backbone.attach("reward", SHAPE)
+    backbone.save_role("reward", tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def rewrite(adapter, **changes):
+    file = adapter / CONFIG
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def refused(adapter):
+    with pytest.raises(UserError) as error:
+        read_adapter(adapter)
+    assert "\n" not in str(error.value)
+    assert str(adapter) in str(error.value)
+    assert len(str(error.value)) < 1000
+    return str(error.value)
+
+
+def test_what_is_written_here_is_read(adapter):
+    config, state = read_adapter(adapter)
+    assert (config.r, config.lora_alpha, config.task_type, config.modules_to_save) == (4, 8, "CAUSAL_LM", None)
+    assert SCORE_KEY in state
+
+
+def test_switches_of_a_later_peft_that_are_off_do_not_matter(adapter):
+    rewrite(adapter, something_new=None, another={}, auto_mapping={"parent_library": "os"}, lora_dropout=0.3)
+    assert read_adapter(adapter)[0].lora_dropout == 0.0
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("r", 10**9),
+        ("r", 0),
+        ("r", True),
+        ("r", "4"),
+        ("lora_alpha", -1),
+        ("lora_alpha", 10**400),
+        ("peft_type", "IA3"),
+        ("task_type", "FEATURE_EXTRACTION"),
+        ("target_modules", "(a+)+$"),
+        ("target_modules", "all-linear"),
+        ("target_modules", []),
+        ("target_modules", ["q_proj", "(.*)*x"]),
+        ("target_modules", ["q_proj\n"]),
+        ("exclude_modules", "(a+)+$"),
+        ("exclude_modules", "(?!(a+)+$).*"),
+        ("layers_pattern", ["(a+)+"]),
+        ("layers_to_transform", [-1]),
+        ("rank_pattern", {"(a+)+$": 1}),
+        ("rank_pattern", {".*": 1}),
+        ("rank_pattern", {"q_proj": 0}),
+        ("alpha_pattern", {"q_proj|k_proj": 64}),
+        ("target_parameters", ["(a+)+$"]),
+        ("modules_to_save", ["model"]),
+        ("trainable_token_indices", [1]),
+        ("init_lora_weights", "pissa"),
+        ("init_lora_weights", "olora"),
+        ("use_dora", True),
+        ("lora_bias", True),
+        ("bias", "all"),
+        ("layer_replication", [[0, 1000000]]),
+        ("loftq_config", {"loftq_bits": 4}),
+        ("something_new", True),
+    ],
+)
+def test_what_a_config_may_not_say(adapter, key, value):
+    rewrite(adapter, **{key: value})
+    message = refused(adapter)
+    assert f"{CONFIG}: '{key}': " in message or "says r is" in message
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"r": ' + b"9" * 5000 + b"}", b" " * (2**20 + 1)],
+    ids=["empty", "cut", "list", "null", "no utf-8", "deep", "digits", "long"],
+)
+def test_a_damaged_config(adapter, content):
+    (adapter / CONFIG).write_bytes(content)
+    assert str(adapter / CONFIG) in refused(adapter)
+
+
+HEADER = b'{"a":{"dtype":"F32","shape":[1000000000,1000000000],"data_offsets":[0,4]}}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff" * 8 + b"{}",
+        pickle.dumps({"a": 1}),
+        struct.pack("<Q", len(HEADER)) + HEADER + b"\0" * 4,
+        struct.pack("<Q", 2) + b"[]",
+    ],
+    ids=["empty", "header without end", "pickle", "sizes that are not there", "no header"],
+)
+def test_damaged_weights(adapter, content):
+    (adapter / WEIGHTS).write_bytes(content)
+    assert f"{WEIGHTS}: cannot be read" in refused(adapter)
+
+
+@pytest.mark.parametrize("key", [SCORE_KEY, "lora_A"])
+@pytest.mark.parametrize(
+    ("kind", "value", "message"),
+    [
+        (torch.float32, float("nan"), "NaN or infinity in "),
+        (torch.bfloat16, float("-inf"), "NaN or infinity in "),
+        (torch.float8_e4m3fn, 0.0, " is float8_e4m3fn, and no float of 16 bits"),
+        (torch.bool, 0.0, " is bool, and no float of 16 bits"),
+    ],
+)
+def test_weights_that_are_not_finite_numbers(adapter, key, kind, value, message):
+    tensors = load_file(adapter / WEIGHTS)
+    key = next(name for name in tensors if key in name)
+    spoiled = tensors[key].clone()
+    spoiled[-1, -1] = value
+    save_file({**tensors, key: spoiled.to(kind)}, adapter / WEIGHTS)
+    said = refused(adapter)
+    assert message in said
+    assert key in said
+
+
+@pytest.mark.parametrize("change", ["a row", "an integer", "a number"])
+def test_weights_that_are_not_of_the_rank(adapter, change):
+    tensors = load_file(adapter / WEIGHTS)
+    key = next(key for key in tensors if "lora_A" in key)
+    changed = {"a row": tensors[key][:-1], "an integer": tensors[key].int(), "a number": torch.tensor(1.0)}[change]
+    save_file({**tensors, key: changed.contiguous()}, adapter / WEIGHTS)
+    assert f"{key} is " in refused(adapter)
+
+
+def test_a_rank_beyond_the_model_allocates_nothing(adapter, load_tiny):
+    """Its one tensor is small; what PEFT would make of the rank is not."""
+    rewrite(adapter, r=10**6)
+    save_file({"base_model.model.model.layers.1.mlp.up_proj.lora_A.weight": torch.zeros(10**6, 1)}, adapter / WEIGHTS)
+    backbone = load_tiny("llama")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for load in (lambda: backbone.load_role("reward", adapter), lambda: backbone.attach("policy", SHAPE_OF_GIANTS)):
+        with pytest.raises(UserError, match="more than the model's widest layer"):
+            load()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+
+
+SHAPE_OF_GIANTS = LoraShape(r=10**9, alpha=8, target_modules="all-linear")
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", '{"name": 1, "revision": 2, "config": 3, "weights": 4}', '{"a": 1}', "[" * 100_000]
+)
+def test_a_damaged_note_of_the_base(adapter, content):
+    (adapter / BASE_FILE).write_text(content)
+    with pytest.raises(UserError, match=BASE_FILE):
+        base_of(adapter)
