@@ -89,14 +89,9 @@ def with_end(batch: TokenBatch, end_id: int) -> TokenBatch:
     training rows, and that is the token its score is read at: what it says of a response that breaks off is mostly
     noise (docs/results.md). For scoring alone: the action that was sampled, and so its log-probability, stays what it
     was.
-
-    Returns:
-        `batch` itself where nothing changes: then what was computed of it (`TrunkStates`) can be gone on from.
     """
     rows = torch.nonzero(batch.response_lengths).squeeze(1)
     last = batch.lengths[rows] - 1
-    if (batch.tokens[rows, last] == end_id).all():
-        return batch
     tokens = batch.tokens.clone()
     tokens[rows, last] = end_id
     return replace(batch, tokens=tokens)

@@ -256,9 +256,18 @@ class SharedBackbone(nn.Module):
         return logits.reshape(*hidden.shape[:-1], logits.shape[-1])
 
     def logprobs(
-        self, role: str, sequences: TokenBatch, temperature: float = 1.0, with_entropy: bool = True
+        self,
+        role: str,
+        sequences: TokenBatch,
+        temperature: float = 1.0,
+        with_entropy: bool = True,
+        drawn: TokenBatch | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Log-probability of each response token, and entropy of the distribution it was drawn from.
+
+        Args:
+            drawn: whose response tokens they are of, where `sequences` are the same but for the last token of each,
+                which no log-probability depends on.
 
         Returns:
             two [B, R] float32 tensors, 0 at padding; the entropy is 0 if it is not asked for, which costs less.
@@ -266,7 +275,7 @@ class SharedBackbone(nn.Module):
         before, mask = self._states_before_tokens(role, sequences)
         # Only states that predict a response token go through the head, as one list [N, H]: prompts and padding are
         # most of a batch, and a row of the vocabulary is some forty times as wide as a hidden state.
-        targets = _response_tokens(sequences)[mask]
+        targets = _response_tokens(drawn or sequences)[mask]
         chunk = rows_a_chunk(self.causal_lm.get_output_embeddings().out_features, self.device)
         logprobs, entropy = chunked_logprobs(before[mask], targets, self.logits, temperature, chunk, with_entropy)
         return _scatter(logprobs, mask), _scatter(entropy, mask)

@@ -81,9 +81,7 @@ def response_scorer(
     def reward(rollout: Rollout, prompts: Sequence[PromptExample], trunk: TrunkStates | None = None) -> Tensor:
         total = torch.zeros(len(prompts), device=rollout.sequences.tokens.device)
         if "reward" in backbone.roles and reward_model_weight:
-            ended = with_end(rollout.sequences, backbone.end_id)
-            # The trunk's states are those of the tokens that were sampled: of another last token they say nothing.
-            total += reward_model_weight * passes.scores(ended, trunk if ended is rollout.sequences else None)
+            total += reward_model_weight * passes.scores(with_end(rollout.sequences, backbone.end_id), trunk)
         if functions:
             texts = response_texts(backbone, rollout)
             requests = [request_text(example.prompt) for example in prompts]
@@ -127,27 +125,30 @@ class ScoringPasses:
         """[B, R] the reference's log-probabilities, and what reward model and critic can go on from.
 
         Below the lowest layer that either of them adapts, both compute what the bare base model does. Where that is
-        the reference, its pass is the only one.
+        the reference, its pass is the only one. It reads each response with an end, as the reward model does: what it
+        says of the last token that was drawn stands in the state before it, which is also the last that a critic reads.
         """
-        backbone = self.backbone
+        backbone, read = self.backbone, with_end(sequences, self.backbone.end_id)
         layer = min(backbone.first_layer("reward"), backbone.first_layer("critic"))
         length, width = sequences.tokens.shape[1], sequences.response_mask.shape[1]
         if layer == 0 or not {"reward", "critic"} & backbone.roles:
-            (logprobs,) = in_micro_batches(sequences, self.budget, lambda micro, _: (self._reference(micro),), (width,))
+            (logprobs,) = in_micro_batches(
+                sequences, self.budget, lambda micro, _: (self._reference(micro, micro),), (width,)
+            )
             return logprobs, None
         layer = min(layer, len(backbone.layers) - 1)  # above the last one there is nothing to go on to
         bare = "reference" not in backbone.roles
 
-        def compute(micro: TokenBatch, _: Tensor) -> tuple[Tensor, Tensor]:
+        def compute(micro: TokenBatch, rows: Tensor) -> tuple[Tensor, Tensor]:
             with recorded_input(backbone.layers[layer]) as recorded:
-                logprobs = self._reference(micro)
+                logprobs = self._reference(micro, sequences.select(rows))
             return logprobs, recorded[0] if bare else backbone.trunk_states(micro, layer).states
 
-        logprobs, states = in_micro_batches(sequences, self.budget, compute, (width, length))
+        logprobs, states = in_micro_batches(read, self.budget, compute, (width, length))
         return logprobs, TrunkStates(states, layer)
 
-    def _reference(self, micro: TokenBatch) -> Tensor:
-        return self.backbone.logprobs("reference", micro, self.temperature, with_entropy=False)[0]
+    def _reference(self, micro: TokenBatch, drawn: TokenBatch) -> Tensor:
+        return self.backbone.logprobs("reference", micro, self.temperature, with_entropy=False, drawn=drawn)[0]
 
     def values(self, sequences: TokenBatch, trunk: TrunkStates | None) -> Tensor:
         """[B, R] of the critic."""

@@ -80,4 +80,3 @@ def test_responses_get_the_one_end(sequences):
     whole = [[*response[:-1], 8] if response else [] for response in RESPONSES]
     assert rows(ended) == list(zip(PROMPTS, whole, strict=True))
     assert rows(sequences) == list(zip(PROMPTS, RESPONSES, strict=True)), "what was sampled stays"
-    assert with_end(ended, 8) is ended

@@ -80,8 +80,11 @@ def test_a_response_is_scored_as_if_it_had_stopped_as_the_rows_do(tmp_path, reci
 
     passes = ScoringPasses(backbone, 1.0, 4096)
     score = response_scorer(passes, 1.0, [])
-    _, trunk = passes.reference(rollout.sequences)
+    ref_logprobs, trunk = passes.reference(rollout.sequences)
     assert trunk is not None
+    assert_close(ref_logprobs, passes.logprobs("reference", rollout.sequences)[0])  # of what was drawn
+    backbone.copy_role("reward", "critic")
+    assert_close(passes.values(rollout.sequences, trunk), passes.values(rollout.sequences, None))
     whole = batch.tokens.clone()
     whole[torch.arange(4), batch.lengths - 1] = backbone.end_id  # of those that were cut, too
     expected = passes.scores(replace(batch, tokens=whole))
