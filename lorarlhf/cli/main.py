@@ -90,13 +90,17 @@ def main() -> None:
     except SystemExit as ended:
         if ended.code != INTERRUPTED:
             raise
-        _fail(f"stopped{_how_to_go_on(sys.argv[1:])}", 130, verbose)
+        _fail(f"stopped{_how_to_go_on(sys.argv[1:], saved=False)}", 130, verbose)
     except Exception as error:  # the last stop: anything else becomes one line and exit 1
         _fail(_in_one_line(error), 1, verbose)
 
 
-def _how_to_go_on(arguments: list[str]) -> str:
-    """The line that goes on; nothing for a command that cannot."""
+def _how_to_go_on(arguments: list[str], saved: bool = True) -> str:
+    """The line that goes on; nothing for a command that cannot.
+
+    Args:
+        saved: a checkpoint is known to be there. A stage that was stopped as it was loading has none.
+    """
     command = next((argument for argument in arguments if not argument.startswith("-")), "")
     if command in STAGES:
         again = [*arguments, *([] if "--resume" in arguments else ["--resume"])]
@@ -104,7 +108,8 @@ def _how_to_go_on(arguments: list[str]) -> str:
         again = [argument for argument in arguments if argument != "--anew"]
     else:
         return ""
-    return f"; to go on: {shlex.join(['lorarlhf', *again])}"
+    where = "" if saved or command == "run" else ", if there is a checkpoint"
+    return f"; to go on{where}: {shlex.join(['lorarlhf', *again])}"
 
 
 def _one_of_several() -> None:

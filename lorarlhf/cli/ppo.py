@@ -43,7 +43,7 @@ def ppo(
     """Improve the policy against the reward with PPO (or RLOO, GRPO: --set ppo.advantage_estimator=rloo)."""
     resolved, run_path = resolve("ppo", recipe, model, dataset, output_dir, set_, resume, trust)
     if dry_run:
-        print_dry_run(["ppo"], recipe or str(run_path / "recipe.yaml"), resolved, run_path, reward, resume)
+        print_dry_run(["ppo"], recipe or str(run_path / "recipe.yaml"), resolved, run_path, reward, resume, trust)
         return
     log_to(log_file)
     from lorarlhf.cli.quiet import quiet_libraries

@@ -14,7 +14,7 @@ from lorarlhf.errors import UserError
 from lorarlhf.recipe.catalogue import catalogue
 from lorarlhf.recipe.full import full_text, header_of
 from lorarlhf.recipe.keys import Key, dotted, find_key, keys_of
-from lorarlhf.recipe.load import Traced, load_recipe, trace_recipe
+from lorarlhf.recipe.load import Traced, trace_recipe
 from lorarlhf.recipe.schema import schema_text
 from lorarlhf.recipe.shipped import find_recipe, list_recipes
 from lorarlhf.recipe.written import write_recipe
@@ -83,7 +83,7 @@ def copy(
         )
     text = find_recipe(name).read_text(encoding="utf-8")
     if full:
-        text = full_text(load_recipe(name), header_of(text))
+        text = full_text(trace_recipe(name).recipe, header_of(text))  # a copy runs no code
     write_recipe(path, text, suggested=Path(name).stem)
     typer.echo(f"Wrote {path}. Change it, then use it with --recipe {path}")
 

@@ -22,7 +22,8 @@ def reward(
     """Train a reward model on comparisons (or ratings)."""
     resolved, run_path = resolve("reward", recipe, model, dataset, output_dir, set_, resume, trust)
     if dry_run:
-        print_dry_run(["reward"], recipe or str(run_path / "recipe.yaml"), resolved, run_path, resume=resume)
+        name = recipe or str(run_path / "recipe.yaml")
+        print_dry_run(["reward"], name, resolved, run_path, resume=resume, trust=trust)
         return
     log_to(log_file)
     from lorarlhf.cli.quiet import quiet_libraries

@@ -22,7 +22,8 @@ def sft(
     """Fine-tune the policy on demonstrations."""
     resolved, run_path = resolve("sft", recipe, model, dataset, output_dir, set_, resume, trust)
     if dry_run:
-        print_dry_run(["sft"], recipe or str(run_path / "recipe.yaml"), resolved, run_path, resume=resume)
+        name = recipe or str(run_path / "recipe.yaml")
+        print_dry_run(["sft"], name, resolved, run_path, resume=resume, trust=trust)
         return
     log_to(log_file)
     from lorarlhf.cli.quiet import quiet_libraries

@@ -86,6 +86,7 @@ def print_dry_run(
     run_path: Path,
     reward: str | None = None,
     resume: bool = False,
+    trust: bool = False,
 ) -> None:
     """The recipe, what would be done, and the memory it would take if the model's config is here already.
 
@@ -94,14 +95,14 @@ def print_dry_run(
 
     Raises:
         UserError: what `check_sources` finds, without asking the Hub, or `check_outputs`; there is no checkpoint to
-            `resume` from.
+            `resume` from, or it was made with other settings.
     """
     from lorarlhf.data.examples import check_sources
     from lorarlhf.run import Run
     from lorarlhf.stages.dry_run import has_model_config, steps
     from lorarlhf.stages.outputs import check_outputs
 
-    run = Run(run_path)
+    run = Run(run_path, trust)
     typer.echo(dump_recipe(recipe))
     for stage in stages:
         check_outputs(stage, recipe, run.path)

@@ -32,10 +32,13 @@ def checkpoint_to_go_on_from(recipe: Recipe, run: Run, stage: Stage, resume: boo
         return checkpoint
     if stands := numbered_checkpoints(folder):
         logger.warning(
-            "%s holds %s run up to %s; it will be moved aside, and --resume goes on with it instead",
+            "%s holds %s run up to %s; it will be moved aside, and `lorarlhf %s --resume --output-dir %s` goes on with "
+            "it instead",
             folder,
             "a finished" if run.read_summary(stage) else "an interrupted",
             stands[0].name,
+            stage,
+            run.path,
         )
     return None
 

@@ -10,6 +10,7 @@ from lorarlhf.recipe.sections import ModelConfig, PPOConfig, Recipe, Stage
 from lorarlhf.recipe.shipped import resolve_path
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.run import Run
+from lorarlhf.stages.settings import check_unchanged
 
 
 def steps(
@@ -27,12 +28,14 @@ def steps(
         resume: it goes on from its last checkpoint.
 
     Raises:
-        UserError: there is no checkpoint to go on from.
+        UserError: there is no checkpoint to go on from, or it was made with other settings.
     """
     info = STAGES[stage]
     yield "load", f"{recipe.model.name} ({recipe.model.quantization}), once"
     if resume:
-        yield "resume", f"from {find_checkpoint(run.stage(stage))}"
+        checkpoint = find_checkpoint(run.stage(stage))
+        check_unchanged(recipe, run, stage)
+        yield "resume", f"from {checkpoint}"
     elif info.starts_from:
         has_start = info.starts_from in before or run.has_adapter(info.starts_from)
         start = run.stage(info.starts_from) if has_start else "the bare base model"

@@ -99,10 +99,10 @@ def _train_ppo(
     reward_folder = find_reward_adapter(recipe.ppo.reward_model_weight, bool(functions), run, reward)
     check_not_interrupted(run, "sft")
     check_inputs("ppo", recipe, run.path)
-    if reward_folder == run.stage("reward") and (doubt := doubt_of(run.read_summary("reward"))):
-        logger.warning(doubt)
     folder, has_sft = run.stage("ppo"), run.has_adapter("sft")
     checkpoint = checkpoint_to_go_on_from(recipe, run, "ppo", resume)
+    if reward_folder == run.stage("reward") and (doubt := doubt_of(run.read_summary("reward"))):
+        logger.warning(doubt)
     wanted = columns_wanted(functions)
     config = recipe.ppo
     splits = SPLITS if config.eval_every else SPLITS[:1]  # few prompts need not be enough to hold some out

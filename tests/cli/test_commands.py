@@ -213,7 +213,7 @@ def test_anything_else_is_exit_1(command, monkeypatch, error, message):
             KeyboardInterrupt(),
             [],
             130,
-            "stopped; to go on: lorarlhf sft --recipe demo --resume",
+            "stopped; to go on, if there is a checkpoint: lorarlhf sft --recipe demo --resume",
         ),
         (Stopped("after step 3", 15), [], 143, "after step 3; to go on: lorarlhf sft --recipe demo --resume"),
         (Stopped("after step 3", 1), ["--resume"], 129, "after step 3; to go on: lorarlhf sft --recipe demo --resume"),

@@ -10,7 +10,9 @@ from types import SimpleNamespace
 import pytest
 
 from lorarlhf.cli.main import main
+from lorarlhf.files import write_file
 from lorarlhf.manifest import written_whole
+from lorarlhf.recipe.load import dump_recipe, load_recipe
 from lorarlhf.recipe.shipped import list_recipes
 
 
@@ -75,6 +77,22 @@ def test_a_dry_run_of_a_resumption_names_its_checkpoint(command, tmp_path):
     assert code == 0
     assert "would resume from runs/demo/ppo/checkpoint-3\n" in out
     assert "would start" not in out
+
+
+def test_a_dry_run_of_a_resumption_refuses_other_settings_as_the_stage_does(command, tmp_path):
+    folder = tmp_path / "runs" / "demo"
+    theirs = ("--set", "ppo.reward_functions=[theirs:score]")
+    recipe = load_recipe("demo", sets=theirs[1:])
+    for place in (folder, folder / "ppo"):  # as from elsewhere: nothing notes that it may run code
+        write_file(place / "recipe.yaml", dump_recipe(recipe))
+    with written_whole(folder / "ppo" / "checkpoint-3") as part:
+        (part / "state.json").write_text("{}")
+    call = ("ppo", "--output-dir", "runs/demo", "--dry-run", "--resume", "--trust")
+    code, _, err = command(*call, "--set", "ppo.kl_coef=0.7")
+    assert code == 2
+    assert "--resume: runs/demo/ppo was begun with other settings (ppo.kl_coef 0.1, not 0.7)" in err
+    assert command(*call)[0] == 0
+    assert "give --trust" in command(*call[:-1])[2]
 
 
 @pytest.mark.parametrize("ending", [(), ("--dry-run",)])

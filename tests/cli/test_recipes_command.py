@@ -104,6 +104,15 @@ def test_ones_own_recipe_is_copied_in_full(tmp_path):
     assert load_recipe(str(tmp_path / "full.yaml")) == load_recipe(str(own))
 
 
+def test_a_recipe_from_elsewhere_is_copied_in_full_as_no_code_of_it_is_run(tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text("extends: demo\nppo:\n  reward_functions: [theirs:score]\n")
+    with pytest.raises(UserError, match="give --trust"):  # which `copy` does not have
+        load_recipe(str(own))
+    run("copy", own, tmp_path / "full.yaml", "--full")
+    assert load_recipe(str(tmp_path / "full.yaml"), trust=True) == load_recipe(str(own), trust=True)
+
+
 @pytest.mark.parametrize("name", ["demo", "base/training"])
 def test_a_copys_line_for_editors_names_the_schema_beside_it(name, tmp_path):
     run("copy", name, tmp_path / "mine.yaml")

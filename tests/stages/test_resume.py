@@ -81,7 +81,8 @@ def test_a_start_anew_says_what_it_will_move_before_it_does(begun, caplog):
     recipe, run = begun("ppo")
     assert checkpoint_to_go_on_from(recipe, run, "ppo", resume=False) is None
     said = (
-        f"{run.stage('ppo')} holds an interrupted run up to checkpoint-2; it will be moved aside, and --resume goes on"
+        f"{run.stage('ppo')} holds an interrupted run up to checkpoint-2; it will be moved aside, and `lorarlhf ppo "
+        f"--resume --output-dir {run.path}` goes on with it instead"
     )
     assert said in caplog.text
     run.write_summary("ppo", {"iterations": 2})
