@@ -71,7 +71,7 @@ class Reader(Generic[T]):
                 if not isinstance(part, BadRow):
                     yield part, columns
                 elif self.on_bad_row == "error":
-                    raise UserError(f"{location}: {part}; fix the row or set data.on_bad_row: skip")
+                    raise UserError(f"{location}: {part}; fix the row or set data.on_bad_row: skip (--on-bad-row skip)")
                 else:
                     self._skip(str(part), location)
         if self.form is None and unknown:

@@ -22,6 +22,7 @@ from lorarlhf.stages.interview import CPU_RECIPE, GIB, LOOKED_AT, BaseModel, Car
 HOURS = {"cuda": 8, "cpu": 1}  # that the recipes that ship are sized for, a night and a lunch; not measured
 LARGE = 3e9  # parameters, from which on the rate is halved
 BATCH = 16  # examples a step in sft and reward
+FEWEST_ITERATIONS = 10
 LENGTHS = {"cuda": (1024, 512), "cpu": (256, 128)}  # the most tokens of a prompt and of a response
 COLUMN = 34  # of the comments
 
@@ -108,8 +109,13 @@ def _settings(answers: Answers) -> Settings:
         **_lengths(answers),
         **_supervised(answers, stages[0]),
         **_ppo(answers),
-        "export.license": (answers.model.licence, "that of the base model, which the model card names"),
+        "export.license": (answers.model.licence, _of_licence(answers.model.licence)),
     }
+
+
+def _of_licence(licence: str | None) -> str:
+    named = "that of the base model, which the model card names"
+    return named if licence else "not known here: put in that of the base model before you publish"
 
 
 def _stages(answers: Answers) -> tuple[list[str], str]:
@@ -185,15 +191,25 @@ def _supervised(answers: Answers, stages: list[str]) -> Settings:
     return settings
 
 
+def _in_time(answers: Answers) -> int:
+    """Iterations of ppo, in line with the time."""
+    return round(_usual(answers).ppo.iterations * answers.hours / HOURS[answers.card.target])
+
+
 def _ppo(answers: Answers) -> Settings:
     usual = _usual(answers).ppo
-    iterations = max(10, round(usual.iterations * answers.hours / HOURS[answers.card.target]))
+    iterations = max(FEWEST_ITERATIONS, _in_time(answers))
     rate = usual.learning_rate * math.sqrt(usual.iterations / iterations)
     rate *= 0.5 if answers.model.parameters >= LARGE and answers.card.target == "cuda" else 1
     often = max(1, iterations // 10)
     settings: Settings = {
-        "ppo.iterations": (iterations, f"{answers.hours:g} h, by a rule of thumb"),
-        "ppo.learning_rate": (float(f"{rate:.1g}"), "fewer steps, longer ones (docs/recipes.md)"),
+        "ppo.iterations": (
+            iterations,
+            f"{answers.hours:g} h, by a rule of thumb"
+            if iterations == _in_time(answers)
+            else f"the fewest that lead anywhere: more than {answers.hours:g} h",
+        ),
+        "ppo.learning_rate": (float(f"{rate:.1g}"), "by the number of steps: the fewer, the longer (docs/recipes.md)"),
         "ppo.eval_every": (often, ""),
         "ppo.save_every": (often, ""),
         "ppo.micro_batch_tokens": ("auto", "what fits"),
@@ -243,13 +259,15 @@ def _smaller(answers: Answers, settings: Settings) -> Iterator[tuple[Settings, f
 def _text(answers: Answers, parent: str, settings: Settings, plans: list[StagePlan]) -> str:
     card, data = answers.card, answers.data
     peaks = ", ".join(f"{plan.stage} {plan.peak.total / GIB:.1f}" for plan in plans)
+    short = _in_time(answers) < FEWEST_ITERATIONS
     header = [
         *comment(f"{answers.model.name} on {data.source}, for {card.name}; written by `lorarlhf init`."),
         "#",
         *comment(f"Planned, in GiB of {card.capacity / GIB:.1f}: {peaks}."),
         *comment(
             f"Time: made for {answers.hours:g} h by a rule of thumb, not measured: the recipes that ship are for "
-            "a night on a card and an hour on a CPU; ppo.iterations and data.max_examples are in line with that."
+            "a night on a card and an hour on a CPU; ppo.iterations and data.max_examples are in line with that"
+            + (f", but that {FEWEST_ITERATIONS} iterations are the least." if short else ".")
         ),
         "#",
         *comment("`lorarlhf recipes explain KEY` says what a key does; what is not here comes from what is extended."),

@@ -114,7 +114,7 @@ def test_a_bad_row_is_an_error_with_file_and_line(write, line, reason):
         load_preferences(DataConfig(preferences=path), "train")
     assert str(raised.value).startswith(f"{path}:{line}: ")
     assert reason in str(raised.value)
-    assert str(raised.value).endswith("; fix the row or set data.on_bad_row: skip")
+    assert str(raised.value).endswith("; fix the row or set data.on_bad_row: skip (--on-bad-row skip)")
 
 
 def test_bad_rows_are_skipped_and_counted(write):
@@ -246,7 +246,7 @@ def test_a_column_that_is_not_there(write):
     with pytest.raises(UserError) as error:
         load_prompt_rows(DataConfig(prompts=path, test_size=0.0), "train", wanted)
     reason = "no column answer, hint, which ppo.reward_functions ask for; there are prompt, id"
-    assert str(error.value) == f"{path}:2: {reason}; fix the row or set data.on_bad_row: skip"
+    assert str(error.value) == f"{path}:2: {reason}; fix the row or set data.on_bad_row: skip (--on-bad-row skip)"
     loaded = load_prompt_rows(DataConfig(prompts=path, test_size=0.0, on_bad_row="skip"), "train", wanted)
     assert (len(loaded.rows), loaded.skipped) == (1, {reason: 1})
 

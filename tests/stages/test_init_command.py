@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -216,6 +217,26 @@ def test_time_goes_into_iterations_and_examples():
     keys = ("ppo.iterations", "data.max_examples", "ppo.learning_rate")
     assert [night[key][0] for key in keys] == [200, 32_000, 5e-5]  # of 7 billion parameters, as `answers` has it
     assert [hours[key][0] for key in keys] == [50, 8000, 1e-4]
+
+
+def test_a_time_that_is_too_short_is_said_to_be():
+    name = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    few, enough = (_settings(answers(name, "8", hours=hours))["ppo.iterations"] for hours in (0.1, 0.4))
+    assert few == (10, "the fewest that lead anywhere: more than 0.1 h")
+    assert enough == (10, "0.4 h, by a rule of thumb")
+    text = tailored(answers(name, "8", hours=0.1)).text
+    assert "but that 10 iterations are the least" in text.replace("\n# ", " ")
+
+
+def test_a_licence_that_nobody_knows_is_not_called_the_base_models():
+    name = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    given = answers(name, "8")
+    licensed = replace(given, model=replace(given.model, licence="mit"))
+    assert _settings(given)["export.license"] == (
+        None,
+        "not known here: put in that of the base model before you publish",
+    )
+    assert _settings(licensed)["export.license"] == ("mit", "that of the base model, which the model card names")
 
 
 def test_a_base_model_learns_to_answer_first():
