@@ -88,8 +88,8 @@ class Labelling:
         pair_id = due or fresh or self._due_repeat(annotator, labels, 0)
         return self._task(annotator, pair_id, labels) if pair_id else None
 
-    def record(self, annotator: str, answer: Answer) -> None:
-        """Put an answer on disk. Raises AlreadyLabelled, or OSError if it cannot be written."""
+    def record(self, annotator: str, answer: Answer) -> Label:
+        """Put an answer on disk and return it as a label. Raises AlreadyLabelled, or OSError if it cannot be written."""
         task = self._task(annotator, answer.pair_id, self.file.labels.of(annotator))
         if task is None or task.id != answer.task:
             raise AlreadyLabelled
@@ -108,6 +108,7 @@ class Labelling:
             seed=self.seed,
         )
         self.file.append(label)
+        return label
 
     def undo(self, annotator: str) -> Label | None:
         """Take back a person's last label and return it; its pair is then the next to be asked."""

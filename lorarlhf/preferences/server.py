@@ -57,14 +57,15 @@ def make_app(labelling: Labelling, token: str, annotator: str | None = None, sug
         except ValueError as error:
             raise HTTPException(400, f"{error}") from None
 
-    def current(name: str, undone: Label | None = None) -> JSONResponse:
+    def current(name: str, saved: Label | None = None, undone: Label | None = None) -> JSONResponse:
         task = labelling.next_task(name)
         content = {
             "annotator": name,
             "asks": annotator is None,
             "task": task and _shown(task),
             "progress": asdict(labelling.progress(name)),
-            "undone": undone and {"strength": undone.strength, "comment": undone.comment},
+            "saved": saved and _given(saved),
+            "undone": undone and _given(undone),
         }
         return JSONResponse(content)
 
@@ -78,12 +79,12 @@ def make_app(labelling: Labelling, token: str, annotator: str | None = None, sug
         answer = await _body(request, Answer)
         name = who(answer.annotator)
         try:
-            labelling.record(name, answer)
+            saved = labelling.record(name, answer)
         except AlreadyLabelled:
             raise HTTPException(409, "This pair was answered already, perhaps in another tab.") from None
         except OSError as error:
             raise HTTPException(507, f"Not saved: {error.strerror}.") from error
-        return current(name)
+        return current(name, saved=saved)
 
     async def undo(request: Request) -> Response:
         name = who((await _body(request, Undoing)).annotator)
@@ -93,7 +94,7 @@ def make_app(labelling: Labelling, token: str, annotator: str | None = None, sug
             raise HTTPException(507, f"Not undone: {error.strerror}.") from error
         if undone is None:
             raise HTTPException(409, "There is nothing to undo.")
-        return current(name, undone)
+        return current(name, undone=undone)
 
     routes = [
         Route("/api/next", following),
@@ -128,6 +129,11 @@ def _shown(task: Task) -> dict[str, Any]:
         "left": _messages(task.left_response),
         "right": _messages(task.right_response),
     }
+
+
+def _given(label: Label) -> dict[str, Any]:
+    """What a label says besides its choice, which would tell the page which response is which."""
+    return {"strength": label.strength, "comment": label.comment}
 
 
 def _messages(text: Prompt | Completion) -> list[dict[str, Any]]:

@@ -56,6 +56,7 @@ def test_label_and_undo(connect):
         "can_undo": True,
     }
     assert second.json()["task"]["pair_id"] == "p1"
+    assert second.json()["saved"] == {"strength": 3, "comment": "because"}
     undone = client.post("api/undo", json={"annotator": "ann"}).json()
     assert undone["task"] == first.json()["task"]
     assert undone["undone"] == {"strength": 3, "comment": "because"}
@@ -67,7 +68,8 @@ def test_label_to_the_end(connect, labels_path):
     client = connect(3)
     reply = client.get("api/next", params={"annotator": "ann"})
     while reply.json()["task"]:
-        reply = client.post("api/label", json=label(reply, "tie"))
+        reply = client.post("api/label", json=label(reply, "tie", strength=2))
+        assert reply.json()["saved"] == {"strength": None, "comment": None}
     assert [given.choice for given in read_labels(labels_path)] == ["tie"] * 3
 
 

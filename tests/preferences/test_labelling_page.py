@@ -104,6 +104,8 @@ def test_strength_and_comment(start, labels_path):
     page.keyboard.press("Escape")
     page.keyboard.press("ArrowRight")
     saved(page, 1, 3)
+    expect(page.get_by_role("status")).to_have_text("Right is better, far, “<b>better</b> 👍”. Saved. 1 of 3.")
+    expect(page.get_by_role("status")).to_be_in_viewport()
     expect(page.locator("#comment")).to_have_value("")
     [label] = read_labels(labels_path)
     assert (label.strength, label.comment) == (3, "<b>better</b> 👍")
@@ -246,9 +248,11 @@ def test_keyboard_alone_and_screen_reader(start, labels_path):
     for _ in range(12):
         page.keyboard.press("Tab")
         reached.append(page.evaluate("document.activeElement.innerText || document.activeElement.id"))
-        if "Left is better" in reached[-1]:
+        if "Undo" in reached[-1]:
             break
-    assert [name.split()[0] for name in reached] == ["slightly", "clearly", "far", "comment", "←"]
+    names = [name.replace("← ", "").split()[0] for name in reached]
+    assert names == ["Left", "Right", "slightly", "clearly", "far", "comment", "Tie", "Both", "Skip", "Undo"]
+    page.get_by_role("button", name="Left is better").focus()
     page.keyboard.press("Enter")
     saved(page, 2, 3)
     for region in ("Prompt", "Left response", "Right response"):
@@ -274,6 +278,21 @@ def test_readable_on_a_phone_and_in_the_dark(start):
     dark = page.evaluate(background)
     page.emulate_media(color_scheme="light")
     assert page.evaluate(background) != dark
+
+
+@pytest.mark.parametrize("lines", [2, 200])
+def test_choices_stand_under_the_responses_and_in_view(lines, start):
+    _, page = start([{"prompt": "Q?\n" * lines, "response_a": "One.\n" * lines, "response_b": "Two.\n" * lines}])
+    saved(page, 0, 1)
+    for side in ("left", "right"):
+        response = page.get_by_role("region", name=f"{side} response").bounding_box()
+        button = page.locator(f"[data-choice={side}]").bounding_box()
+        assert (button["x"], button["width"]) == (response["x"], response["width"])
+        if lines == 2:
+            assert 0 < button["y"] - response["y"] - response["height"] < 20
+    for name in ("Left is better", "Tie", "slightly"):
+        expect(page.get_by_role("button", name=name)).to_be_in_viewport(ratio=1)
+    expect(page.get_by_label("Comment")).to_be_in_viewport(ratio=1)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ const KEYS = { ArrowLeft: "left", ArrowRight: "right", t: "tie", b: "both_bad", 
 const SPOKEN = {
   left: "Left is better", right: "Right is better", tie: "Tie", both_bad: "Both bad", skip: "Skipped",
 };
+const STRENGTHS = { 1: "slightly", 2: "clearly", 3: "far" };
 
 const byId = (id) => document.getElementById(id);
 
@@ -98,7 +99,8 @@ function answer(choice) {
       comment: byId("comment").value || null,
     };
     try {
-      show(await request("api/label", label), `${SPOKEN[choice]}. Saved.`);
+      const reply = await request("api/label", label);
+      show(reply, `${inFull(choice, reply.saved)}. Saved.`);
     } catch (error) {
       if (error.status !== 409) {
         throw error;
@@ -116,6 +118,11 @@ function undo() {
     pickStrength(reply.undone.strength);
     byId("comment").value = reply.undone.comment || "";
   });
+}
+
+/** A label as it was saved, which may be less than was picked: a tie has no strength. */
+function inFull(choice, { strength: much, comment }) {
+  return [SPOKEN[choice], much && STRENGTHS[much], comment && `“${comment}”`].filter(Boolean).join(", ");
 }
 
 // Showing things. Texts come from models: they are only ever set as text
