@@ -104,7 +104,7 @@ def test_strength_and_comment(start, labels_path):
     page.keyboard.press("Escape")
     page.keyboard.press("ArrowRight")
     saved(page, 1, 3)
-    expect(page.get_by_role("status")).to_have_text("Right is better, far, “<b>better</b> 👍”. Saved. 1 of 3.")
+    expect(page.get_by_role("status")).to_have_text("Saved: right is better, far, “<b>better</b> 👍”. 1 of 3.")
     expect(page.get_by_role("status")).to_be_in_viewport()
     expect(page.locator("#comment")).to_have_value("")
     [label] = read_labels(labels_path)
@@ -243,7 +243,7 @@ def test_keyboard_alone_and_screen_reader(start, labels_path):
     page.keyboard.press("t")
     saved(page, 1, 3)
     expect(page.get_by_role("heading", name="Prompt")).to_be_focused()
-    expect(page.get_by_role("status")).to_have_text("Tie. Saved. 1 of 3.")
+    expect(page.get_by_role("status")).to_have_text("Saved: tie. 1 of 3.")
     reached = []
     for _ in range(12):
         page.keyboard.press("Tab")
@@ -270,14 +270,45 @@ def test_readable_on_a_phone_and_in_the_dark(start):
     _, page = start([row], viewport={"width": 360, "height": 740}, color_scheme="dark")
     saved(page, 0, 1)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
-    left, right = (page.get_by_role("region", name=f"{side} response").bounding_box() for side in ("Left", "Right"))
-    assert left["x"] == right["x"]
-    assert left["y"] + left["height"] <= right["y"]
     expect(page.get_by_role("button", name="Right is better")).to_be_in_viewport()
     background = "() => getComputedStyle(document.body).backgroundColor"
     dark = page.evaluate(background)
     page.emulate_media(color_scheme="light")
     assert page.evaluate(background) != dark
+
+
+def swipe(page, start, end):
+    """A finger across the screen, 300 px from its top."""
+    session = page.context.new_cdp_session(page)
+    for kind, places in (("Start", [start]), ("Move", range(start, end, -20)), ("End", [])):
+        for x in places or [None]:
+            points = [] if x is None else [{"x": x, "y": 300}]
+            session.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
+
+
+def test_on_a_phone_the_responses_are_one_tap_or_swipe_apart(start):
+    row = {"prompt": "Q?", "response_a": "One.\n" * 80, "response_b": "Two.\n" * 80}
+    _, page = start([row, row | {"prompt": "R?"}], viewport={"width": 360, "height": 740}, has_touch=True)
+    saved(page, 0, 2)
+    left, right = (page.get_by_role("region", name=f"{side} response") for side in ("Left", "Right"))
+    chooser = page.get_by_role("group", name="Response in view")
+    expect(left).to_be_in_viewport()
+    expect(right).not_to_be_in_viewport()
+    chooser.get_by_role("button", name="Right").tap()
+    expect(right).to_be_in_viewport()
+    expect(left).not_to_be_in_viewport()
+    expect(chooser.get_by_role("button", name="Right")).to_have_attribute("aria-pressed", "true")
+    chooser.get_by_role("button", name="Left").tap()
+    expect(right).not_to_be_in_viewport()
+    page.evaluate("scrollTo(0, 300)")
+    swipe(page, 320, 60)
+    expect(left).not_to_be_in_viewport()
+    expect(right).to_be_in_viewport()
+    assert page.evaluate("scrollY") == 300
+    page.get_by_role("button", name="Right is better").tap()
+    saved(page, 1, 2)
+    expect(left).to_be_in_viewport()
+    expect(right).not_to_be_in_viewport()
 
 
 @pytest.mark.parametrize("lines", [2, 200])

@@ -2,7 +2,7 @@
 
 const KEYS = { ArrowLeft: "left", ArrowRight: "right", t: "tie", b: "both_bad", s: "skip" };
 const SPOKEN = {
-  left: "Left is better", right: "Right is better", tie: "Tie", both_bad: "Both bad", skip: "Skipped",
+  left: "left is better", right: "right is better", tie: "tie", both_bad: "both bad", skip: "skipped",
 };
 const STRENGTHS = { 1: "slightly", 2: "clearly", 3: "far" };
 
@@ -100,7 +100,7 @@ function answer(choice) {
     };
     try {
       const reply = await request("api/label", label);
-      show(reply, `${inFull(choice, reply.saved)}. Saved.`);
+      show(reply, `Saved: ${inFull(choice, reply.saved)}.`);
     } catch (error) {
       if (error.status !== 409) {
         throw error;
@@ -167,6 +167,7 @@ function show(reply, news) {
     messages(byId("prompt"), task.prompt);
     messages(byId("left"), task.left);
     messages(byId("right"), task.right);
+    byId("responses").scrollLeft = 0;
     pickStrength(null);
     byId("comment").value = "";
     seconds = 0;
@@ -215,6 +216,18 @@ for (const button of document.querySelectorAll("[data-choice]")) {
 for (const button of document.querySelectorAll("[data-strength]")) {
   button.addEventListener("click", () => toggleStrength(Number(button.dataset.strength)));
 }
+for (const button of document.querySelectorAll("[data-side]")) {
+  button.addEventListener("click", () => {
+    byId("responses").scrollLeft = button.dataset.side === "left" ? 0 : byId("responses").scrollWidth;
+  });
+}
+byId("responses").addEventListener("scroll", () => { // on a narrow screen, where it shows one side at a time
+  const { scrollLeft, scrollWidth, clientWidth } = byId("responses");
+  const side = scrollLeft > (scrollWidth - clientWidth) / 2 ? "right" : "left";
+  for (const button of document.querySelectorAll("[data-side]")) {
+    button.setAttribute("aria-pressed", String(button.dataset.side === side));
+  }
+});
 byId("undo").addEventListener("click", undo);
 byId("change").addEventListener("click", () => alone(async () => {
   sessionStorage.removeItem("annotator");
