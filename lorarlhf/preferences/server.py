@@ -17,6 +17,7 @@ from starlette.routing import Mount, Route
 
 from lorarlhf.data.rows import Completion, Prompt
 from lorarlhf.loopback import Guard
+from lorarlhf.preferences.briefing import Briefing
 from lorarlhf.preferences.labelling import AlreadyLabelled, Answer, Labelling, Task, annotator_name
 from lorarlhf.preferences.labels import Label
 from lorarlhf.recipe.sections import Section
@@ -42,7 +43,13 @@ class Undoing(Section):
     annotator: str | None = None
 
 
-def make_app(labelling: Labelling, token: str, annotator: str | None = None, suggestion: str = "") -> Starlette:
+def make_app(
+    labelling: Labelling,
+    token: str,
+    annotator: str | None = None,
+    suggestion: str = "",
+    briefing: Briefing | None = None,
+) -> Starlette:
     """The page and its interface, all under `/TOKEN/`.
 
     `annotator` is whose labels these are; without it the page asks, and suggests a name. Handlers never wait between
@@ -68,6 +75,9 @@ def make_app(labelling: Labelling, token: str, annotator: str | None = None, sug
             "undone": undone and _given(undone),
         }
         return JSONResponse(content)
+
+    async def brief(request: Request) -> Response:
+        return JSONResponse(asdict(briefing or Briefing()))
 
     async def following(request: Request) -> Response:
         asked_for = request.query_params.get("annotator")
@@ -97,6 +107,7 @@ def make_app(labelling: Labelling, token: str, annotator: str | None = None, sug
         return current(name, undone=undone)
 
     routes = [
+        Route("/api/briefing", brief),
         Route("/api/next", following),
         Route("/api/label", label, methods=["POST"]),
         Route("/api/undo", undo, methods=["POST"]),

@@ -1,6 +1,7 @@
 """The page's interface, who may use it, and `lorarlhf collect` itself."""
 
 import json
+import shlex
 import signal
 import socket
 import sys
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from lorarlhf.cli.collect import collect_app
 from lorarlhf.errors import UserError
+from lorarlhf.preferences.briefing import commands_after
 from lorarlhf.preferences.labels import read_labels
 from lorarlhf.preferences.pairs import Pair
 from lorarlhf.preferences.server import make_app
@@ -147,7 +149,7 @@ def test_a_full_disk_is_reported_and_the_pair_stays(connect, monkeypatch):
     assert client.post("api/label", json=label(seen)).status_code == 200
 
 
-PATHS = ["", "page.js", "style.css", "api/next", "none"]
+PATHS = ["", "page.js", "style.css", "api/next", "api/briefing", "none"]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -269,6 +271,31 @@ def test_refusals(write_pairs, labels_path, tmp_path):
     assert "must end in .jsonl" in refusal("--pairs", pairs, "--out", tmp_path / "labels.txt")
     assert not labels_path.exists()
     assert f"{pairs}:1: not a label" in refusal("--pairs", pairs, "--out", pairs)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "No such file"), (b"\xff\xfe", "not UTF-8"), (b" \n", "empty"), (b"x" * 300_000, "more than 256 KiB")],
+)
+def test_a_guideline_that_cannot_be_shown(content, reason, write_pairs, labels_path, tmp_path):
+    guide = tmp_path / "guide.md"
+    if content is not None:
+        guide.write_bytes(content)
+    message = refusal("--no-open", "--pairs", write_pairs(1), "--out", labels_path, "--guide", guide)
+    assert message.startswith(f"--guide {guide}: ")
+    assert reason in message
+    assert not labels_path.exists()
+
+
+def test_what_to_type_next_overwrites_nothing_and_can_be_typed(tmp_path):
+    folder = tmp_path / "two words"
+    folder.mkdir()
+    (folder / "prefs.jsonl").touch()
+    export, reward = map(shlex.split, commands_after(folder / "pairs.jsonl", folder / "labels.jsonl"))
+    rows = str(folder / "prefs-2.jsonl")
+    assert export[:4] == ["lorarlhf", "collect", "export", str(folder / "labels.jsonl")]
+    assert export[4:] == ["--pairs", str(folder / "pairs.jsonl"), "--out", rows]
+    assert reward[reward.index("--dataset") + 1] == rows
 
 
 def test_without_the_extra(monkeypatch, write_pairs, labels_path):

@@ -61,6 +61,10 @@ def test_label_by_keys_and_by_clicks(start, labels_path):
             page.locator(f"[data-choice={choice}]").click()
     saved(page, 10, 10)
     assert choices(labels_path) == expected
+    export, reward = page.get_by_label("Commands").inner_text().splitlines()
+    pairs, rows = labels_path.with_name("pairs.jsonl"), labels_path.with_name("prefs.jsonl")
+    assert export == f"lorarlhf collect export {labels_path} --pairs {pairs} --out {rows}"
+    assert reward == f"lorarlhf reward --recipe RECIPE --dataset {rows} --output-dir runs/own"
     expect(page.get_by_role("heading", name="All pairs are labelled")).to_be_focused()
     expect(page.locator("#answers")).to_be_hidden()
     page.keyboard.press("ArrowLeft")
@@ -262,6 +266,29 @@ def test_keyboard_alone_and_screen_reader(start, labels_path):
     expect(page.get_by_role("progressbar", name="Pairs labelled")).to_be_visible()
     expect(page.get_by_label("Comment")).to_be_visible()
     assert len(choices(labels_path)) == 2
+
+
+def test_the_guideline_is_one_key_or_tap_away_and_shown_as_text(start, labels_path):
+    guide = labels_path.with_name("guide.md")
+    guide.write_text("# What is *better*\n\n<script>alert('guide')</script><img src=x onerror=alert(1)>")
+    _, page = start(3, "--guide", guide)
+    saved(page, 0, 3)
+    shown = page.get_by_role("dialog", name="Guideline")
+    page.keyboard.press("g")
+    expect(shown).to_be_visible()
+    assert page.locator("#guide-text").text_content() == guide.read_text()
+    assert page.locator("dialog script, dialog img, dialog h1").count() == 0
+    for key in ("ArrowLeft", "t", "s"):
+        page.keyboard.press(key)
+    page.keyboard.press("Escape")
+    expect(shown).to_be_hidden()
+    page.get_by_role("button", name="Guideline").click()
+    expect(shown).to_be_visible()
+    page.keyboard.press("g")
+    expect(shown).to_be_hidden()
+    page.keyboard.press("b")
+    saved(page, 1, 3)
+    assert choices(labels_path) == ["both_bad"]
 
 
 def test_readable_on_a_phone_and_in_the_dark(start):

@@ -179,6 +179,22 @@ function show(reply, news) {
   byId(task ? "prompt-title" : "finished-title").focus({ preventScroll: true });
 }
 
+/** The guideline is Markdown or anything else: it too is shown as the text that it is. */
+function brief({ guide, commands }) {
+  byId("guide-open").hidden = guide === null;
+  byId("guide-text").textContent = guide;
+  byId("commands").textContent = commands.join("\n");
+}
+
+function toggleGuide() {
+  if (byId("guide").open) {
+    byId("guide").close();
+  } else if (!byId("guide-open").hidden) {
+    byId("guide").showModal();
+    byId("guide").scrollTop = 0;
+  }
+}
+
 function showProgress({ done, total, seconds: each, repeats, consistent, can_undo: canUndo }) {
   byId("bar").max = total;
   byId("bar").value = done;
@@ -228,6 +244,8 @@ byId("responses").addEventListener("scroll", () => { // on a narrow screen, wher
     button.setAttribute("aria-pressed", String(button.dataset.side === side));
   }
 });
+byId("guide-open").addEventListener("click", toggleGuide);
+byId("guide-close").addEventListener("click", toggleGuide);
 byId("undo").addEventListener("click", undo);
 byId("change").addEventListener("click", () => alone(async () => {
   sessionStorage.removeItem("annotator");
@@ -263,7 +281,11 @@ document.addEventListener("keydown", (event) => {
   if (annotator === null || !byId("keys").checked) {
     return;
   }
-  if (key === "u") {
+  if (key === "g") {
+    toggleGuide();
+  } else if (byId("guide").open) {
+    return; // nobody answers a pair that is covered
+  } else if (key === "u") {
     undo();
   } else if (task && key in KEYS) {
     answer(KEYS[key]);
@@ -277,4 +299,7 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 
-alone(async () => show(await next(), ""));
+alone(async () => {
+  brief(await request("api/briefing"));
+  show(await next(), "");
+});
