@@ -29,6 +29,7 @@ PAGE = Path(__file__).parent / "page"
 FILES = {
     "": ("index.html", "text/html"),
     "style.css": ("style.css", "text/css"),
+    "difference.js": ("difference.js", "text/javascript"),
     "page.js": ("page.js", "text/javascript"),
 }
 POLICY = (

@@ -17,7 +17,7 @@ from lorarlhf.errors import UserError
 from lorarlhf.preferences.briefing import commands_after
 from lorarlhf.preferences.labels import read_labels
 from lorarlhf.preferences.pairs import Pair
-from lorarlhf.preferences.server import make_app
+from lorarlhf.preferences.server import FILES, make_app
 
 HERE = "http://127.0.0.1:8000"
 
@@ -210,7 +210,7 @@ def test_security_headers(path, connect):
 
 def test_the_page_asks_nothing_of_others(connect):
     client = connect()
-    for name in ("", "page.js", "style.css"):
+    for name in FILES:
         text = client.get(name).text
         assert "//" not in "\n".join(line.split("// ")[0] for line in text.splitlines()), "an address, or a comment"
         for forbidden in (

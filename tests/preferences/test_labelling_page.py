@@ -255,7 +255,7 @@ def test_keyboard_alone_and_screen_reader(start, labels_path):
         if "Undo" in reached[-1]:
             break
     names = [name.replace("← ", "").split()[0] for name in reached]
-    assert names == ["Left", "Right", "slightly", "clearly", "far", "comment", "Tie", "Both", "Skip", "Undo"]
+    assert names == ["Left", "Right", "slightly", "clearly", "far", "comment", "Tie", "Both", "Skip", "Differences", "Undo"]
     page.get_by_role("button", name="Left is better").focus()
     page.keyboard.press("Enter")
     saved(page, 2, 3)
@@ -289,6 +289,34 @@ def test_the_guideline_is_one_key_or_tap_away_and_shown_as_text(start, labels_pa
     page.keyboard.press("b")
     saved(page, 1, 3)
     assert choices(labels_path) == ["both_bad"]
+
+
+def test_differences_are_marked_on_a_key_for_the_next_pairs_too(start):
+    rows = [
+        {"prompt": "Q?", "response_a": "Two  <b>red</b> apples, sir.\nBye.", "response_b": "Two  <b>green</b> apples."},
+        {"prompt": "R?", "response_a": "他喜欢苹果。", "response_b": "他喜欢香蕉。"},
+        {"prompt": "S?", "response_a": "a " * 6000, "response_b": "b " * 6000},
+    ]
+    _, page = start(rows)
+    saved(page, 0, 3)
+    before = [page.locator(f"#{side} p").text_content() for side in ("left", "right")]
+    assert page.locator("mark").count() == 0
+    page.keyboard.press("d")
+    marked = {tuple(page.locator(f"#{side} mark").all_text_contents()) for side in ("left", "right")}
+    assert marked == {("red", ", sir", "Bye."), ("green",)}
+    assert [page.locator(f"#{side} p").text_content() for side in ("left", "right")] == before
+    page.keyboard.press("t")
+    saved(page, 1, 3)
+    marked = {tuple(page.locator(f"#{side} mark").all_text_contents()) for side in ("left", "right")}
+    assert marked == {("苹果",), ("香蕉",)}
+    page.keyboard.press("t")
+    saved(page, 2, 3)
+    expect(page.get_by_role("alert")).to_contain_text("too long to mark")
+    page.get_by_role("button", name="Differences").click()
+    expect(page.get_by_role("alert")).to_be_empty()
+    page.keyboard.press("u")
+    saved(page, 1, 3)
+    assert page.locator("mark").count() == 0
 
 
 def test_readable_on_a_phone_and_in_the_dark(start):

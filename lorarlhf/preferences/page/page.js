@@ -11,6 +11,7 @@ const byId = (id) => document.getElementById(id);
 let annotator = sessionStorage.getItem("annotator"); // of this tab: people may take turns
 let task = null;
 let strength = null;
+let marking = false; // whether differences are marked; for the next pairs too
 let busy = false;
 
 // Seconds that a pair was in view
@@ -127,9 +128,10 @@ function inFull(choice, { strength: much, comment }) {
 
 // Showing things. Texts come from models: they are only ever set as text
 
-function messages(element, list) {
+/** Messages into an element; `marked`, if given, has a list of `{text, differs}` for each. */
+function messages(element, list, marked) {
   const nodes = [];
-  for (const { role, content } of list) {
+  for (const [i, { role, content }] of list.entries()) {
     if (role && !(list.length === 1 && role !== "system")) {
       const speaker = document.createElement("h3");
       speaker.textContent = role;
@@ -138,10 +140,35 @@ function messages(element, list) {
     const text = document.createElement("p");
     text.dir = "auto";
     text.lang = ""; // not known
-    text.textContent = content;
+    text.append(...(marked ? marked[i].map(piece) : [content]));
     nodes.push(text);
   }
   element.replaceChildren(...nodes);
+}
+
+function piece({ text, differs }) {
+  const node = document.createElement(differs ? "mark" : "span");
+  node.textContent = text;
+  return node;
+}
+
+function responses() {
+  const { left, right } = task;
+  const turns = Array.from({ length: Math.max(left.length, right.length) }, (_, i) => [left[i], right[i]]);
+  const pairs = marking ? turns.map(([one, other]) => difference(one?.content ?? "", other?.content ?? "")) : [null];
+  const shown = !pairs.includes(null);
+  messages(byId("left"), left, shown && pairs.map((pair) => pair[0]));
+  messages(byId("right"), right, shown && pairs.map((pair) => pair[1]));
+  byId("differences").setAttribute("aria-pressed", String(marking));
+  if (marking && !shown) {
+    say("", "These responses are too long to mark where they differ.");
+  }
+}
+
+function toggleDifferences() {
+  marking = !marking;
+  say("", "");
+  responses();
 }
 
 function show(reply, news) {
@@ -161,12 +188,10 @@ function show(reply, news) {
   byId("change").hidden = !reply.asks;
   task = reply.task;
   byId("task").hidden = !task;
-  byId("answers").hidden = !task;
+  byId("answers").hidden = byId("differences").hidden = !task;
   byId("finished").hidden = Boolean(task);
   if (task) {
     messages(byId("prompt"), task.prompt);
-    messages(byId("left"), task.left);
-    messages(byId("right"), task.right);
     byId("responses").scrollLeft = 0;
     pickStrength(null);
     byId("comment").value = "";
@@ -175,6 +200,9 @@ function show(reply, news) {
   }
   showProgress(reply.progress);
   say(`${news} ${task ? byId("done").textContent : "All pairs are labelled"}.`.trim(), "");
+  if (task) {
+    responses(); // after what is said: it may have something to add
+  }
   window.scrollTo(0, 0);
   byId(task ? "prompt-title" : "finished-title").focus({ preventScroll: true });
 }
@@ -244,6 +272,7 @@ byId("responses").addEventListener("scroll", () => { // on a narrow screen, wher
     button.setAttribute("aria-pressed", String(button.dataset.side === side));
   }
 });
+byId("differences").addEventListener("click", toggleDifferences);
 byId("guide-open").addEventListener("click", toggleGuide);
 byId("guide-close").addEventListener("click", toggleGuide);
 byId("undo").addEventListener("click", undo);
@@ -291,6 +320,8 @@ document.addEventListener("keydown", (event) => {
     answer(KEYS[key]);
   } else if (task && ["1", "2", "3"].includes(key)) {
     toggleStrength(Number(key));
+  } else if (task && key === "d") {
+    toggleDifferences();
   } else if (task && key === "c") {
     byId("comment").focus();
   } else {
