@@ -78,7 +78,7 @@ def make_app(
         return JSONResponse(content)
 
     async def brief(request: Request) -> Response:
-        return JSONResponse(asdict(briefing or Briefing()))
+        return JSONResponse(asdict(briefing or Briefing()) | {"criteria": labelling.criteria})
 
     async def following(request: Request) -> Response:
         asked_for = request.query_params.get("annotator")
@@ -93,6 +93,8 @@ def make_app(
             saved = labelling.record(name, answer)
         except AlreadyLabelled:
             raise HTTPException(409, "This pair was answered already, perhaps in another tab.") from None
+        except ValueError as error:
+            raise HTTPException(400, f"{error}") from None
         except OSError as error:
             raise HTTPException(507, f"Not saved: {error.strerror}.") from error
         return current(name, saved=saved)
@@ -145,7 +147,9 @@ def _shown(task: Task) -> dict[str, Any]:
 
 def _given(label: Label) -> dict[str, Any]:
     """What a label says besides its choice, which would tell the page which response is which."""
-    return {"strength": label.strength, "comment": label.comment}
+    sides = {label.left: "left", ("b" if label.left == "a" else "a"): "right"}
+    criteria = {name: sides.get(choice, choice) for name, choice in list(label.criteria.items())[1:]}
+    return {"strength": label.strength, "comment": label.comment, "criteria": criteria}
 
 
 def _messages(text: Prompt | Completion) -> list[dict[str, Any]]:

@@ -58,10 +58,11 @@ def test_label_and_undo(connect):
         "can_undo": True,
     }
     assert second.json()["task"]["pair_id"] == "p1"
-    assert second.json()["saved"] == {"strength": 3, "comment": "because"}
+    given = {"strength": 3, "comment": "because", "criteria": {}}
+    assert second.json()["saved"] == given
     undone = client.post("api/undo", json={"annotator": "ann"}).json()
     assert undone["task"] == first.json()["task"]
-    assert undone["undone"] == {"strength": 3, "comment": "because"}
+    assert undone["undone"] == given
     nothing = client.post("api/undo", json={"annotator": "ann"})
     assert (nothing.status_code, nothing.text) == (409, "There is nothing to undo.")
 
@@ -71,7 +72,7 @@ def test_label_to_the_end(connect, labels_path):
     reply = client.get("api/next", params={"annotator": "ann"})
     while reply.json()["task"]:
         reply = client.post("api/label", json=label(reply, "tie", strength=2))
-        assert reply.json()["saved"] == {"strength": None, "comment": None}
+        assert reply.json()["saved"] == {"strength": None, "comment": None, "criteria": {}}
     assert [given.choice for given in read_labels(labels_path)] == ["tie"] * 3
 
 
@@ -114,6 +115,8 @@ def test_who_labels(connect, labels_path):
         ({"comment": "x" * 2001}, 400, "comment: "),
         ({"more": 1}, 400, "more: "),
         ({"annotator": "\n"}, 400, "a name has"),
+        ({"criteria": {"honest": "a"}}, 400, "criteria: honest: "),
+        ({"criteria": {"honest": "left"}}, 400, "criteria: not those asked for"),
         ({"comment": "x" * 70_000}, 413, "Too long"),
         ({"task": "0"}, 409, "answered already"),
         ({"pair_id": "none"}, 409, "answered already"),
@@ -267,6 +270,7 @@ def test_refusals(write_pairs, labels_path, tmp_path):
     assert "--pairs: missing" in refusal("--out", labels_path)
     assert "--out: missing" in refusal("--pairs", pairs)
     assert "--annotator: a name has" in refusal("--pairs", pairs, "--out", labels_path, "--annotator", " ")
+    assert "--criteria: write different" in refusal("--pairs", pairs, "--out", labels_path, "--criteria", "a,,b")
     assert "no such file" in refusal("--pairs", tmp_path / "none.jsonl", "--out", labels_path)
     assert "must end in .jsonl" in refusal("--pairs", pairs, "--out", tmp_path / "labels.txt")
     assert not labels_path.exists()

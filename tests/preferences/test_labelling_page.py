@@ -255,7 +255,19 @@ def test_keyboard_alone_and_screen_reader(start, labels_path):
         if "Undo" in reached[-1]:
             break
     names = [name.replace("← ", "").split()[0] for name in reached]
-    assert names == ["Left", "Right", "slightly", "clearly", "far", "comment", "Tie", "Both", "Skip", "Differences", "Undo"]
+    assert names == [
+        "Left",
+        "Right",
+        "slightly",
+        "clearly",
+        "far",
+        "comment",
+        "Tie",
+        "Both",
+        "Skip",
+        "Differences",
+        "Undo",
+    ]
     page.get_by_role("button", name="Left is better").focus()
     page.keyboard.press("Enter")
     saved(page, 2, 3)
@@ -317,6 +329,25 @@ def test_differences_are_marked_on_a_key_for_the_next_pairs_too(start):
     page.keyboard.press("u")
     saved(page, 1, 3)
     assert page.locator("mark").count() == 0
+
+
+def test_several_scales_a_pair(start, labels_path):
+    _, page = start(3, "--criteria", "helpful, <b>honest</b>,short")
+    saved(page, 0, 3)
+    expect(page.get_by_role("heading", level=1)).to_have_text("Which response is better (helpful)?")
+    honest, short = (page.get_by_role("group", name=name, exact=True) for name in ("<b>honest</b>", "short"))
+    honest.get_by_role("button", name="right").click()
+    for side in ("left", "tie", "tie"):  # the last takes it back
+        short.get_by_role("button", name=side).click()
+    page.keyboard.press("ArrowLeft")
+    saved(page, 1, 3)
+    expect(page.get_by_role("status")).to_have_text("Saved: left is better, <b>honest</b>: right. 1 of 3.")
+    [label] = read_labels(labels_path)
+    assert label.criteria == {"helpful": label.left, "<b>honest</b>": "b" if label.left == "a" else "a"}
+    expect(page.locator("[data-criterion][aria-pressed=true]")).to_have_count(0)
+    page.keyboard.press("u")
+    saved(page, 0, 3)
+    expect(honest.get_by_role("button", name="right")).to_have_attribute("aria-pressed", "true")
 
 
 def test_readable_on_a_phone_and_in_the_dark(start):

@@ -11,6 +11,7 @@ const byId = (id) => document.getElementById(id);
 let annotator = sessionStorage.getItem("annotator"); // of this tab: people may take turns
 let task = null;
 let strength = null;
+let criteria = {}; // sides by the scales that do not decide
 let marking = false; // whether differences are marked; for the next pairs too
 let busy = false;
 
@@ -93,7 +94,7 @@ function answer(choice) {
       return;
     }
     const label = {
-      annotator, choice, strength,
+      annotator, choice, strength, criteria,
       task: task.id,
       pair_id: task.pair_id,
       seconds: secondsInView(),
@@ -117,13 +118,15 @@ function undo() {
     const reply = await request("api/undo", { annotator });
     show(reply, "Undone.");
     pickStrength(reply.undone.strength);
+    pickCriteria(reply.undone.criteria);
     byId("comment").value = reply.undone.comment || "";
   });
 }
 
 /** A label as it was saved, which may be less than was picked: a tie has no strength. */
-function inFull(choice, { strength: much, comment }) {
-  return [SPOKEN[choice], much && STRENGTHS[much], comment && `“${comment}”`].filter(Boolean).join(", ");
+function inFull(choice, { strength: much, criteria: scales, comment }) {
+  const sides = Object.entries(scales).map(([name, side]) => `${name}: ${side}`);
+  return [SPOKEN[choice], much && STRENGTHS[much], ...sides, comment && `“${comment}”`].filter(Boolean).join(", ");
 }
 
 // Showing things. Texts come from models: they are only ever set as text
@@ -194,6 +197,7 @@ function show(reply, news) {
     messages(byId("prompt"), task.prompt);
     byId("responses").scrollLeft = 0;
     pickStrength(null);
+    pickCriteria({});
     byId("comment").value = "";
     seconds = 0;
     since = document.hidden ? null : performance.now();
@@ -208,7 +212,11 @@ function show(reply, news) {
 }
 
 /** The guideline is Markdown or anything else: it too is shown as the text that it is. */
-function brief({ guide, commands }) {
+function brief({ guide, commands, criteria: [decides, ...others] }) {
+  if (decides) {
+    byId("question").textContent = `Which response is better (${decides})?`;
+  }
+  byId("criteria").replaceChildren(...others.map(scale));
   byId("guide-open").hidden = guide === null;
   byId("guide-text").textContent = guide;
   byId("commands").textContent = commands.join("\n");
@@ -244,6 +252,35 @@ function pickStrength(value) {
   strength = value;
   for (const button of document.querySelectorAll("[data-strength]")) {
     button.setAttribute("aria-pressed", String(Number(button.dataset.strength) === value));
+  }
+}
+
+/** Buttons of a scale that does not decide: which side is better by it, if either. */
+function scale(name) {
+  const row = document.createElement("div");
+  row.className = "row";
+  row.setAttribute("role", "group");
+  row.setAttribute("aria-label", name);
+  row.append(name);
+  for (const side of ["left", "tie", "right"]) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = side;
+    Object.assign(button.dataset, { criterion: name, verdict: side });
+    button.addEventListener("click", () => {
+      const { [name]: before, ...rest } = criteria;
+      pickCriteria(before === side ? rest : { ...rest, [name]: side });
+    });
+    row.append(button);
+  }
+  return row;
+}
+
+function pickCriteria(sides) {
+  criteria = sides;
+  for (const button of document.querySelectorAll("[data-criterion]")) {
+    const { criterion, verdict } = button.dataset;
+    button.setAttribute("aria-pressed", String(criteria[criterion] === verdict));
   }
 }
 
