@@ -16,6 +16,7 @@ import psutil
 
 from lorarlhf.errors import UserError
 from lorarlhf.json_file import read_object
+from lorarlhf.recipe.shipped import exists
 
 LOCK = "run.lock"
 SAME_START = 10  # seconds: the machine's clock may have been set since
@@ -51,7 +52,7 @@ def one_writer(folder: Path) -> Iterator[None]:
 
 def check_writable(folder: Path) -> Path:
     """The folder, or what there is of those that it lies in; UserError if nothing can be written there."""
-    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    place = next(path for path in (folder, *folder.absolute().parents) if exists(path))
     if not place.is_dir():
         raise UserError(f"{folder}: {place} is a file, and a run is a folder; give another --output-dir")
     if not os.access(place, os.W_OK | os.X_OK):

@@ -143,6 +143,7 @@ def test_recipes(refused, tmp_path, text):
         ("reward --recipe demo --set model.attn_implementation=flash_attention_2", "flash-attn"),
         ("reward --recipe demo --dry-run --output-dir file", "file is a file, and a run is a folder"),
         ("reward --recipe demo --dry-run --output-dir file/run", "file is a file, and a run is a folder"),
+        (f"run --recipe demo --output-dir {'x' * 300}", "no such name can be"),
         ("run --recipe demo --dry-run --output-dir file", "file is a file, and a run is a folder"),
     ],
 )

@@ -13,7 +13,7 @@ import typer
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.load import Option, dump_recipe, load_recipe, source_value
 from lorarlhf.recipe.sections import Recipe, Stage
-from lorarlhf.recipe.shipped import exists, find_recipe
+from lorarlhf.recipe.shipped import find_recipe
 from lorarlhf.recipe.stages import STAGES
 
 
@@ -75,12 +75,8 @@ def log_to(file: Path | None) -> None:
 
 
 def run_folder(recipe: str, output_dir: Path | None) -> Path:
-    """Where a run lies: where it is told to, or under the recipe's name. Raises UserError if it cannot lie there."""
-    folder = output_dir or Path("runs") / find_recipe(recipe).stem
-    for place in (folder, *folder.parents):
-        if exists(place) and not place.is_dir():
-            raise UserError(f"{folder}: {place} is a file, and a run is a folder; give another --output-dir")
-    return folder
+    """Where a run lies: where it is told to, or under the recipe's name."""
+    return output_dir or Path("runs") / find_recipe(recipe).stem
 
 
 def print_dry_run(

@@ -151,7 +151,8 @@ def modelfile(
     if template is not None:
         lines.append(f'TEMPLATE """{template}"""')
     ends = dict.fromkeys(tokenizer.convert_ids_to_tokens([end_of_turn(tokenizer), tokenizer.eos_token_id]))
-    lines += [f'PARAMETER stop """{token}"""' for token in ends]
+    # A tokenizer may come from elsewhere: what would end the quotes would write lines of its own.
+    lines += [f'PARAMETER stop """{token}"""' for token in ends if '"' not in token and token.isprintable()]
     # As it was sampled in training: nothing filtered, nothing penalised.
     lines += [
         f"PARAMETER {name} {value}" for name, value in {"temperature": recipe.ppo.temperature, **UNFILTERED}.items()
