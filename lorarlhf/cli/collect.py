@@ -21,6 +21,13 @@ def collect(
     pairs: Annotated[Path | None, typer.Option(help="Pairs to compare.", show_default=False)] = None,
     out: Annotated[Path | None, typer.Option(help="File of labels: new, or to go on with.", show_default=False)] = None,
     annotator: Annotated[str | None, typer.Option(help="Whose labels.", show_default="the page asks")] = None,
+    guide: Annotated[
+        Path | None, typer.Option(help="Text or Markdown that says how to judge: one key away.", show_default=False)
+    ] = None,
+    criteria: Annotated[
+        str | None,
+        typer.Option(help="Scales a pair, as helpful,honest; the first one decides.", show_default=False),
+    ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1.", show_default="any free one")] = 0,
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of the sides, and of which pairs come back.")] = 0,
     browser: Annotated[bool, typer.Option("--open/--no-open", help="Whether to open the page.")] = True,
@@ -36,7 +43,8 @@ def collect(
         from lorarlhf.preferences.server import make_app
     except ModuleNotFoundError as error:
         raise UserError(f"the page needs {error.name}; install it with: pip install 'lorarlhf[collect]'") from None
-    from lorarlhf.preferences.labelling import Labelling, annotator_name, login_name
+    from lorarlhf.preferences.briefing import Briefing, commands_after, read_guide
+    from lorarlhf.preferences.labelling import Labelling, annotator_name, criteria_names, login_name
     from lorarlhf.preferences.labels import LabelFile
     from lorarlhf.preferences.pairs import read_pairs
 
@@ -45,9 +53,14 @@ def collect(
         annotator = None if annotator is None else annotator_name(annotator)
     except ValueError as error:
         raise UserError(f"--annotator: {error}") from None
+    try:
+        scales = () if criteria is None else criteria_names(criteria)
+    except ValueError as error:
+        raise UserError(f"--criteria: {error}") from None
+    briefing = Briefing(read_guide(guide) if guide else None, commands_after(pairs, out))
     to_compare = read_pairs(pairs)
     file = LabelFile(out)
-    labelling = Labelling(to_compare, file, seed)
+    labelling = Labelling(to_compare, file, seed, scales)
 
     def started(link: str) -> None:
         typer.echo(f"collect: {_count(len(to_compare), 'pair')}; {_count(len(file.labels), 'label')} in {out} so far")
@@ -57,7 +70,7 @@ def collect(
         if browser:
             open_browser(link)
 
-    serve(lambda token: make_app(labelling, token, annotator, login_name()), port, started)
+    serve(lambda token: make_app(labelling, token, annotator, login_name(), briefing), port, started)
     typer.echo(f"collect: {_count(len(file.labels), 'label')} in {out}")
 
 
@@ -73,6 +86,9 @@ def export(
             min=0, max=1, callback=finite, help="Leave out pairs where a smaller share gave the most frequent answer."
         ),
     ] = 0.0,
+    criterion: Annotated[
+        str | None, typer.Option(help="Rows by this scale of `collect --criteria`.", show_default="the first one")
+    ] = None,
 ) -> None:
     """Write labels as preference rows for `lorarlhf reward`. Ties, skips and both bad are left out and counted."""
     from lorarlhf.preferences.label_rows import preference_rows
@@ -81,7 +97,7 @@ def export(
 
     check_ending(out, LINES)
     standing = read_labels(labels)
-    exported = preference_rows(read_pairs(pairs), standing, majority, min_agreement)
+    exported = preference_rows(read_pairs(pairs), standing, majority, min_agreement, criterion)
     reasons = ", ".join(f"{reason} ({count})" for reason, count in exported.left_out.items())
     left_out = f"; left out: {reasons}" if reasons else ""
     if not exported.rows:

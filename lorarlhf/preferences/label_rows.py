@@ -20,14 +20,20 @@ class Exported:
     left_out: Counter[str] = field(default_factory=Counter)
 
 
-def preference_rows(pairs: Iterable[Pair], labels: Iterable[Label], majority: bool, min_agreement: float) -> Exported:
+def preference_rows(
+    pairs: Iterable[Pair],
+    labels: Iterable[Label],
+    majority: bool,
+    min_agreement: float,
+    criterion: str | None = None,
+) -> Exported:
     """Rows of `prompt`, `chosen`, `rejected`, `annotators` and `pair_id`, with `margin` and `source` where known.
 
     One row a label; with `majority`, one row a pair, for the response that more than half of its annotators chose. Ties
     and both bad are answers too: they count in that half, and in the agreement, which is the share of a pair's most
     frequent answer. Pairs below `min_agreement` are left out. Skips count nowhere, nor do repeats, which say something
     about the annotator, not about the pair. `annotators` are who gave the row's answer, `margin` is the mean strength
-    they gave it, 1 to 3.
+    they gave it, 1 to 3. With `criterion`, what labels say by that scale stands for their choice.
     """
     known = {pair.id: pair for pair in pairs}
     answers: dict[str, list[Label]] = {}
@@ -39,8 +45,10 @@ def preference_rows(pairs: Iterable[Pair], labels: Iterable[Label], majority: bo
             exported.left_out["repeats"] += 1
         elif label.choice == "skip":
             exported.left_out["skips"] += 1
+        elif criterion is not None and criterion not in label.criteria:
+            exported.left_out[f"labels that say nothing of {criterion}"] += 1
         else:
-            answers.setdefault(label.pair_id, []).append(label)
+            answers.setdefault(label.pair_id, []).append(_by(label, criterion))
     for pair_id, pair in known.items():
         of_pair = answers.get(pair_id, [])
         if not of_pair:
@@ -53,6 +61,13 @@ def preference_rows(pairs: Iterable[Pair], labels: Iterable[Label], majority: bo
         else:
             _each(pair, of_pair, exported)
     return exported
+
+
+def _by(label: Label, criterion: str | None) -> Label:
+    """What a label says by one scale. A strength is of the scale that decides, which is the first."""
+    if criterion is None or criterion == next(iter(label.criteria)):
+        return label
+    return label.model_copy(update={"choice": label.criteria[criterion], "strength": None})
 
 
 def _each(pair: Pair, labels: list[Label], exported: Exported) -> None:

@@ -38,6 +38,7 @@ class Answer(Section):
     seconds: Annotated[float, Field(ge=0)]
     strength: Annotated[int, Field(ge=1, le=3)] | None = None
     comment: Annotated[str, Field(max_length=2000)] | None = None
+    criteria: dict[str, Literal["left", "right", "tie"]] = Field({})
     annotator: str | None = None
 
 
@@ -72,12 +73,16 @@ class Progress:
 
 
 class Labelling:
-    """Pairs, a file of labels, and any number of annotators in turn."""
+    """Pairs, a file of labels, and any number of annotators in turn.
 
-    def __init__(self, pairs: list[Pair], file: LabelFile, seed: int) -> None:
+    Each pair is judged by `criteria`, if there are any: the first of them is what an answer's choice speaks of.
+    """
+
+    def __init__(self, pairs: list[Pair], file: LabelFile, seed: int, criteria: tuple[str, ...] = ()) -> None:
         self.pairs = {pair.id: pair for pair in pairs}
         self.file = file
         self.seed = seed
+        self.criteria = criteria
         self._planned_repeats = lru_cache(maxsize=64)(self._plan_repeats)
 
     def next_task(self, annotator: str) -> Task | None:
@@ -88,17 +93,22 @@ class Labelling:
         pair_id = due or fresh or self._due_repeat(annotator, labels, 0)
         return self._task(annotator, pair_id, labels) if pair_id else None
 
-    def record(self, annotator: str, answer: Answer) -> None:
-        """Put an answer on disk. Raises AlreadyLabelled, or OSError if it cannot be written."""
+    def record(self, annotator: str, answer: Answer) -> Label:
+        """Put an answer on disk and return it as a label. Raises AlreadyLabelled, ValueError for a criterion that
+        is not asked for, or OSError if it cannot be written."""
+        if not set(answer.criteria) <= set(self.criteria[1:]):
+            raise ValueError("criteria: not those asked for")
         task = self._task(annotator, answer.pair_id, self.file.labels.of(annotator))
         if task is None or task.id != answer.task:
             raise AlreadyLabelled
         sides: dict[str, Choice] = {"left": task.left, "right": _OTHER[task.left]}
         better = answer.choice in sides
+        choice: Choice = sides[answer.choice] if better else answer.choice  # type: ignore[assignment]
+        judged = {name: sides.get(side, "tie") for name, side in answer.criteria.items()}
         label = Label(
             pair_id=task.pair.id,
             annotator=annotator,
-            choice=sides[answer.choice] if better else answer.choice,  # type: ignore[arg-type]
+            choice=choice,
             left=task.left,
             repeat=task.repeat,
             seconds=round(answer.seconds, 2),
@@ -106,8 +116,10 @@ class Labelling:
             comment=(answer.comment or "").strip() or None,
             time=now(),
             seed=self.seed,
+            criteria=dict.fromkeys(self.criteria[:1], choice) | judged if choice != "skip" else {},
         )
         self.file.append(label)
+        return label
 
     def undo(self, annotator: str) -> Label | None:
         """Take back a person's last label and return it; its pair is then the next to be asked."""
@@ -174,6 +186,14 @@ def annotator_name(text: str) -> str:
     if not 1 <= len(name) <= 64 or not name.isprintable():
         raise ValueError("a name has 1 to 64 characters that can be printed")
     return name
+
+
+def criteria_names(text: str) -> tuple[str, ...]:
+    """The names in `helpful,honest`. Raises ValueError if they cannot serve."""
+    names = [" ".join(name.split()) for name in text.split(",")]
+    if len(set(names)) < len(names) or not all(1 <= len(name) <= 64 and name.isprintable() for name in names):
+        raise ValueError("write different names with commas between, as in helpful,honest; the first one decides")
+    return tuple(names)
 
 
 def login_name() -> str:

@@ -45,6 +45,7 @@ class Label(_Line):
     comment: str | None
     time: str
     seed: int
+    criteria: dict[str, Choice] = Field({}, description="By each scale asked for; by the first of them as `choice`.")
 
 
 class Undo(_Line):
@@ -123,7 +124,7 @@ class LabelFile:
         return last
 
     def _append(self, line: Label | Undo) -> None:
-        self._write(json.dumps(line.model_dump(), ensure_ascii=False).encode() + b"\n")
+        self._write(json.dumps(line.model_dump(exclude_defaults=True), ensure_ascii=False).encode() + b"\n")
         self.labels.take(line)
 
     def _write(self, data: bytes) -> None:

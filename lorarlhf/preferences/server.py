@@ -17,6 +17,7 @@ from starlette.routing import Mount, Route
 
 from lorarlhf.data.rows import Completion, Prompt
 from lorarlhf.loopback import Guard
+from lorarlhf.preferences.briefing import Briefing
 from lorarlhf.preferences.labelling import AlreadyLabelled, Answer, Labelling, Task, annotator_name
 from lorarlhf.preferences.labels import Label
 from lorarlhf.recipe.sections import Section
@@ -28,6 +29,7 @@ PAGE = Path(__file__).parent / "page"
 FILES = {
     "": ("index.html", "text/html"),
     "style.css": ("style.css", "text/css"),
+    "difference.js": ("difference.js", "text/javascript"),
     "page.js": ("page.js", "text/javascript"),
 }
 POLICY = (
@@ -42,7 +44,13 @@ class Undoing(Section):
     annotator: str | None = None
 
 
-def make_app(labelling: Labelling, token: str, annotator: str | None = None, suggestion: str = "") -> Starlette:
+def make_app(
+    labelling: Labelling,
+    token: str,
+    annotator: str | None = None,
+    suggestion: str = "",
+    briefing: Briefing | None = None,
+) -> Starlette:
     """The page and its interface, all under `/TOKEN/`.
 
     `annotator` is whose labels these are; without it the page asks, and suggests a name. Handlers never wait between
@@ -57,16 +65,20 @@ def make_app(labelling: Labelling, token: str, annotator: str | None = None, sug
         except ValueError as error:
             raise HTTPException(400, f"{error}") from None
 
-    def current(name: str, undone: Label | None = None) -> JSONResponse:
+    def current(name: str, saved: Label | None = None, undone: Label | None = None) -> JSONResponse:
         task = labelling.next_task(name)
         content = {
             "annotator": name,
             "asks": annotator is None,
             "task": task and _shown(task),
             "progress": asdict(labelling.progress(name)),
-            "undone": undone and {"strength": undone.strength, "comment": undone.comment},
+            "saved": saved and _given(saved),
+            "undone": undone and _given(undone),
         }
         return JSONResponse(content)
+
+    async def brief(request: Request) -> Response:
+        return JSONResponse(asdict(briefing or Briefing()) | {"criteria": labelling.criteria})
 
     async def following(request: Request) -> Response:
         asked_for = request.query_params.get("annotator")
@@ -78,12 +90,14 @@ def make_app(labelling: Labelling, token: str, annotator: str | None = None, sug
         answer = await _body(request, Answer)
         name = who(answer.annotator)
         try:
-            labelling.record(name, answer)
+            saved = labelling.record(name, answer)
         except AlreadyLabelled:
             raise HTTPException(409, "This pair was answered already, perhaps in another tab.") from None
+        except ValueError as error:
+            raise HTTPException(400, f"{error}") from None
         except OSError as error:
             raise HTTPException(507, f"Not saved: {error.strerror}.") from error
-        return current(name)
+        return current(name, saved=saved)
 
     async def undo(request: Request) -> Response:
         name = who((await _body(request, Undoing)).annotator)
@@ -93,9 +107,10 @@ def make_app(labelling: Labelling, token: str, annotator: str | None = None, sug
             raise HTTPException(507, f"Not undone: {error.strerror}.") from error
         if undone is None:
             raise HTTPException(409, "There is nothing to undo.")
-        return current(name, undone)
+        return current(name, undone=undone)
 
     routes = [
+        Route("/api/briefing", brief),
         Route("/api/next", following),
         Route("/api/label", label, methods=["POST"]),
         Route("/api/undo", undo, methods=["POST"]),
@@ -128,6 +143,13 @@ def _shown(task: Task) -> dict[str, Any]:
         "left": _messages(task.left_response),
         "right": _messages(task.right_response),
     }
+
+
+def _given(label: Label) -> dict[str, Any]:
+    """What a label says besides its choice, which would tell the page which response is which."""
+    sides = {label.left: "left", ("b" if label.left == "a" else "a"): "right"}
+    criteria = {name: sides.get(choice, choice) for name, choice in list(label.criteria.items())[1:]}
+    return {"strength": label.strength, "comment": label.comment, "criteria": criteria}
 
 
 def _messages(text: Prompt | Completion) -> list[dict[str, Any]]:

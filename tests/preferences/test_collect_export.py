@@ -79,6 +79,22 @@ def test_margin_is_the_mean_strength_of_those_who_agree():
     assert "margin" not in preference_rows(PAIRS, labels, False, 0.0).rows[1]
 
 
+def test_rows_by_a_criterion_of_ones_own():
+    labels = [
+        label("p0", "ann", "a", 3).model_copy(update={"criteria": {"helpful": "a", "honest": "b"}}),
+        label("p1", "ann", "b", 2).model_copy(update={"criteria": {"helpful": "b", "honest": "tie"}}),
+        label("p2", "ann", "b", 1),
+    ]
+
+    def rows(criterion):
+        exported = preference_rows(PAIRS, labels, False, 0.0, criterion)
+        return [(row["chosen"], row.get("margin")) for row in exported.rows], dict(exported.left_out)
+
+    assert rows(None) == ([("a0", 3.0), ("b1", 2.0), ("b2", 1.0)], {})
+    assert rows("helpful") == ([("a0", 3.0), ("b1", 2.0)], {"labels that say nothing of helpful": 1})
+    assert rows("honest") == ([("b0", None)], {"ties": 1, "labels that say nothing of honest": 1})
+
+
 def run(*args):
     return CliRunner().invoke(collect_app, ["export", *map(str, args)])
 

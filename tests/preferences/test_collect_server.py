@@ -1,6 +1,7 @@
 """The page's interface, who may use it, and `lorarlhf collect` itself."""
 
 import json
+import shlex
 import signal
 import socket
 import sys
@@ -13,9 +14,10 @@ from typer.testing import CliRunner
 
 from lorarlhf.cli.collect import collect_app
 from lorarlhf.errors import UserError
+from lorarlhf.preferences.briefing import commands_after
 from lorarlhf.preferences.labels import read_labels
 from lorarlhf.preferences.pairs import Pair
-from lorarlhf.preferences.server import make_app
+from lorarlhf.preferences.server import FILES, make_app
 
 HERE = "http://127.0.0.1:8000"
 
@@ -56,9 +58,11 @@ def test_label_and_undo(connect):
         "can_undo": True,
     }
     assert second.json()["task"]["pair_id"] == "p1"
+    given = {"strength": 3, "comment": "because", "criteria": {}}
+    assert second.json()["saved"] == given
     undone = client.post("api/undo", json={"annotator": "ann"}).json()
     assert undone["task"] == first.json()["task"]
-    assert undone["undone"] == {"strength": 3, "comment": "because"}
+    assert undone["undone"] == given
     nothing = client.post("api/undo", json={"annotator": "ann"})
     assert (nothing.status_code, nothing.text) == (409, "There is nothing to undo.")
 
@@ -67,7 +71,8 @@ def test_label_to_the_end(connect, labels_path):
     client = connect(3)
     reply = client.get("api/next", params={"annotator": "ann"})
     while reply.json()["task"]:
-        reply = client.post("api/label", json=label(reply, "tie"))
+        reply = client.post("api/label", json=label(reply, "tie", strength=2))
+        assert reply.json()["saved"] == {"strength": None, "comment": None, "criteria": {}}
     assert [given.choice for given in read_labels(labels_path)] == ["tie"] * 3
 
 
@@ -110,6 +115,8 @@ def test_who_labels(connect, labels_path):
         ({"comment": "x" * 2001}, 400, "comment: "),
         ({"more": 1}, 400, "more: "),
         ({"annotator": "\n"}, 400, "a name has"),
+        ({"criteria": {"honest": "a"}}, 400, "criteria: honest: "),
+        ({"criteria": {"honest": "left"}}, 400, "criteria: not those asked for"),
         ({"comment": "x" * 70_000}, 413, "Too long"),
         ({"task": "0"}, 409, "answered already"),
         ({"pair_id": "none"}, 409, "answered already"),
@@ -145,7 +152,7 @@ def test_a_full_disk_is_reported_and_the_pair_stays(connect, monkeypatch):
     assert client.post("api/label", json=label(seen)).status_code == 200
 
 
-PATHS = ["", "page.js", "style.css", "api/next", "none"]
+PATHS = ["", "page.js", "style.css", "api/next", "api/briefing", "none"]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -206,7 +213,7 @@ def test_security_headers(path, connect):
 
 def test_the_page_asks_nothing_of_others(connect):
     client = connect()
-    for name in ("", "page.js", "style.css"):
+    for name in FILES:
         text = client.get(name).text
         assert "//" not in "\n".join(line.split("// ")[0] for line in text.splitlines()), "an address, or a comment"
         for forbidden in (
@@ -263,10 +270,36 @@ def test_refusals(write_pairs, labels_path, tmp_path):
     assert "--pairs: missing" in refusal("--out", labels_path)
     assert "--out: missing" in refusal("--pairs", pairs)
     assert "--annotator: a name has" in refusal("--pairs", pairs, "--out", labels_path, "--annotator", " ")
+    assert "--criteria: write different" in refusal("--pairs", pairs, "--out", labels_path, "--criteria", "a,,b")
     assert "no such file" in refusal("--pairs", tmp_path / "none.jsonl", "--out", labels_path)
     assert "must end in .jsonl" in refusal("--pairs", pairs, "--out", tmp_path / "labels.txt")
     assert not labels_path.exists()
     assert f"{pairs}:1: not a label" in refusal("--pairs", pairs, "--out", pairs)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "No such file"), (b"\xff\xfe", "not UTF-8"), (b" \n", "empty"), (b"x" * 300_000, "more than 256 KiB")],
+)
+def test_a_guideline_that_cannot_be_shown(content, reason, write_pairs, labels_path, tmp_path):
+    guide = tmp_path / "guide.md"
+    if content is not None:
+        guide.write_bytes(content)
+    message = refusal("--no-open", "--pairs", write_pairs(1), "--out", labels_path, "--guide", guide)
+    assert message.startswith(f"--guide {guide}: ")
+    assert reason in message
+    assert not labels_path.exists()
+
+
+def test_what_to_type_next_overwrites_nothing_and_can_be_typed(tmp_path):
+    folder = tmp_path / "two words"
+    folder.mkdir()
+    (folder / "prefs.jsonl").touch()
+    export, reward = map(shlex.split, commands_after(folder / "pairs.jsonl", folder / "labels.jsonl"))
+    rows = str(folder / "prefs-2.jsonl")
+    assert export[:4] == ["lorarlhf", "collect", "export", str(folder / "labels.jsonl")]
+    assert export[4:] == ["--pairs", str(folder / "pairs.jsonl"), "--out", rows]
+    assert reward[reward.index("--dataset") + 1] == rows
 
 
 def test_without_the_extra(monkeypatch, write_pairs, labels_path):

@@ -61,6 +61,10 @@ def test_label_by_keys_and_by_clicks(start, labels_path):
             page.locator(f"[data-choice={choice}]").click()
     saved(page, 10, 10)
     assert choices(labels_path) == expected
+    export, reward = page.get_by_label("Commands").inner_text().splitlines()
+    pairs, rows = labels_path.with_name("pairs.jsonl"), labels_path.with_name("prefs.jsonl")
+    assert export == f"lorarlhf collect export {labels_path} --pairs {pairs} --out {rows}"
+    assert reward == f"lorarlhf reward --recipe RECIPE --dataset {rows} --output-dir runs/own"
     expect(page.get_by_role("heading", name="All pairs are labelled")).to_be_focused()
     expect(page.locator("#answers")).to_be_hidden()
     page.keyboard.press("ArrowLeft")
@@ -104,6 +108,8 @@ def test_strength_and_comment(start, labels_path):
     page.keyboard.press("Escape")
     page.keyboard.press("ArrowRight")
     saved(page, 1, 3)
+    expect(page.get_by_role("status")).to_have_text("Saved: right is better, far, “<b>better</b> 👍”. 1 of 3.")
+    expect(page.get_by_role("status")).to_be_in_viewport()
     expect(page.locator("#comment")).to_have_value("")
     [label] = read_labels(labels_path)
     assert (label.strength, label.comment) == (3, "<b>better</b> 👍")
@@ -241,14 +247,28 @@ def test_keyboard_alone_and_screen_reader(start, labels_path):
     page.keyboard.press("t")
     saved(page, 1, 3)
     expect(page.get_by_role("heading", name="Prompt")).to_be_focused()
-    expect(page.get_by_role("status")).to_have_text("Tie. Saved. 1 of 3.")
+    expect(page.get_by_role("status")).to_have_text("Saved: tie. 1 of 3.")
     reached = []
     for _ in range(12):
         page.keyboard.press("Tab")
         reached.append(page.evaluate("document.activeElement.innerText || document.activeElement.id"))
-        if "Left is better" in reached[-1]:
+        if "Undo" in reached[-1]:
             break
-    assert [name.split()[0] for name in reached] == ["slightly", "clearly", "far", "comment", "←"]
+    names = [name.replace("← ", "").split()[0] for name in reached]
+    assert names == [
+        "Left",
+        "Right",
+        "slightly",
+        "clearly",
+        "far",
+        "comment",
+        "Tie",
+        "Both",
+        "Skip",
+        "Differences",
+        "Undo",
+    ]
+    page.get_by_role("button", name="Left is better").focus()
     page.keyboard.press("Enter")
     saved(page, 2, 3)
     for region in ("Prompt", "Left response", "Right response"):
@@ -260,20 +280,136 @@ def test_keyboard_alone_and_screen_reader(start, labels_path):
     assert len(choices(labels_path)) == 2
 
 
+def test_the_guideline_is_one_key_or_tap_away_and_shown_as_text(start, labels_path):
+    guide = labels_path.with_name("guide.md")
+    guide.write_text("# What is *better*\n\n<script>alert('guide')</script><img src=x onerror=alert(1)>")
+    _, page = start(3, "--guide", guide)
+    saved(page, 0, 3)
+    shown = page.get_by_role("dialog", name="Guideline")
+    page.keyboard.press("g")
+    expect(shown).to_be_visible()
+    assert page.locator("#guide-text").text_content() == guide.read_text()
+    assert page.locator("dialog script, dialog img, dialog h1").count() == 0
+    for key in ("ArrowLeft", "t", "s"):
+        page.keyboard.press(key)
+    page.keyboard.press("Escape")
+    expect(shown).to_be_hidden()
+    page.get_by_role("button", name="Guideline").click()
+    expect(shown).to_be_visible()
+    page.keyboard.press("g")
+    expect(shown).to_be_hidden()
+    page.keyboard.press("b")
+    saved(page, 1, 3)
+    assert choices(labels_path) == ["both_bad"]
+
+
+def test_differences_are_marked_on_a_key_for_the_next_pairs_too(start):
+    rows = [
+        {"prompt": "Q?", "response_a": "Two  <b>red</b> apples, sir.\nBye.", "response_b": "Two  <b>green</b> apples."},
+        {"prompt": "R?", "response_a": "他喜欢苹果。", "response_b": "他喜欢香蕉。"},
+        {"prompt": "S?", "response_a": "a " * 6000, "response_b": "b " * 6000},
+    ]
+    _, page = start(rows)
+    saved(page, 0, 3)
+    before = [page.locator(f"#{side} p").text_content() for side in ("left", "right")]
+    assert page.locator("mark").count() == 0
+    page.keyboard.press("d")
+    marked = {tuple(page.locator(f"#{side} mark").all_text_contents()) for side in ("left", "right")}
+    assert marked == {("red", ", sir", "Bye."), ("green",)}
+    assert [page.locator(f"#{side} p").text_content() for side in ("left", "right")] == before
+    page.keyboard.press("t")
+    saved(page, 1, 3)
+    marked = {tuple(page.locator(f"#{side} mark").all_text_contents()) for side in ("left", "right")}
+    assert marked == {("苹果",), ("香蕉",)}
+    page.keyboard.press("t")
+    saved(page, 2, 3)
+    expect(page.get_by_role("alert")).to_contain_text("too long to mark")
+    page.get_by_role("button", name="Differences").click()
+    expect(page.get_by_role("alert")).to_be_empty()
+    page.keyboard.press("u")
+    saved(page, 1, 3)
+    assert page.locator("mark").count() == 0
+
+
+def test_several_scales_a_pair(start, labels_path):
+    _, page = start(3, "--criteria", "helpful, <b>honest</b>,short")
+    saved(page, 0, 3)
+    expect(page.get_by_role("heading", level=1)).to_have_text("Which response is better (helpful)?")
+    honest, short = (page.get_by_role("group", name=name, exact=True) for name in ("<b>honest</b>", "short"))
+    honest.get_by_role("button", name="right").click()
+    for side in ("left", "tie", "tie"):  # the last takes it back
+        short.get_by_role("button", name=side).click()
+    page.keyboard.press("ArrowLeft")
+    saved(page, 1, 3)
+    expect(page.get_by_role("status")).to_have_text("Saved: left is better, <b>honest</b>: right. 1 of 3.")
+    [label] = read_labels(labels_path)
+    assert label.criteria == {"helpful": label.left, "<b>honest</b>": "b" if label.left == "a" else "a"}
+    expect(page.locator("[data-criterion][aria-pressed=true]")).to_have_count(0)
+    page.keyboard.press("u")
+    saved(page, 0, 3)
+    expect(honest.get_by_role("button", name="right")).to_have_attribute("aria-pressed", "true")
+
+
 def test_readable_on_a_phone_and_in_the_dark(start):
     long_word = "x" * 300
     row = {"prompt": long_word, "response_a": "One.\n" * 80, "response_b": long_word}
     _, page = start([row], viewport={"width": 360, "height": 740}, color_scheme="dark")
     saved(page, 0, 1)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
-    left, right = (page.get_by_role("region", name=f"{side} response").bounding_box() for side in ("Left", "Right"))
-    assert left["x"] == right["x"]
-    assert left["y"] + left["height"] <= right["y"]
     expect(page.get_by_role("button", name="Right is better")).to_be_in_viewport()
     background = "() => getComputedStyle(document.body).backgroundColor"
     dark = page.evaluate(background)
     page.emulate_media(color_scheme="light")
     assert page.evaluate(background) != dark
+
+
+def swipe(page, start, end):
+    """A finger across the screen, 300 px from its top."""
+    session = page.context.new_cdp_session(page)
+    for kind, places in (("Start", [start]), ("Move", range(start, end, -20)), ("End", [])):
+        for x in places or [None]:
+            points = [] if x is None else [{"x": x, "y": 300}]
+            session.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
+
+
+def test_on_a_phone_the_responses_are_one_tap_or_swipe_apart(start):
+    row = {"prompt": "Q?", "response_a": "One.\n" * 80, "response_b": "Two.\n" * 80}
+    _, page = start([row, row | {"prompt": "R?"}], viewport={"width": 360, "height": 740}, has_touch=True)
+    saved(page, 0, 2)
+    left, right = (page.get_by_role("region", name=f"{side} response") for side in ("Left", "Right"))
+    chooser = page.get_by_role("group", name="Response in view")
+    expect(left).to_be_in_viewport()
+    expect(right).not_to_be_in_viewport()
+    chooser.get_by_role("button", name="Right").tap()
+    expect(right).to_be_in_viewport()
+    expect(left).not_to_be_in_viewport()
+    expect(chooser.get_by_role("button", name="Right")).to_have_attribute("aria-pressed", "true")
+    chooser.get_by_role("button", name="Left").tap()
+    expect(right).not_to_be_in_viewport()
+    page.evaluate("scrollTo(0, 300)")
+    swipe(page, 320, 60)
+    expect(left).not_to_be_in_viewport()
+    expect(right).to_be_in_viewport()
+    assert page.evaluate("scrollY") == 300
+    page.get_by_role("button", name="Right is better").tap()
+    saved(page, 1, 2)
+    expect(left).to_be_in_viewport()
+    expect(right).not_to_be_in_viewport()
+
+
+@pytest.mark.parametrize("lines", [2, 200])
+def test_choices_stand_under_the_responses_and_in_view(lines, start):
+    _, page = start([{"prompt": "Q?\n" * lines, "response_a": "One.\n" * lines, "response_b": "Two.\n" * lines}])
+    saved(page, 0, 1)
+    for side in ("left", "right"):
+        response = page.get_by_role("region", name=f"{side} response").bounding_box()
+        button = page.locator(f"[data-choice={side}]").bounding_box()
+        assert (button["x"], button["width"]) == (response["x"], response["width"])
+        if lines == 2:
+            assert 0 < button["y"] - response["y"] - response["height"] < 20
+    for name in ("Left is better", "Tie", "slightly"):
+        expect(page.get_by_role("button", name=name)).to_be_in_viewport(ratio=1)
+    expect(page.get_by_label("Comment")).to_be_in_viewport(ratio=1)
 
 
 @pytest.fixture

@@ -2,14 +2,17 @@
 
 const KEYS = { ArrowLeft: "left", ArrowRight: "right", t: "tie", b: "both_bad", s: "skip" };
 const SPOKEN = {
-  left: "Left is better", right: "Right is better", tie: "Tie", both_bad: "Both bad", skip: "Skipped",
+  left: "left is better", right: "right is better", tie: "tie", both_bad: "both bad", skip: "skipped",
 };
+const STRENGTHS = { 1: "slightly", 2: "clearly", 3: "far" };
 
 const byId = (id) => document.getElementById(id);
 
 let annotator = sessionStorage.getItem("annotator"); // of this tab: people may take turns
 let task = null;
 let strength = null;
+let criteria = {}; // sides by the scales that do not decide
+let marking = false; // whether differences are marked; for the next pairs too
 let busy = false;
 
 // Seconds that a pair was in view
@@ -91,14 +94,15 @@ function answer(choice) {
       return;
     }
     const label = {
-      annotator, choice, strength,
+      annotator, choice, strength, criteria,
       task: task.id,
       pair_id: task.pair_id,
       seconds: secondsInView(),
       comment: byId("comment").value || null,
     };
     try {
-      show(await request("api/label", label), `${SPOKEN[choice]}. Saved.`);
+      const reply = await request("api/label", label);
+      show(reply, `Saved: ${inFull(choice, reply.saved)}.`);
     } catch (error) {
       if (error.status !== 409) {
         throw error;
@@ -114,15 +118,23 @@ function undo() {
     const reply = await request("api/undo", { annotator });
     show(reply, "Undone.");
     pickStrength(reply.undone.strength);
+    pickCriteria(reply.undone.criteria);
     byId("comment").value = reply.undone.comment || "";
   });
 }
 
+/** A label as it was saved, which may be less than was picked: a tie has no strength. */
+function inFull(choice, { strength: much, criteria: scales, comment }) {
+  const sides = Object.entries(scales).map(([name, side]) => `${name}: ${side}`);
+  return [SPOKEN[choice], much && STRENGTHS[much], ...sides, comment && `“${comment}”`].filter(Boolean).join(", ");
+}
+
 // Showing things. Texts come from models: they are only ever set as text
 
-function messages(element, list) {
+/** Messages into an element; `marked`, if given, has a list of `{text, differs}` for each. */
+function messages(element, list, marked) {
   const nodes = [];
-  for (const { role, content } of list) {
+  for (const [i, { role, content }] of list.entries()) {
     if (role && !(list.length === 1 && role !== "system")) {
       const speaker = document.createElement("h3");
       speaker.textContent = role;
@@ -131,10 +143,35 @@ function messages(element, list) {
     const text = document.createElement("p");
     text.dir = "auto";
     text.lang = ""; // not known
-    text.textContent = content;
+    text.append(...(marked ? marked[i].map(piece) : [content]));
     nodes.push(text);
   }
   element.replaceChildren(...nodes);
+}
+
+function piece({ text, differs }) {
+  const node = document.createElement(differs ? "mark" : "span");
+  node.textContent = text;
+  return node;
+}
+
+function responses() {
+  const { left, right } = task;
+  const turns = Array.from({ length: Math.max(left.length, right.length) }, (_, i) => [left[i], right[i]]);
+  const pairs = marking ? turns.map(([one, other]) => difference(one?.content ?? "", other?.content ?? "")) : [null];
+  const shown = !pairs.includes(null);
+  messages(byId("left"), left, shown && pairs.map((pair) => pair[0]));
+  messages(byId("right"), right, shown && pairs.map((pair) => pair[1]));
+  byId("differences").setAttribute("aria-pressed", String(marking));
+  if (marking && !shown) {
+    say("", "These responses are too long to mark where they differ.");
+  }
+}
+
+function toggleDifferences() {
+  marking = !marking;
+  say("", "");
+  responses();
 }
 
 function show(reply, news) {
@@ -154,21 +191,44 @@ function show(reply, news) {
   byId("change").hidden = !reply.asks;
   task = reply.task;
   byId("task").hidden = !task;
-  byId("answers").hidden = !task;
+  byId("answers").hidden = byId("differences").hidden = !task;
   byId("finished").hidden = Boolean(task);
   if (task) {
     messages(byId("prompt"), task.prompt);
-    messages(byId("left"), task.left);
-    messages(byId("right"), task.right);
+    byId("responses").scrollLeft = 0;
     pickStrength(null);
+    pickCriteria({});
     byId("comment").value = "";
     seconds = 0;
     since = document.hidden ? null : performance.now();
   }
   showProgress(reply.progress);
   say(`${news} ${task ? byId("done").textContent : "All pairs are labelled"}.`.trim(), "");
+  if (task) {
+    responses(); // after what is said: it may have something to add
+  }
   window.scrollTo(0, 0);
   byId(task ? "prompt-title" : "finished-title").focus({ preventScroll: true });
+}
+
+/** The guideline is Markdown or anything else: it too is shown as the text that it is. */
+function brief({ guide, commands, criteria: [decides, ...others] }) {
+  if (decides) {
+    byId("question").textContent = `Which response is better (${decides})?`;
+  }
+  byId("criteria").replaceChildren(...others.map(scale));
+  byId("guide-open").hidden = guide === null;
+  byId("guide-text").textContent = guide;
+  byId("commands").textContent = commands.join("\n");
+}
+
+function toggleGuide() {
+  if (byId("guide").open) {
+    byId("guide").close();
+  } else if (!byId("guide-open").hidden) {
+    byId("guide").showModal();
+    byId("guide").scrollTop = 0;
+  }
 }
 
 function showProgress({ done, total, seconds: each, repeats, consistent, can_undo: canUndo }) {
@@ -195,6 +255,35 @@ function pickStrength(value) {
   }
 }
 
+/** Buttons of a scale that does not decide: which side is better by it, if either. */
+function scale(name) {
+  const row = document.createElement("div");
+  row.className = "row";
+  row.setAttribute("role", "group");
+  row.setAttribute("aria-label", name);
+  row.append(name);
+  for (const side of ["left", "tie", "right"]) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = side;
+    Object.assign(button.dataset, { criterion: name, verdict: side });
+    button.addEventListener("click", () => {
+      const { [name]: before, ...rest } = criteria;
+      pickCriteria(before === side ? rest : { ...rest, [name]: side });
+    });
+    row.append(button);
+  }
+  return row;
+}
+
+function pickCriteria(sides) {
+  criteria = sides;
+  for (const button of document.querySelectorAll("[data-criterion]")) {
+    const { criterion, verdict } = button.dataset;
+    button.setAttribute("aria-pressed", String(criteria[criterion] === verdict));
+  }
+}
+
 function say(news, problem) {
   byId("status").textContent = news;
   byId("alert").textContent = problem;
@@ -208,6 +297,21 @@ for (const button of document.querySelectorAll("[data-choice]")) {
 for (const button of document.querySelectorAll("[data-strength]")) {
   button.addEventListener("click", () => toggleStrength(Number(button.dataset.strength)));
 }
+for (const button of document.querySelectorAll("[data-side]")) {
+  button.addEventListener("click", () => {
+    byId("responses").scrollLeft = button.dataset.side === "left" ? 0 : byId("responses").scrollWidth;
+  });
+}
+byId("responses").addEventListener("scroll", () => { // on a narrow screen, where it shows one side at a time
+  const { scrollLeft, scrollWidth, clientWidth } = byId("responses");
+  const side = scrollLeft > (scrollWidth - clientWidth) / 2 ? "right" : "left";
+  for (const button of document.querySelectorAll("[data-side]")) {
+    button.setAttribute("aria-pressed", String(button.dataset.side === side));
+  }
+});
+byId("differences").addEventListener("click", toggleDifferences);
+byId("guide-open").addEventListener("click", toggleGuide);
+byId("guide-close").addEventListener("click", toggleGuide);
 byId("undo").addEventListener("click", undo);
 byId("change").addEventListener("click", () => alone(async () => {
   sessionStorage.removeItem("annotator");
@@ -243,12 +347,18 @@ document.addEventListener("keydown", (event) => {
   if (annotator === null || !byId("keys").checked) {
     return;
   }
-  if (key === "u") {
+  if (key === "g") {
+    toggleGuide();
+  } else if (byId("guide").open) {
+    return; // nobody answers a pair that is covered
+  } else if (key === "u") {
     undo();
   } else if (task && key in KEYS) {
     answer(KEYS[key]);
   } else if (task && ["1", "2", "3"].includes(key)) {
     toggleStrength(Number(key));
+  } else if (task && key === "d") {
+    toggleDifferences();
   } else if (task && key === "c") {
     byId("comment").focus();
   } else {
@@ -257,4 +367,7 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 
-alone(async () => show(await next(), ""));
+alone(async () => {
+  brief(await request("api/briefing"));
+  show(await next(), "");
+});
