@@ -42,8 +42,7 @@ def check_code(recipe: Recipe, written_in: Mapping[KeyPath, tuple[Path, str]], o
         what = "code of the model" if key == REMOTE_CODE else "code of the modules it names"
         raise UserError(
             f"{place}: {'.'.join(map(str, key))}: runs {what}, and this file may be from elsewhere; read it, then give "
-            f"--trust, or leave the code out with --set {'.'.join(map(str, key))}="
-            f"{'false' if key == REMOTE_CODE else '[]'}"
+            f"--trust, or leave the code out: {'false' if key == REMOTE_CODE else '[]'} in its place, there or by --set"
         )
 
 

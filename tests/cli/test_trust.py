@@ -69,6 +69,7 @@ def test_no_command_runs_what_a_file_from_elsewhere_names(project, elsewhere, tm
     said = capsys.readouterr().err
     assert exit_.value.code == 2, said
     assert "ppo.reward_functions: runs code of the modules it names" in said
+    assert "leave the code out: [] in its place, there or by --set" in said  # not every command has --set
     assert "--trust" in said
     assert len(said.splitlines()) == 1
     assert not ran(project)
