@@ -64,6 +64,7 @@ def init(tmp_path, monkeypatch, capsys):
     """`init(*options)`: exit status, stdout and stderr, in a folder with files of each kind of data."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["", *sys.path])
+    monkeypatch.delitem(sys.modules, "taste_of_init", raising=False)  # that of another test, in another folder
     Path("pairs.jsonl").write_text(rows_of("preferences", 300), encoding="utf-8")
     Path("prompts.jsonl").write_text(rows_of("prompts", 300), encoding="utf-8")
     Path("few.jsonl").write_text(rows_of("preferences", 10), encoding="utf-8")
