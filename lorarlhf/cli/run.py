@@ -40,7 +40,7 @@ def run(
         resolved, run_path = load_recipe(recipe, named, set_ or [], trust), run_folder(recipe, output_dir)
     if dry_run:
         name = recipe or str(run_path / "recipe.yaml")
-        print_dry_run([stage for stage in STAGES if stage in resolved.stages], name, resolved, run_path)
+        print_dry_run([stage for stage in STAGES if stage in resolved.stages], name, resolved, run_path, trust=trust)
         return
     log_to(log_file)
     from lorarlhf.cli.quiet import quiet_libraries

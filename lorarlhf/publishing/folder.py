@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -54,6 +55,9 @@ def write_marker(folder: Path, facts: Mapping[str, Any]) -> None:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = {path.relative_to(folder).as_posix(): _hash(path) for path in paths}
     write_json(folder / MARKER, {"lorarlhf": __version__, **facts, "files": files})
+    mode = stat.S_IMODE((folder / MARKER).stat().st_mode)  # of any file that is written here
+    for path in paths:  # safetensors makes files that their owner alone can read
+        path.chmod(mode)
 
 
 def exported_files(folder: Path) -> list[str]:

@@ -1,11 +1,14 @@
 """What must not leave with an export, nor stand in any file of a run: tokens, paths, files of this computer."""
 
 import json
+import os
 import shutil
 import threading
 import webbrowser
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from lorarlhf.errors import UserError
 from lorarlhf.loopback import open_browser
@@ -109,3 +112,14 @@ def test_the_secret_of_a_page_is_no_argument_of_the_browser(monkeypatch):
     page = Path(address.removeprefix("file://"))
     assert 'url=http://127.0.0.1:8000/secret&amp;token/"' in page.read_text()
     assert page.parent.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+def test_weights_can_be_read_by_whoever_can_read_the_rest(tmp_path):
+    with written_beside(tmp_path / "to") as part:
+        save_file({"w": torch.zeros(2)}, part / "model.safetensors")
+        part.joinpath("model.safetensors").chmod(0o600)  # as safetensors leaves it
+        write_marker(part, {})
+    modes = {path.stat().st_mode for path in (tmp_path / "to").iterdir()}
+    assert len(modes) == 1
+    assert exported_files(tmp_path / "to") == [MARKER, "model.safetensors"]
