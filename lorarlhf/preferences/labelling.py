@@ -104,7 +104,8 @@ class Labelling:
         sides: dict[str, Choice] = {"left": task.left, "right": _OTHER[task.left]}
         better = answer.choice in sides
         choice: Choice = sides[answer.choice] if better else answer.choice  # type: ignore[assignment]
-        judged = {name: sides.get(side, "tie") for name, side in answer.criteria.items()}
+        criteria: dict[str, Choice] = dict.fromkeys(self.criteria[:1], choice)
+        criteria |= {name: sides.get(side, "tie") for name, side in answer.criteria.items()}
         label = Label(
             pair_id=task.pair.id,
             annotator=annotator,
@@ -116,7 +117,7 @@ class Labelling:
             comment=(answer.comment or "").strip() or None,
             time=now(),
             seed=self.seed,
-            criteria=dict.fromkeys(self.criteria[:1], choice) | judged if choice != "skip" else {},
+            criteria=criteria if choice != "skip" else {},
         )
         self.file.append(label)
         return label
