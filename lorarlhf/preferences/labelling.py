@@ -38,7 +38,7 @@ class Answer(Section):
     seconds: Annotated[float, Field(ge=0)]
     strength: Annotated[int, Field(ge=1, le=3)] | None = None
     comment: Annotated[str, Field(max_length=2000)] | None = None
-    criteria: dict[str, Literal["left", "right", "tie"]] = Field(default_factory=dict)
+    criteria: dict[str, Literal["left", "right", "tie"]] = Field({})
     annotator: str | None = None
 
 
@@ -104,9 +104,8 @@ class Labelling:
         sides: dict[str, Choice] = {"left": task.left, "right": _OTHER[task.left]}
         better = answer.choice in sides
         choice: Choice = sides[answer.choice] if better else answer.choice  # type: ignore[assignment]
-        judged: dict[str, Choice] = {name: sides.get(side, "tie") for name, side in answer.criteria.items()}
-        if choice != "skip":  # by the first of them it was decided
-            judged = {**dict.fromkeys(self.criteria[:1], choice), **judged}
+        criteria: dict[str, Choice] = dict.fromkeys(self.criteria[:1], choice)
+        criteria |= {name: sides.get(side, "tie") for name, side in answer.criteria.items()}
         label = Label(
             pair_id=task.pair.id,
             annotator=annotator,
@@ -118,7 +117,7 @@ class Labelling:
             comment=(answer.comment or "").strip() or None,
             time=now(),
             seed=self.seed,
-            criteria=judged if choice != "skip" else {},
+            criteria=criteria if choice != "skip" else {},
         )
         self.file.append(label)
         return label
