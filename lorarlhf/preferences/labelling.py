@@ -38,7 +38,7 @@ class Answer(Section):
     seconds: Annotated[float, Field(ge=0)]
     strength: Annotated[int, Field(ge=1, le=3)] | None = None
     comment: Annotated[str, Field(max_length=2000)] | None = None
-    criteria: dict[str, Literal["left", "right", "tie"]] = Field({})
+    criteria: dict[str, Literal["left", "right", "tie"]] = Field(default_factory=dict)
     annotator: str | None = None
 
 
