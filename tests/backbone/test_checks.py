@@ -44,7 +44,7 @@ def test_a_base_with_nan_is_refused_for_that(load_tiny):
     backbone = load_tiny("llama", quantization="none")
     check_model(backbone)
     with torch.no_grad():
-        next(backbone.layers[0].parameters())[0] = float("nan")
+        backbone.layers[0].mlp.down_proj.weight[0] = float("nan")  # attention kernels may hide one
     with pytest.raises(UserError, match="computes NaN or infinity from a few tokens: its weights are damaged"):
         check_model(backbone)
 

@@ -70,11 +70,11 @@ def test_ties_are_written_if_they_are_to_be_kept(write, tmp_path):
     assert [pair.tie for pair in kept.rows] == [False, True, False]
 
 
-def test_half_of_a_surrogate_pair_survives(write, tmp_path):
+def test_half_of_a_surrogate_pair_is_refused(write, tmp_path):
     source = write([r'{"prompt": "a\ud800", "chosen": "b", "rejected": "c"}'])
-    convert_pairs(source, DataConfig(), tmp_path / "out.jsonl")
-    config = DataConfig(preferences=str(tmp_path / "out.jsonl"), test_size=0.0)
-    assert load_preferences(config, "train").rows[0].prompt == [user("a\ud800")]
+    with pytest.raises(UserError, match=r":1: half of a surrogate pair, which is no text; fix the row"):
+        convert_pairs(source, DataConfig(), tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_split_puts_no_prompt_in_both_parts(write, tmp_path):

@@ -185,9 +185,9 @@ def test_a_source_takes_the_place_of_another_whole():
     )
     assert load_recipe("demo", sets=[first, second]).data.preferences == Source(source="b", weight=2.0)
     assert load_recipe("demo", sets=[first, "data.preferences.max_examples=4"]).data.preferences.max_examples == 4
-    recipe, _ = resolve("reward", "demo", None, "{source: b, name: y}", None, [])
+    recipe, _ = resolve("reward", "demo", None, "{source: b, name: y}", None, [], False, False)
     assert (recipe.data.preferences, recipe.data.preferences_test) == (Source(source="b", name="y"), None)
-    assert resolve("reward", "demo", None, "b", None, [])[0].data.preferences == "b"
+    assert resolve("reward", "demo", None, "b", None, [], False, False)[0].data.preferences == "b"
 
 
 def test_what_is_for_the_hub_alone_is_refused_of_a_file(write):

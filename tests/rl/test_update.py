@@ -10,6 +10,7 @@ from lorarlhf.errors import UserError
 from lorarlhf.generation import sample as sample_module
 from lorarlhf.recipe.sections import PPOConfig
 from lorarlhf.rl.prompts import Share
+from lorarlhf.rl.score import response_scorer
 from lorarlhf.rl.update import minibatches, rows_here
 
 
@@ -169,7 +170,7 @@ def test_a_shared_trunk_changes_nothing(loop, monkeypatch, reference_is):
         if reference_is == "base":
             made.backbone.adapters.detach("reference")
         passes = made.setup.passes
-        made.change(reward=lambda rollout, prompts, trunk, p=passes: p.scores(rollout.sequences, trunk))
+        made.change(reward=response_scorer(passes, 1.0, []))
         if not shared:
             passes.reference = lambda sequences, p=passes: (p.logprobs("reference", sequences)[0], None)
         experience = made.experience()
