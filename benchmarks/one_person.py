@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from lorarlhf.data.examples import load_prompts
-from lorarlhf.data.rows import Prompt
+from lorarlhf.data.examples import load_prompt_rows
+from lorarlhf.data.rows import NO_COLUMNS, Prompt
 from lorarlhf.display import read_rows
 from lorarlhf.intervals import wilson
 from lorarlhf.recipe.sections import DataConfig
@@ -182,7 +182,8 @@ def questions(args: argparse.Namespace, pairs: int) -> tuple[Path, Path]:
     paths = args.folder / "train.jsonl", args.folder / "test.jsonl"
     if not all(path.is_file() for path in paths):
         config = DataConfig(preferences=args.questions, on_bad_row="skip", test_size=0.0)
-        short = [text for prompt in load_prompts(config, "train").rows if (text := first_question(prompt))]
+        rows = load_prompt_rows(config, "train", NO_COLUMNS).rows
+        short = [text for row in rows if (text := first_question(row.prompt))]
         texts = list(dict.fromkeys(short))
         for path, part in zip(paths, (texts[args.held_out :][: pairs * 5 // 4], texts[: args.held_out]), strict=True):
             asked = ([{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}] for text in part)
