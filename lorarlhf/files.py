@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ def written_file(path: Path) -> Iterator[Path]:
 
     A link of either name goes, and what it leads to stays: a run from elsewhere may hold some.
     """
+    if path.is_dir() and not path.is_symlink():  # before anything is made that could not take its place
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + BEING_WRITTEN)
     part.unlink(missing_ok=True)

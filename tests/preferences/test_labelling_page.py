@@ -372,6 +372,7 @@ def swipe(page, start, end):
             session.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
 
 
+@pytest.mark.slow  # gestures of a machine that is busy with other tests come late
 def test_on_a_phone_the_responses_are_one_tap_or_swipe_apart(start):
     row = {"prompt": "Q?", "response_a": "One.\n" * 80, "response_b": "Two.\n" * 80}
     _, page = start([row, row | {"prompt": "R?"}], viewport={"width": 360, "height": 740}, has_touch=True)

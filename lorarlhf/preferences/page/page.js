@@ -196,6 +196,8 @@ function show(reply, news) {
   if (task) {
     messages(byId("prompt"), task.prompt);
     byId("responses").scrollLeft = 0;
+    // Once what is in it has changed, a browser goes back to the side that it had snapped to.
+    requestAnimationFrame(() => { byId("responses").scrollLeft = 0; });
     pickStrength(null);
     pickCriteria({});
     byId("comment").value = "";
