@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lorarlhf.backbone.batch import TokenBatch
+from lorarlhf.backbone.packing import grouped
 from lorarlhf.backbone.budget import TokenBudget
 from lorarlhf.backbone.logprobs import Softmax
 from lorarlhf.backbone.shared import SharedBackbone
@@ -129,7 +130,7 @@ def sample_responses(
             finished[i] = ended[k]
     logprobs, entropy = torch.nn.utils.rnn.pad_sequence(per_token, batch_first=True).to(backbone.device).unbind(-1)
     return Rollout(
-        sequences=TokenBatch.from_lists(prompts, responses).to(backbone.device),
+        sequences=grouped(backbone, TokenBatch.from_lists(prompts, responses)).to(backbone.device),
         logprobs=logprobs,
         entropy=entropy,
         finished=finished.to(backbone.device),
