@@ -1,4 +1,4 @@
-"""Two ways to run benchmarks/ppo.py (or stages.py), in turn, A B A B: ratios with their spread, one JSON object on stdout.
+"""Two ways to run benchmarks/ppo.py (or stages.py), in turn, A B A B: ratios with their spread, as JSON on stdout.
 
     LORARLHF_TRL_112=FOLDER python benchmarks/compare.py --a "--engine lorarlhf" --b "--engine trl" -- --model cpu
     python benchmarks/compare.py --script stages.py --a "--engine lorarlhf" --b "--engine trl" -- --stage sft ...

@@ -45,7 +45,10 @@ def main() -> None:
     recipe = load_recipe("smollm2-135m-cpu", sets=settings(args))
     with tempfile.TemporaryDirectory() as folder:
         trainer, tokens = (trl_trainer if args.engine == "trl" else our_trainer)(args, recipe, Path(folder))
-        steps = Steps()
+        steps, computed = Steps(), [0]
+        model = trainer.model if args.engine == "trl" else trainer.backbone.causal_lm
+        embedding = model.get_input_embeddings()
+        embedding.register_forward_pre_hook(lambda _, inputs: computed.append(inputs[0].numel()))
         trainer.add_callback(steps)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
@@ -60,6 +63,7 @@ def main() -> None:
                 "seconds_an_iteration": round(sum(seconds) / len(seconds), 4),
                 "loss": [round(row["loss"], 6) for row in trainer.state.log_history if "loss" in row],
                 "tokens_a_step": round(tokens / (args.steps + 1)),
+                "computed_tokens_a_step": round(sum(computed) / (args.steps + 1)),  # with padding
                 "peak_memory_gb": round(peak_memory_bytes() / 1e9, 4),
                 "planned_peak_gb": planned(recipe, args) if args.engine == "lorarlhf" else None,
                 "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
@@ -105,7 +109,9 @@ def settings(args: argparse.Namespace) -> list[str]:
 def rows_of(args: argparse.Namespace, recipe: Recipe, tokenizer: Any) -> tuple[Any, int]:
     """The rows, and how many tokens they have."""
     read, columns = (
-        (preference_examples, ("chosen_ids", "rejected_ids")) if args.stage == "reward" else (sft_examples, ("input_ids",))
+        (preference_examples, ("chosen_ids", "rejected_ids"))
+        if args.stage == "reward"
+        else (sft_examples, ("input_ids",))
     )
     rows = read(recipe.data, tokenizer, "train").dataset
     return rows, sum(len(ids) for column in columns for ids in rows[column])

@@ -63,7 +63,7 @@ def check_model(backbone: SharedBackbone) -> None:
 
 @torch.no_grad()
 def packing_fault(backbone: SharedBackbone) -> str | None:
-    """Why responses cannot be computed behind one prompt, if they cannot: what a family makes of positions and masks."""
+    """Why responses cannot be computed behind one prompt, if they cannot: families read masks in their ways."""
     sequences = _sequences(backbone)
     prompt, responses = sequences.lists()[0][:4], [row[-3:] for row in sequences.lists()]
     alike = TokenBatch.from_lists([prompt] * 2, responses).to(sequences.tokens.device)

@@ -7,7 +7,6 @@ go on from the prompt's. Every token's states are what they are in a row of its 
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -53,28 +52,24 @@ class Packing:
         for row, group in enumerate(sequences.groups.tolist()):
             rows[group].append(row)
         sources, branches = [], []
-        starts = [0] * len(sequences)  # of each response in its packed row
         for members in rows.values():
             prompt = prompts[members[0]]
-            pieces, width = [torch.arange(prompt) + members[0] * length], prompt
-            for row in members:
-                pieces.append(torch.arange(prompt, ends[row]) + row * length)
-                starts[row], width = width, width + ends[row] - prompt
+            pieces = [torch.arange(prompt) + members[0] * length]
+            pieces += [torch.arange(prompt, ends[row]) + row * length for row in members]
             sources.append(torch.cat(pieces))
             branches.append(torch.cat([torch.full_like(piece, number) for number, piece in enumerate(pieces)]))
-        width = -(-max(len(source) for source in sources) // MULTIPLE) * MULTIPLE
+        width = -(-max(map(len, sources)) // MULTIPLE) * MULTIPLE
         places = torch.zeros(len(sequences), length, dtype=torch.long)
-        for number, members in enumerate(rows.values()):
+        for number, (members, source) in enumerate(zip(rows.values(), sources, strict=True)):
+            places.view(-1)[source] = torch.arange(len(source)) + number * width
             for row in members:
-                places[row, : prompts[row]] = torch.arange(prompts[row]) + number * width
-                places[row, prompts[row] : ends[row]] = torch.arange(ends[row] - prompts[row]) + (
-                    number * width + starts[row]
-                )
+                places[row, : prompts[row]] = places[members[0], : prompts[row]]
         device = sequences.tokens.device
-        return cls(_padded(sources, 0, width).to(device), places.to(device), _padded(branches, PADDING, width).to(device))
+        padded = _padded(sources, 0, width), places, _padded(branches, PADDING, width)
+        return cls(*(tensor.to(device) for tensor in padded))
 
     def inputs(self, sequences: TokenBatch, dtype: torch.dtype) -> dict[str, Tensor]:
-        """What a model's forward takes: tokens and positions [G, W], and a mask [G, 1, W, W] that is added to scores."""
+        """What a forward pass takes: tokens and positions [G, W], and a mask [G, 1, W, W] that is added to scores."""
         columns = torch.arange(self.sources.shape[1], device=self.sources.device)
         query, key = self.branches.unsqueeze(2), self.branches.unsqueeze(1)
         seen = (columns <= columns.unsqueeze(1)) & ((key == PROMPT) | (key == query))
@@ -91,8 +86,7 @@ class Packing:
 
     def unpack(self, states: Tensor) -> Tensor:
         """[G, W, H] back to [B, L, H]."""
-        rows = states.flatten(0, 1).index_select(0, self.places.flatten())
-        return rows.unflatten(0, self.places.shape)
+        return states.flatten(0, 1).index_select(0, self.places.flatten()).view(*self.places.shape, -1)
 
 
 def unpacked(states: Tensor, sequences: TokenBatch) -> Tensor:
@@ -101,7 +95,7 @@ def unpacked(states: Tensor, sequences: TokenBatch) -> Tensor:
 
 
 def grouped(backbone: SharedBackbone, sequences: TokenBatch) -> TokenBatch:
-    """The same batch, told which rows to compute behind one prompt: those that have the same, as far as it saves work."""
+    """The same batch, told which rows to compute behind one prompt: those with the same, as far as it saves work."""
     if not backbone.packs_prompts:
         return sequences
     groups: list[int] = []
@@ -152,13 +146,19 @@ def _beginning_alike(backbone: SharedBackbone, rows: Sequence[Sequence[int]]) ->
     for i in sorted(range(len(rows)), key=lambda i: list(rows[i])):  # so that those most alike are neighbours
         if found:
             members, common = found[-1]
-            still_common = len(os.path.commonprefix([list(rows[members[0]][:common]), list(rows[i])]))
+            still_common = _common(rows[members[0]][:common], rows[i])
             joined = width([*members, i], still_common)
             if _saves_work(backbone, width(members, common), len(rows[i]), joined):
                 found[-1] = [*members, i], still_common
                 continue
         found.append(([i], len(rows[i])))
     return found
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def _saves_work(backbone: SharedBackbone, width: int, alone: int, joined: int) -> bool:
@@ -180,5 +180,5 @@ def _saves_work(backbone: SharedBackbone, width: int, alone: int, joined: int) -
 
 def _padded(rows: list[Tensor], value: int, width: int) -> Tensor:
     """[G, width] of rows of any length."""
-    rows = pad_sequence(rows, batch_first=True, padding_value=value)
-    return torch.nn.functional.pad(rows, (0, width - rows.shape[1]), value=value)
+    padded = pad_sequence(rows, batch_first=True, padding_value=value)
+    return torch.nn.functional.pad(padded, (0, width - padded.shape[1]), value=value)
