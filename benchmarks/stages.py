@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import tempfile
 import time
 from importlib.metadata import version
@@ -87,6 +88,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--accumulation", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3, help="measured ones, after one to warm up")
     parser.add_argument("--top-layers", type=float, default=0.5, help="share of layers that the reward model adapts")
+    parser.add_argument("--full-rows", action="store_true", help="random tokens up to the length, as a plan assumes")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
@@ -114,6 +116,9 @@ def rows_of(args: argparse.Namespace, recipe: Recipe, tokenizer: Any) -> tuple[A
         else (sft_examples, ("input_ids",))
     )
     rows = read(recipe.data, tokenizer, "train").dataset
+    if args.full_rows:
+        rng = random.Random(args.seed)
+        rows = rows.map(lambda row: {name: [rng.randrange(99, 9999) for _ in range(args.length)] for name in row})
     return rows, sum(len(ids) for column in columns for ids in rows[column])
 
 
