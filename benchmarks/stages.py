@@ -12,6 +12,7 @@ rows in the same order; what is measured is the steps, after one to warm up.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -44,15 +45,17 @@ def main() -> None:
     args = parse_arguments()
     quiet_libraries()
     recipe = load_recipe("smollm2-135m-cpu", sets=settings(args))
+    ours = args.engine == "lorarlhf"
     with tempfile.TemporaryDirectory() as folder:
-        trainer, tokens = (trl_trainer if args.engine == "trl" else our_trainer)(args, recipe, Path(folder))
+        trainer, tokens = (our_trainer if ours else trl_trainer)(args, recipe, Path(folder))
         steps, computed = Steps(), [0]
-        model = trainer.model if args.engine == "trl" else trainer.backbone.causal_lm
+        model = trainer.backbone.causal_lm if ours else trainer.model
         embedding = model.get_input_embeddings()
         embedding.register_forward_pre_hook(lambda _, inputs: computed.append(inputs[0].numel()))
         trainer.add_callback(steps)
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        with trainer.backbone.role(STAGES[args.stage].role) if ours else contextlib.nullcontext():
+            trainer.train()
     seconds = steps.seconds[1:]
     print(
         json.dumps(
@@ -66,7 +69,7 @@ def main() -> None:
                 "tokens_a_step": round(tokens / (args.steps + 1)),
                 "computed_tokens_a_step": round(sum(computed) / (args.steps + 1)),  # with padding
                 "peak_memory_gb": round(peak_memory_bytes() / 1e9, 4),
-                "planned_peak_gb": planned(recipe, args) if args.engine == "lorarlhf" else None,
+                "planned_peak_gb": planned(recipe, args) if ours else None,
                 "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
                 "threads": torch.get_num_threads(),
                 "versions": {name: version(name) for name in ("torch", "transformers", "peft", "trl")},
