@@ -92,13 +92,17 @@ class Run:
             write_file(folder / RECIPE, dump_recipe(recipe))
 
     def read_recipe(
-        self, named: Mapping[str, Option] | None = None, sets: Sequence[str] = (), stage: Stage | None = None
+        self,
+        named: Mapping[str, Option] | None = None,
+        sets: Sequence[str] = (),
+        stage: Stage | None = None,
+        runs_functions: bool = True,
     ) -> Recipe:
         """What the run, or one stage of it, was run with, with these on top (see `load_recipe`).
 
         Later stages may have been told otherwise: whoever describes a stage or goes on from it names it.
         """
-        return load_recipe(str(self._recipe_file(stage)), named, sets, self.trust, of_run=True)
+        return load_recipe(str(self._recipe_file(stage)), named, sets, self.trust, True, runs_functions)
 
     def _recipe_file(self, stage: Stage | None = None) -> Path:
         path = self.path / RECIPE

@@ -113,7 +113,8 @@ def export_run(
     llama_cpp: Path | str | None = None,
 ) -> dict[str, Any]:
     """The same, improved or not; returns the figures of the comparison, nothing if there was none."""
-    recipe = _with_options(run.read_recipe(stage=stage), {"merge": merge, "dtype": dtype, "base": base})
+    read = run.read_recipe(stage=stage, runs_functions=False)
+    recipe = _with_options(read, {"merge": merge, "dtype": dtype, "base": base})
     finished, adapter = run.adapter(stage), run.adapter(stage, checkpoint)
     model_config = load_model_config(recipe.model)
     if not allow_other_base:

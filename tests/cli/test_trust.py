@@ -1,5 +1,6 @@
 """Recipes and runs from elsewhere run no code, whatever command they are given to."""
 
+import io
 import shutil
 import sys
 
@@ -53,10 +54,6 @@ def elsewhere(tmp_path, project):
         "ppo --recipe {recipe}",
         "evaluate --run unpacked",
         "evaluate --run unpacked --frontier",
-        "sample --run unpacked --prompts shipped:demo/prompts.jsonl --out pairs.jsonl",
-        "chat --run unpacked",
-        "score shipped:demo/preferences.jsonl --run unpacked --out scored.jsonl",
-        "export --run unpacked --to out",
     ],
 )
 def test_no_command_runs_what_a_file_from_elsewhere_names(project, elsewhere, tmp_path, monkeypatch, capsys, command):
@@ -74,6 +71,32 @@ def test_no_command_runs_what_a_file_from_elsewhere_names(project, elsewhere, tm
     assert len(said.splitlines()) == 1
     assert not ran(project)
     assert sorted(project.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "sample --run unpacked --prompts few.jsonl --out pairs.jsonl",
+        "chat --run unpacked",
+        "score few.jsonl --run unpacked --out scored.jsonl",
+        "export --run unpacked --to out --adapter-only",
+    ],
+)
+def test_what_runs_no_function_asks_for_no_trust_in_one(project, elsewhere, monkeypatch, capsys, command):
+    (project / "few.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    monkeypatch.setattr(sys, "argv", ["lorarlhf", *command.split()])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert not exit_.value.code, capsys.readouterr().err
+    assert not ran(project)
+
+
+def test_a_recipe_whose_functions_are_not_run_still_asks_for_the_models_code(project, tmp_path):
+    (tmp_path / "a.yaml").write_text("extends: demo\n" + REMOTE + FUNCTION)
+    with pytest.raises(UserError, match="model.trust_remote_code: runs code of the model"):
+        load_recipe(str(tmp_path / "a.yaml"), runs_functions=False)
+    load_recipe(str(tmp_path / "a.yaml"), sets=["model.trust_remote_code=false"], runs_functions=False)
 
 
 @pytest.mark.parametrize(("text", "key"), [(FUNCTION, "ppo.reward_functions"), (REMOTE, "model.trust_remote_code")])
