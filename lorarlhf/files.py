@@ -94,3 +94,9 @@ def flush_names(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def free_bytes(path: Path) -> int:
+    """What is free on the disk where a path is, or will be once its folders are made."""
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    return shutil.disk_usage(there).free

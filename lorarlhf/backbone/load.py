@@ -29,6 +29,7 @@ from lorarlhf.backbone.base import identify_base
 from lorarlhf.backbone.checks import check_model
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.backbone.trunk import layers_path
+from lorarlhf.backbone.weights import announce_weights
 from lorarlhf.data.tokenizer import prepare_tokenizer
 from lorarlhf.errors import UserError, first_line
 from lorarlhf.memory import accelerator
@@ -46,13 +47,15 @@ def load_backbone(config: ModelConfig, data: DataConfig = PLAIN_DATA) -> SharedB
         data: says which chat template the tokenizer gets, and how that is set.
 
     Raises:
-        UserError: no such model, no safetensors in it, or a family transformers does not know.
+        UserError: no such model, no safetensors in it, no room on the disk to fetch it, or a family transformers does
+            not know.
     """
     model_config = load_model_config(config)
     tokenizer = load_tokenizer(config)
     dtype = compute_dtype(config)
     _check_family(config, model_config)
     device = PartialState(cpu=accelerator() is None).device  # of several processes, each has its own
+    announce_weights(config, model_config)
     with _plain_errors(config):
         causal_lm = AutoModelForCausalLM.from_pretrained(
             resolve_path(config.name),

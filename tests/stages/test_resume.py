@@ -1,12 +1,14 @@
 """Going on with a run: what may be told otherwise, and what stands in the way."""
 
+import shutil
+
 import pytest
 from demo_runs import save_random_adapter, small_recipe
 
 from lorarlhf.errors import UserError
 from lorarlhf.manifest import written_whole
 from lorarlhf.run import Run
-from lorarlhf.stages import beginning, outputs, pipeline, ppo, reward, sft
+from lorarlhf.stages import outputs, pipeline, ppo, reward, sft
 from lorarlhf.stages.beginning import checkpoint_to_go_on_from
 from lorarlhf.stages.ppo import find_reward_adapter, train_ppo
 from lorarlhf.stages.sft import train_sft
@@ -130,7 +132,7 @@ def test_a_start_that_fails_late_has_moved_nothing(begun, stage, monkeypatch):
     if stage == "ppo":
         save_random_adapter(recipe, run, "reward")
     before = sorted(path.name for path in run.path.iterdir())
-    monkeypatch.setattr(beginning.shutil, "disk_usage", lambda path: beginning.shutil._ntuple_diskusage(1, 1, 1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 1000))
     monkeypatch.setattr(outputs, "LEAST_DISK", 0)  # which is looked at before anything is loaded
     train = {"sft": train_sft, "ppo": train_ppo}[stage]
     with pytest.raises(UserError, match=rf"{stage}: 0\.00 GiB are free there, and checkpoints and adapters can take"):
