@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from rich.console import Console
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.examples import holds_out
+from lorarlhf.data.sources import rows_kept
 from lorarlhf.errors import UserError, check_matplotlib
 from lorarlhf.json_file import read_object
 from lorarlhf.lock import one_writer
@@ -30,6 +32,7 @@ from lorarlhf.stages.beginning import check_not_interrupted
 from lorarlhf.stages.evaluate import evaluate_run, report_lines
 from lorarlhf.stages.export import check_improved, export_run
 from lorarlhf.stages.fidelity import fidelity_line
+from lorarlhf.stages.forecast import time_left
 from lorarlhf.stages.inputs import check_inputs
 from lorarlhf.stages.report import REPORT, write_report
 from lorarlhf.stages.settings import other_settings
@@ -70,7 +73,7 @@ def run_recipe(
         UserError: what a stage raises; or what is to be passed over was made with other settings.
     """
     run = Run(run)
-    with one_writer(run.path):
+    with one_writer(run.path), rows_kept():
         _run_recipe(recipe, run, resume, evaluate or _evaluate)
 
 
@@ -87,10 +90,16 @@ def _run_recipe(
     if resume:
         states |= _states(recipe, run, training)
     _look_ahead(recipe, run, [stage for stage in training if states[stage] != DONE], last, console)
-    backbone = None
-    with Agenda([_title(step) for step in recipe.stages], console) as agenda:
+    backbone, to_come, began = None, list(recipe.stages), time.time()
+
+    def left() -> str:
+        return time_left(recipe, run, [step for step in to_come if states.get(step) != DONE], began)
+
+    with Agenda([_title(step) for step in recipe.stages], console, left) as agenda:
         for number, step in enumerate(recipe.stages, 1):
-            agenda.begin(number, ", done already" if states.get(step) == DONE else "")
+            to_come, began = list(recipe.stages[number - 1 :]), time.time()
+            note = f", {said}" if step == "evaluate" and (said := left()) else ""
+            agenda.begin(number, ", done already" if states.get(step) == DONE else note)
             if step == "export":
                 backbone = None  # merging loads the base for itself
             elif step == "evaluate" or states.get(step, DONE) != DONE:

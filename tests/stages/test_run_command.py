@@ -1,11 +1,13 @@
 """`lorarlhf run`: the whole recipe with one line, which goes on where it was interrupted."""
 
 import json
+from collections import Counter
 
 import pytest
 from demo_runs import small_recipe
 
 from lorarlhf.backbone.load import load_backbone
+from lorarlhf.data import sources
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.load import load_recipe
 from lorarlhf.run import Run
@@ -42,6 +44,19 @@ def test_the_whole_recipe_and_again(tmp_path, capsys, loads):
     assert again == ["1/5 reward model, done already", "2/5 policy, done already", *headings(out)[2:]]
     assert summaries == {stage: (run.stage(stage) / "metrics.jsonl").stat().st_mtime_ns for stage in summaries}
     assert json.loads((run.stage("ppo") / "evaluation.json").read_text()) == evaluation
+
+
+def test_each_file_of_data_is_read_once(tmp_path, monkeypatch):
+    read = Counter()
+
+    def reader(path, name, real=sources.READERS["jsonl"]):
+        yield from real(path, name)
+        read[path.name] += 1
+
+    monkeypatch.setitem(sources.READERS, "jsonl", reader)
+    sets = ("stages=[reward,ppo,evaluate]", "data.prompts=null", "data.prompts_test=null")  # all of the comparisons
+    pipeline.run_recipe(small_recipe(tmp_path, *sets), tmp_path / "run")
+    assert read == {"preferences.jsonl": 1, "preferences_test.jsonl": 1}
 
 
 def test_a_policy_of_an_older_reward_model_is_trained_again(tmp_path, capsys):
