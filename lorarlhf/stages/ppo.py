@@ -101,7 +101,7 @@ def _train_ppo(
     check_inputs("ppo", recipe, run.path)
     folder, has_sft = run.stage("ppo"), run.has_adapter("sft")
     checkpoint = checkpoint_to_go_on_from(recipe, run, "ppo", resume)
-    if reward_folder == run.stage("reward") and (doubt := doubt_of(run.read_summary("reward"))):
+    if reward_folder == run.stage("reward") and (doubt := doubt_of(run.read_summary("reward"), again=True)):
         logger.warning(doubt)
     wanted = columns_wanted(functions)
     config = recipe.ppo
