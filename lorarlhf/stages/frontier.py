@@ -95,6 +95,7 @@ def measure_frontier(
     turn = None if judged is None else find_turn(np.stack([point.reward for point in checkpoints]), judged)
     return {
         "stage": "ppo",
+        "algorithm": recipe.ppo.algorithm,
         "reference": answered.reference,
         "data": loaded.source,
         "prompts": len(answered.prompts),
