@@ -41,7 +41,18 @@ class Run:
         object.__setattr__(self, "trust", trust or (isinstance(path, Run) and path.trust))
 
     def stage(self, stage: Stage) -> Path:
-        return self.path / stage
+        """The stage's folder, there or not.
+
+        Raises:
+            UserError: a link stands in its place. What a run from elsewhere points to is not read, nor written to.
+        """
+        folder = self.path / stage
+        if folder.is_symlink():
+            raise UserError(
+                f"{folder}: is a link, and all of a run lies in its folder; put what it leads to in its place, or give "
+                "another --output-dir"
+            )
+        return folder
 
     def has_adapter(self, stage: Stage) -> bool:
         """True once the stage has finished: its adapter is written last but for the summary."""

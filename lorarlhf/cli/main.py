@@ -13,7 +13,7 @@ import typer
 from lorarlhf.cli.chat import chat
 from lorarlhf.cli.collect import collect_app
 from lorarlhf.cli.data import data_app
-from lorarlhf.cli.demo import demo
+from lorarlhf.cli.demo import demo, demo_folder
 from lorarlhf.cli.doctor import doctor
 from lorarlhf.cli.evaluate import evaluate
 from lorarlhf.cli.export import export
@@ -106,9 +106,11 @@ def _how_to_go_on(arguments: list[str], saved: bool = True) -> str:
         again = [*arguments, *([] if "--resume" in arguments else ["--resume"])]
     elif command == "run":
         again = [argument for argument in arguments if argument != "--anew"]
+    elif command == "demo" and (demo_folder(arguments) / "recipe.yaml").is_file():
+        again = ["run", "--output-dir", str(demo_folder(arguments))]  # another `demo` would begin anew
     else:
         return ""
-    where = "" if saved or command == "run" else ", if there is a checkpoint"
+    where = "" if saved or command in ("run", "demo") else ", if there is a checkpoint"
     return f"; to go on{where}: {shlex.join(['lorarlhf', *again])}"
 
 

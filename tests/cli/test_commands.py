@@ -231,6 +231,35 @@ def test_a_signal_is_told_by_the_exit_code_and_how_to_go_on(command, monkeypatch
     assert line.count("--resume") == 1
 
 
+@pytest.mark.parametrize("options", [[], ["--output-dir", "mine"], ["--output-dir=mine", "--seed", "3"]])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Stopped("after iteration 3", 15)])
+def test_a_demo_that_was_stopped_goes_on_as_a_run(command, monkeypatch, error, options):
+    folder = "mine" if options else "runs/demo"
+
+    def stop(recipe, run, resume, evaluate):
+        run.write_recipe(recipe, "reward")
+        raise error
+
+    monkeypatch.setattr("lorarlhf.stages.demo.run_recipe", stop)
+    _, _, err = command("demo", *options)
+    line = err.splitlines()[-1]
+    assert line.endswith(f"; to go on: lorarlhf run --output-dir {folder}")
+    told = []
+    monkeypatch.setattr("lorarlhf.stages.pipeline.run_recipe", lambda *args: told.append(args))
+    code, _, err = command(*line.partition("to go on: lorarlhf ")[2].split())
+    assert code == 0, err
+    ((recipe, run, resume),) = told
+    assert (recipe.seed, run.path, resume) == (3 if "--seed" in options else 0, Path(folder), True)
+
+
+def test_a_demo_that_has_not_begun_has_nothing_to_go_on_with(command, monkeypatch):
+    def stop(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lorarlhf.stages.demo.run_recipe", stop)
+    assert command("demo")[2].splitlines()[-1] == "Error: stopped"
+
+
 def test_a_stage_goes_on_with_the_recipe_of_its_run(command, monkeypatch, tmp_path):
     Run(tmp_path / "mine").write_recipe(load_recipe("demo", sets=["seed=7"]), "sft")
     Run(tmp_path / "mine").write_recipe(load_recipe("demo", sets=["seed=8"]), "reward")
