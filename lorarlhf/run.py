@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lorarlhf.errors import UserError
-from lorarlhf.files import write_file
+from lorarlhf.files import hash_file, write_file
 from lorarlhf.json_file import read_object
 from lorarlhf.manifest import chosen_checkpoint, numbered_checkpoints
 from lorarlhf.recipe.load import Option, dump_recipe, load_recipe, source_value
@@ -22,6 +22,7 @@ BEST = "best"  # stands for what a stage keeps
 
 RECIPE = "recipe.yaml"
 WEIGHTS = "adapter_model.safetensors"  # PEFT's name
+MEASURED = "adapter"  # key of figures: the hash of the weights that they are of
 
 
 @dataclass(frozen=True, init=False)
@@ -138,16 +139,18 @@ class Run:
         return read_object(path) if path.is_file() else {}
 
 
-def is_current(product: Path, adapter: Path) -> bool:
-    """Whether a file that was made of the weights in an adapter's folder is of those that lie there now.
+def of_adapter(adapter: Path) -> dict[str, str]:
+    """What figures that are measured on an adapter say of which it was; nothing where there are no weights."""
+    return {MEASURED: hash_file(adapter / WEIGHTS)} if (adapter / WEIGHTS).is_file() else {}
 
-    One from before a --resume that trained on is not. False where there is no such file; where there are no weights
-    yet, nothing is newer.
+
+def is_current(measured: Mapping[str, Any], adapter: Path) -> bool:
+    """Whether figures are of the weights that lie in an adapter's folder now.
+
+    Those from before a --resume that trained on are not. Where they do not say (they are of an earlier lorarlhf), or
+    there are no weights yet, it is taken for granted.
     """
-    if not product.is_file():
-        return False
-    weights = adapter / WEIGHTS
-    return not weights.is_file() or product.stat().st_mtime_ns >= weights.stat().st_mtime_ns
+    return MEASURED not in measured or of_adapter(adapter).get(MEASURED, measured[MEASURED]) == measured[MEASURED]
 
 
 def other_test_data(stage: Stage, flag: str, dataset: str) -> dict[str, Option]:

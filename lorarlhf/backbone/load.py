@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import logging
 import math
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import bitsandbytes as bnb
 import torch
@@ -88,6 +90,7 @@ def load_model_config(config: ModelConfig) -> PreTrainedConfig:
 
     Raises UserError if there is none, or if it has no output layer of its own and the recipe wants it quantised.
     """
+    _check_folder(config)
     if config.trust_remote_code:
         version = f" at {config.revision}" if config.revision else ""
         logger.info("model.trust_remote_code: code of %s%s is run", resolve_path(config.name), version)
@@ -102,6 +105,17 @@ def load_model_config(config: ModelConfig) -> PreTrainedConfig:
             "set it to false"
         )
     return model_config
+
+
+def _check_folder(config: ModelConfig) -> None:
+    """Raise UserError for a path that leads nowhere, which would else be taken for a strange Hub id."""
+    path = Path(resolve_path(config.name))
+    if not config.name.startswith((".", "/", "~")) or path.exists():
+        return
+    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, beside)
+    hint = f"did you mean {' or '.join(near)}?" if near else "check the path"
+    raise UserError(f"model.name: '{config.name}': no such folder; {hint}")
 
 
 def _disable_dropout(config: PreTrainedConfig) -> None:

@@ -9,8 +9,8 @@ from lorarlhf.manifest import find_checkpoint
 from lorarlhf.recipe.sections import ModelConfig, PPOConfig, Recipe, Stage
 from lorarlhf.recipe.shipped import resolve_path
 from lorarlhf.recipe.stages import STAGES
-from lorarlhf.run import WEIGHTS, Run
-from lorarlhf.stages.origins import check_origins
+from lorarlhf.run import Run
+from lorarlhf.stages.origins import adapters_there, check_origins
 from lorarlhf.stages.settings import check_unchanged
 
 
@@ -37,7 +37,7 @@ def steps(
         checkpoint = find_checkpoint(run.stage(stage))
         check_unchanged(recipe, run, stage)
         if info.samples:
-            check_origins(run.stage(stage), _adapters(recipe, run, reward))
+            check_origins(run.stage(stage), adapters_there(recipe, run, reward))
         yield "resume", f"from {checkpoint}"
     elif info.starts_from:
         has_start = info.starts_from in before or run.has_adapter(info.starts_from)
@@ -52,17 +52,6 @@ def steps(
     if recipe.data.eval_examples:
         yield "test", f"on at most {recipe.data.eval_examples:,} held-out examples"
     yield "write", str(run.stage(stage))
-
-
-def _adapters(recipe: Recipe, run: Run, reward: str | None) -> dict[str, Path | None]:
-    """What ppo would find to start from; nothing is said of a reward adapter that only the Hub knows."""
-    found = {stage: run.stage(stage) if run.has_adapter(stage) else None for stage in ("sft", "reward")}
-    if recipe.ppo.reward_model_weight == 0:
-        return found | {"reward": None}
-    if reward is None:
-        return found
-    folder = Path(reward).expanduser()
-    return {"sft": found["sft"], **({"reward": folder} if (folder / WEIGHTS).is_file() else {})}
 
 
 def _learning(config: PPOConfig) -> str:

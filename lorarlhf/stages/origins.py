@@ -13,7 +13,9 @@ from pathlib import Path
 from lorarlhf.errors import UserError
 from lorarlhf.files import hash_file
 from lorarlhf.json_file import read_object
-from lorarlhf.run import WEIGHTS, write_json
+from lorarlhf.recipe.sections import Recipe, Stage
+from lorarlhf.recipe.stages import STAGES
+from lorarlhf.run import WEIGHTS, Run, write_json
 
 ORIGINS = "started_from.json"  # in the stage's folder: name of each adapter to the hash of its weights
 logger = logging.getLogger(__name__)
@@ -27,6 +29,36 @@ def write_origins(folder: Path, adapters: Mapping[str, Path | None]) -> None:
         adapters: folder of each, by what people call it; None where the stage does without.
     """
     write_json(folder / ORIGINS, _hashes(adapters))
+
+
+def has_origins(folder: Path, adapters: Mapping[str, Path | None]) -> bool:
+    """Whether a stage was begun with these adapters; one of an earlier lorarlhf does not say, and is taken for it."""
+    if not (folder / ORIGINS).is_file():
+        return True
+    before, now = read_object(folder / ORIGINS), _hashes(adapters)
+    return all(before.get(name) == now[name] for name in now)
+
+
+def made_from(run: Run, stage: Stage) -> list[Stage]:
+    """The stages of the run whose adapters, as they lie there now, a stage was begun with."""
+    path = run.stage(stage) / ORIGINS
+    begun_with = read_object(path) if path.is_file() else {}
+    return [
+        other
+        for other in STAGES
+        if run.has_adapter(other) and begun_with.get(other) == hash_file(run.stage(other) / WEIGHTS)
+    ]
+
+
+def adapters_there(recipe: Recipe, run: Run, reward: str | None = None) -> dict[str, Path | None]:
+    """What ppo would find to start from; nothing is said of a reward adapter that only the Hub knows."""
+    found = {stage: run.stage(stage) if run.has_adapter(stage) else None for stage in ("sft", "reward")}
+    if recipe.ppo.reward_model_weight == 0:
+        return found | {"reward": None}
+    if reward is None:
+        return found
+    folder = Path(reward).expanduser()
+    return {"sft": found["sft"], **({"reward": folder} if (folder / WEIGHTS).is_file() else {})}
 
 
 def check_origins(folder: Path, adapters: Mapping[str, Path | None]) -> None:

@@ -94,7 +94,7 @@ def test_what_runs_no_function_asks_for_no_trust_in_one(project, elsewhere, monk
 
 def test_a_recipe_whose_functions_are_not_run_still_asks_for_the_models_code(project, tmp_path):
     (tmp_path / "a.yaml").write_text("extends: demo\n" + REMOTE + FUNCTION)
-    with pytest.raises(UserError, match="model.trust_remote_code: runs code of the model"):
+    with pytest.raises(UserError, match=r"model\.trust_remote_code: runs code of the model"):
         load_recipe(str(tmp_path / "a.yaml"), runs_functions=False)
     load_recipe(str(tmp_path / "a.yaml"), sets=["model.trust_remote_code=false"], runs_functions=False)
 
