@@ -5,10 +5,7 @@ import shutil
 import sys
 
 import pytest
-from demo_runs import (
-    save_random_adapter,
-    small_recipe,
-)
+from demo_runs import DEMO, read_jsonl, save_random_adapter, small_recipe, write_jsonl
 
 from lorarlhf.cli.main import main
 from lorarlhf.run import Run
@@ -84,3 +81,10 @@ def piped(monkeypatch, capsys):
         return stop.value.code or 0, *capsys.readouterr()
 
     return call
+
+
+@pytest.fixture
+def prompts(request, tmp_path):
+    """A file with as many of the demo's held-out prompts as `PROMPTS` of the module says."""
+    rows = read_jsonl(DEMO / "prompts_test.jsonl")[: request.module.PROMPTS]
+    return write_jsonl(tmp_path / "prompts.jsonl", rows)

@@ -37,11 +37,6 @@ def run(trained, tmp_path):
 
 
 @pytest.fixture
-def prompts(tmp_path):
-    return write_jsonl(tmp_path / "prompts.jsonl", read_jsonl(DEMO / "prompts_test.jsonl")[:PROMPTS])
-
-
-@pytest.fixture
 def frontier(monkeypatch, capsys, prompts):
     """`frontier(run, *arguments)`: exit code, stdout and stderr."""
 
