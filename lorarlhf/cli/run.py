@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -10,7 +11,7 @@ from lorarlhf.cli.options import DryRun, LogFile, Model, OptionalRecipe, OutputD
 from lorarlhf.cli.stage import log_to, own_recipe, print_dry_run, run_folder
 from lorarlhf.recipe.load import Option, load_recipe
 from lorarlhf.recipe.sections import STEPS
-from lorarlhf.recipe.stages import trained_by
+from lorarlhf.recipe.stages import POLICY_STAGES, trained_by
 
 
 def run(
@@ -54,4 +55,7 @@ def run(
     from lorarlhf.run import Run
     from lorarlhf.stages.pipeline import run_recipe
 
-    run_recipe(resolved, Run(run_path, trust), resume)
+    done = Run(run_path, trust)
+    run_recipe(resolved, done, resume)
+    if done.last_stage() in POLICY_STAGES:
+        typer.echo(f"run: to talk with what has come out: lorarlhf chat --run {shlex.quote(str(run_path))}")

@@ -168,7 +168,7 @@ def _result(step: Step, recipe: Recipe, run: Run, last: Stage) -> list[str]:
     if step == "export":
         compared = run.read_summary(last).get("export")
         lines = [f"in {run.path / EXPORT}", *([fidelity_line(compared)] if compared else [])]
-        return [*lines, *ollama_lines(run.path / EXPORT)]
+        return [*lines, *ollama_lines(run.path / EXPORT, run.path.resolve().name)]
     summary = run.read_summary(step)
     if step == "ppo":
         return ppo.result_lines(summary, recipe.ppo)

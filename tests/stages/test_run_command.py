@@ -91,6 +91,12 @@ def test_a_copy_of_a_run_is_as_done_as_the_run(copied, capsys):
     assert headings(capsys.readouterr().out) == ["1/2 reward model, done already", "2/2 policy, done already"]
 
 
+def test_the_command_ends_with_what_to_type_next(copied, monkeypatch, capsys):
+    run, _ = copied
+    assert not command(monkeypatch, ["run", "--output-dir", str(run.path)])
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"lorarlhf chat --run {run.path}")
+
+
 def test_a_policy_of_an_older_reward_model_is_trained_again(copied, capsys):
     run, recipe = copied
     weights = run.stage("reward") / "adapter_model.safetensors"
