@@ -43,10 +43,10 @@ def run(
         from lorarlhf.run import Run
         from lorarlhf.stages.states import states_of
 
-        stages = trained_by(resolved)
-        states = states_of(resolved, Run(run_path, trust), stages) if resume else {}
+        training = trained_by(resolved)
+        states = states_of(resolved, Run(run_path, trust), training) if resume else {}
         name = recipe or str(run_path / "recipe.yaml")
-        print_dry_run(stages, name, resolved, run_path, trust=trust, states=states)
+        print_dry_run(training, name, resolved, run_path, trust=trust, states=states)
         return
     log_to(log_file)
     from lorarlhf.cli.quiet import quiet_libraries

@@ -12,7 +12,7 @@ import typer
 
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.load import Option, dump_recipe, load_recipe, source_value
-from lorarlhf.recipe.sections import Recipe, Stage
+from lorarlhf.recipe.sections import Recipe, Stage, Step
 from lorarlhf.recipe.shipped import find_recipe
 from lorarlhf.recipe.stages import STAGES
 
@@ -87,7 +87,7 @@ def print_dry_run(
     reward: str | None = None,
     resume: bool = False,
     trust: bool = False,
-    states: Mapping[Stage, str] | None = None,
+    states: Mapping[Step, str] | None = None,
 ) -> None:
     """The recipe, what would be done, and the memory it would take if the model's config is here already.
 

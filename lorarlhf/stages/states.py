@@ -10,7 +10,7 @@ from typing import Literal
 
 from lorarlhf.errors import UserError
 from lorarlhf.manifest import numbered_checkpoints
-from lorarlhf.recipe.sections import Recipe, Stage
+from lorarlhf.recipe.sections import Recipe, Stage, Step
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.run import Run
 from lorarlhf.stages.origins import adapters_there, has_origins
@@ -22,13 +22,13 @@ BEGUN: State = "begun"
 NEW: State = "new"
 
 
-def states_of(recipe: Recipe, run: Run, training: Sequence[Stage]) -> dict[Stage, State]:
+def states_of(recipe: Recipe, run: Run, training: Sequence[Stage]) -> dict[Step, State]:
     """How far the stages are, to the first that is not done: what follows was made from something else.
 
     Raises:
         UserError: what is there was made with other settings.
     """
-    states: dict[Stage, State] = {}
+    states: dict[Step, State] = {}
     for stage in training:
         state = _state(recipe, run, stage)
         if state != NEW and (other := other_settings(recipe, run, stage, begun=state == BEGUN)):
