@@ -15,6 +15,8 @@ from lorarlhf.json_file import read_object
 from lorarlhf.recipe.sections import ModelConfig
 from lorarlhf.recipe.shipped import resolve_path
 
+TIMEOUT = 10  # seconds, as for any question to the Hub
+
 
 def announce_weights(config: ModelConfig, model_config: PreTrainedConfig) -> None:
     """Say how much of a model is fetched before it is; nothing of a folder, or of one that was fetched before.
@@ -31,7 +33,7 @@ def announce_weights(config: ModelConfig, model_config: PreTrainedConfig) -> Non
 def _to_come(name: str, revision: str | None, named: str | None) -> dict[str, int]:
     """Bytes of each file of weights that is not kept here; none if the Hub cannot be asked, which loading will tell."""
     try:
-        info = HfApi().model_info(name, revision=revision, files_metadata=True)
+        info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=TIMEOUT)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
         wanted = _loaded_from(name, info.sha, named, sizes)
     except (HfHubHTTPError, HTTPError, ConnectionError):

@@ -36,7 +36,7 @@ def hub(tmp_path, monkeypatch):
         return str(snapshot / file)
 
     def set_up(sizes):
-        def model_info(self, name, *, revision, files_metadata):
+        def model_info(self, name, *, revision, files_metadata, timeout):
             assert (name, revision, files_metadata) == ("owner/model", "v1", True)
             return SimpleNamespace(
                 sha=COMMIT, siblings=[SimpleNamespace(rfilename=f, size=n) for f, n in sizes.items()]
