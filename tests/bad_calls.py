@@ -228,7 +228,7 @@ def in_process(arguments: Sequence[str]) -> tuple[int, str]:
 
 @contextlib.contextmanager
 def nothing_trained() -> Iterator[None]:
-    """A stage that has read and loaded all it needs raises `Reached`; what fits is not worked out, as it takes seconds."""
+    """A stage that has read and loaded all it needs raises `Reached`; what fits in memory is not worked out."""
 
     def reach(*args: object, **options: object) -> None:
         raise Reached
@@ -330,9 +330,12 @@ def _file(draw: Random, rows: list[dict[str, Any]]) -> tuple[str, bytes]:
 def _parquet(rows: list[dict[str, Any]]) -> bytes:
     """Of values that no column can hold side by side, their text."""
     try:
-        table = pa.Table.from_pylist(rows)
+        return _in_parquet(rows)
     except (pa.ArrowException, ValueError, TypeError, OverflowError):
-        table = pa.Table.from_pylist([{name: json.dumps(value) for name, value in row.items()} for row in rows])
+        return _in_parquet([{name: json.dumps(value) for name, value in row.items()} for row in rows])
+
+
+def _in_parquet(rows: list[dict[str, Any]]) -> bytes:
     buffer = io.BytesIO()
-    pq.write_table(table, buffer)
+    pq.write_table(pa.Table.from_pylist(rows), buffer)
     return buffer.getvalue()
