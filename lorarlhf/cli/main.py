@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import sys
@@ -91,6 +92,10 @@ def main() -> None:
         if ended.code != INTERRUPTED:
             raise
         _fail(f"stopped{_how_to_go_on(sys.argv[1:], saved=False)}", 130, verbose)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            _fail(_in_one_line(error), 1, verbose)
+        _fail(f"{str(error.filename)[:80]!r}: no such name can be ({error.strerror}); check the path", 2, verbose)
     except Exception as error:  # the last stop: anything else becomes one line and exit 1
         _fail(_in_one_line(error), 1, verbose)
 

@@ -100,6 +100,8 @@ def parse_source(text: str) -> Source:
     Raises:
         UserError: the mapping is none, or one of its keys is at fault.
     """
+    if not text:
+        raise UserError("a source of no name; give a Hub id, a file or a folder")
     if not text.startswith("{"):
         return Source(source=text)
     document = parse_yaml(text)

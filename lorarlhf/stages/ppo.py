@@ -140,7 +140,7 @@ def _train_ppo(
             trackers.log_samples(_samples(folder, row["iteration"]), row["step"])
 
     setup = make_setup(backbone, config, prompts, eval_prompts, functions, log, folder, recipe.seed)
-    check_room(folder, backbone, config, resume)
+    check_room(folder, backbone, backbone.trained_roles, config, resume)
     if not resume:
         move_aside(folder)
     display = _display(config, folder, resume, quiet=not learner.is_main)

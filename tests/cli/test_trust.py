@@ -6,15 +6,12 @@ import sys
 
 import pytest
 from demo_runs import save_random_adapter, small_recipe
+from elsewhere import COMMANDS, FUNCTION, MODULE, REMOTE
 
 from lorarlhf.cli.main import main
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.load import load_recipe
 from lorarlhf.run import Run
-
-FUNCTION = "ppo: {reward_functions: ['mine:score'], reward_model_weight: 0.0}\n"
-REMOTE = "model: {name: some/model, trust_remote_code: true}\n"
-MODULE = "open(__file__ + '.ran', 'w').close()\ndef score(prompts, responses):\n    return [0.0] * len(responses)\n"
 
 
 @pytest.fixture
@@ -45,17 +42,7 @@ def elsewhere(tmp_path, project):
     return shutil.copytree(made.path, project / "unpacked")
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "plan --recipe {recipe}",
-        "run --recipe {recipe} --dry-run",
-        "ppo --recipe {recipe} --dry-run",
-        "ppo --recipe {recipe}",
-        "evaluate --run unpacked",
-        "evaluate --run unpacked --frontier",
-    ],
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_no_command_runs_what_a_file_from_elsewhere_names(project, elsewhere, tmp_path, monkeypatch, capsys, command):
     recipe = tmp_path / "downloaded.yaml"
     recipe.write_text("extends: demo\n" + FUNCTION)
