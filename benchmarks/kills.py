@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,61 @@ def killed_once(stage: Stage, run: Path, draw: random.Random, seconds: float) ->
     return True
 
 
+def measure(
+    name: str,
+    estimator: str,
+    kills: int,
+    times: int,
+    processes: int,
+    seed: int,
+    work: Path,
+    told: Callable[[int], None] = lambda killed: None,
+) -> dict[str, Any]:
+    """The object that is printed: how many runs of so many kills came out as if there had been none.
+
+    Args:
+        times: most kills of one run.
+        work: an empty folder.
+        told: gets the kills so far.
+    """
+    draw, killed, trials, ended_before = random.Random(seed), 0, 0, 0
+    differences: list[dict[str, Any]] = []
+    stage = Stage(name, estimator, processes, work)
+    expected = stage.run("expected")
+    process = stage.popen(expected)
+    while process.poll() is None and not stage.rows(expected):
+        time.sleep(0.01)
+    first_row = time.perf_counter()
+    if process.wait() != 0:
+        raise RuntimeError((expected / "log").read_text()[-2000:])
+    seconds = time.perf_counter() - first_row
+    while killed < kills:
+        run, in_this = stage.run(f"run-{trials}"), 0
+        for _ in range(draw.randint(1, min(times, kills - killed))):
+            if not killed_once(stage, run, draw, seconds):
+                ended_before += 1
+                break
+            in_this += 1
+        if in_this and not (run / name / "summary.json").is_file():
+            stage.finish(run, *(["--resume"] if stage.has_checkpoint(run) else []))
+        if different := stage.differences(expected, run):
+            differences.append({"run": trials, "kills": in_this, "differ": different})
+        killed, trials = killed + in_this, trials + 1
+        shutil.rmtree(run)
+        told(killed)
+    return {
+        "stage": name,
+        **({"advantage_estimator": estimator} if name == "ppo" else {}),
+        "processes": processes,
+        "kills": killed,
+        "runs": trials,
+        "ended_before_the_kill": ended_before,
+        "identical": trials - len(differences),
+        "differences": differences,
+        "seed": seed,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", choices=["sft", "reward", "ppo"], required=True)
@@ -220,52 +276,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the object to this file too")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    draw = random.Random(args.seed)
-    kills = trials = ended_before = 0
-    differences: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="kills-") as folder, Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task(args.stage, total=args.kills)
-        stage = Stage(args.stage, args.estimator, args.processes, Path(folder))
-        expected = stage.run("expected")
-        process = stage.popen(expected)
-        while process.poll() is None and not stage.rows(expected):
-            time.sleep(0.01)
-        first_row = time.perf_counter()
-        if process.wait() != 0:
-            raise RuntimeError((expected / "log").read_text()[-2000:])
-        seconds = time.perf_counter() - first_row
-        while kills < args.kills:
-            run, in_this = stage.run(f"run-{trials}"), 0
-            for _ in range(draw.randint(1, min(args.times, args.kills - kills))):
-                if not killed_once(stage, run, draw, seconds):
-                    ended_before += 1
-                    break
-                in_this += 1
-            if in_this and not (run / args.stage / "summary.json").is_file():
-                stage.finish(run, *(["--resume"] if stage.has_checkpoint(run) else []))
-            if different := stage.differences(expected, run):
-                differences.append({"run": trials, "kills": in_this, "differ": different})
-            kills, trials = kills + in_this, trials + 1
-            shutil.rmtree(run)
-            progress.update(task, completed=kills)
-    result = json.dumps(
-        {
-            "stage": args.stage,
-            **({"advantage_estimator": args.estimator} if args.stage == "ppo" else {}),
-            "processes": args.processes,
-            "kills": kills,
-            "runs": trials,
-            "ended_before_the_kill": ended_before,
-            "identical": trials - len(differences),
-            "differences": differences,
-            "seed": args.seed,
-        },
-        indent=1,
-    )
+        measured = measure(
+            args.stage,
+            args.estimator,
+            args.kills,
+            args.times,
+            args.processes,
+            args.seed,
+            Path(folder),
+            lambda killed: progress.update(task, completed=killed),
+        )
+    result = json.dumps(measured, indent=1)
     print(result)
     if args.out:
         args.out.write_text(result + "\n", encoding="utf-8")
-    sys.exit(bool(differences))
+    sys.exit(bool(measured["differences"]))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ def read_object(path: Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
         UserError: the file is longer than `most_bytes`, cannot be read, or holds something else.
     """
     try:
-        if path.stat().st_size > most_bytes:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a device never ends, and a pipe may never begin
+            raise UserError(f"{path}: is not a file; fetch or make it again")
+        if status.st_size > most_bytes:
             raise UserError(f"{path}: more than {most_bytes:,} bytes, which no such file has; fetch or make it again")
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, a number of 5,000 digits

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from lorarlhf.errors import UserError
+from lorarlhf.files import remove_folder
 from lorarlhf.json_file import read_object
 from lorarlhf.recipe.shipped import exists
 
@@ -67,7 +68,7 @@ def _take(lock: Path, me: dict[str, Any]) -> None:
                 file.write(json.dumps(me) + "\n")
         except FileExistsError:
             _check_stale(lock)
-            lock.unlink(missing_ok=True)
+            remove_folder(lock)  # whatever it is
         else:
             return
     raise _held(lock, _holder(lock) or {})
@@ -84,7 +85,9 @@ def _check_stale(lock: Path) -> None:
 
 
 def _holder(lock: Path) -> dict[str, Any] | None:
-    """What the lock says; None if it is not there, or says nothing of the kind."""
+    """What the lock says; None if it is not there, or says nothing of the kind. A link is none that was made here."""
+    if lock.is_symlink():
+        return None
     try:
         holder = read_object(lock)
         return {"process": int(holder["process"]), "host": str(holder["host"]), "started": float(holder["started"])}

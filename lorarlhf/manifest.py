@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from lorarlhf.errors import UserError
-from lorarlhf.files import BEING_WRITTEN, flush_folder, flush_names, remove_folder
+from lorarlhf.files import BEING_WRITTEN, flush_folder, flush_names, hash_file, remove_folder
 from lorarlhf.json_file import read_object
 
 MANIFEST = "manifest.json"
@@ -54,7 +52,7 @@ def fault_of(folder: Path) -> str | None:
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if expected != {"size": path.stat().st_size, "sha256": _hash(path)}:
+        if expected != {"size": path.stat().st_size, "sha256": hash_file(path)}:
             return f"{name} is not as it was written"
     return None
 
@@ -127,7 +125,7 @@ def drop_oldest(folder: Path, keep: int | None) -> None:
     Two, since the newest may turn out to be damaged.
     """
     for path in numbered_checkpoints(folder)[checkpoints_kept(keep) :] if keep is not None else ():
-        shutil.rmtree(path)
+        remove_folder(path)
 
 
 def checkpoints_kept(keep: int | None) -> int:
@@ -137,13 +135,8 @@ def checkpoints_kept(keep: int | None) -> int:
 
 def _write_manifest(folder: Path) -> None:
     files = {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _hash(path)}
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": hash_file(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
     (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n", encoding="utf-8")
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

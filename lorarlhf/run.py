@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lorarlhf.errors import UserError
-from lorarlhf.files import write_file
+from lorarlhf.files import hash_file, write_file
 from lorarlhf.json_file import read_object
 from lorarlhf.manifest import chosen_checkpoint, numbered_checkpoints
 from lorarlhf.recipe.load import Option, dump_recipe, load_recipe, source_value
@@ -22,6 +22,7 @@ BEST = "best"  # stands for what a stage keeps
 
 RECIPE = "recipe.yaml"
 WEIGHTS = "adapter_model.safetensors"  # PEFT's name
+MEASURED = "adapter"  # key of figures: the hash of the weights that they are of
 
 
 @dataclass(frozen=True, init=False)
@@ -41,7 +42,18 @@ class Run:
         object.__setattr__(self, "trust", trust or (isinstance(path, Run) and path.trust))
 
     def stage(self, stage: Stage) -> Path:
-        return self.path / stage
+        """The stage's folder, there or not.
+
+        Raises:
+            UserError: a link stands in its place. What a run from elsewhere points to is not read, nor written to.
+        """
+        folder = self.path / stage
+        if folder.is_symlink():
+            raise UserError(
+                f"{folder}: is a link, and all of a run lies in its folder; put what it leads to in its place, or give "
+                "another --output-dir"
+            )
+        return folder
 
     def has_adapter(self, stage: Stage) -> bool:
         """True once the stage has finished: its adapter is written last but for the summary."""
@@ -92,13 +104,17 @@ class Run:
             write_file(folder / RECIPE, dump_recipe(recipe))
 
     def read_recipe(
-        self, named: Mapping[str, Option] | None = None, sets: Sequence[str] = (), stage: Stage | None = None
+        self,
+        named: Mapping[str, Option] | None = None,
+        sets: Sequence[str] = (),
+        stage: Stage | None = None,
+        runs_functions: bool = True,
     ) -> Recipe:
         """What the run, or one stage of it, was run with, with these on top (see `load_recipe`).
 
         Later stages may have been told otherwise: whoever describes a stage or goes on from it names it.
         """
-        return load_recipe(str(self._recipe_file(stage)), named, sets, self.trust, of_run=True)
+        return load_recipe(str(self._recipe_file(stage)), named, sets, self.trust, True, runs_functions)
 
     def _recipe_file(self, stage: Stage | None = None) -> Path:
         path = self.path / RECIPE
@@ -123,16 +139,18 @@ class Run:
         return read_object(path) if path.is_file() else {}
 
 
-def is_current(product: Path, adapter: Path) -> bool:
-    """Whether a file that was made of the weights in an adapter's folder is of those that lie there now.
+def of_adapter(adapter: Path) -> dict[str, str]:
+    """What figures that are measured on an adapter say of which it was; nothing where there are no weights."""
+    return {MEASURED: hash_file(adapter / WEIGHTS)} if (adapter / WEIGHTS).is_file() else {}
 
-    One from before a --resume that trained on is not. False where there is no such file; where there are no weights
-    yet, nothing is newer.
+
+def is_current(measured: Mapping[str, Any], adapter: Path) -> bool:
+    """Whether figures are of the weights that lie in an adapter's folder now.
+
+    Those from before a --resume that trained on are not. Where they do not say (they are of an earlier lorarlhf), or
+    there are no weights yet, it is taken for granted.
     """
-    if not product.is_file():
-        return False
-    weights = adapter / WEIGHTS
-    return not weights.is_file() or product.stat().st_mtime_ns >= weights.stat().st_mtime_ns
+    return MEASURED not in measured or of_adapter(adapter).get(MEASURED, measured[MEASURED]) == measured[MEASURED]
 
 
 def other_test_data(stage: Stage, flag: str, dataset: str) -> dict[str, Option]:

@@ -9,6 +9,7 @@ import html
 import logging
 import re
 import tempfile
+from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -24,7 +25,8 @@ from lorarlhf.generation.sample import sample_responses
 from lorarlhf.recipe.sections import ModelConfig
 
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
-ROW = re.compile(r"^\| `(\S+)` \| (.*) \|$", re.MULTILINE)
+ROW = re.compile(r"^\| (.+) \| ((?:`[^`]+`(?:, )?)+) \|$", re.MULTILINE)
+KINDS = ("works", "refused", "not tried")
 PROMPTS = [[5, 6, 7], [9], [20, 21, 22, 23, 24]]
 
 
@@ -59,20 +61,26 @@ def outcome(family: str, folder: Path) -> str:
 
 
 def table() -> dict[str, str]:
-    """The outcomes as the page has them."""
-    return dict(ROW.findall(PAGE.read_text(encoding="utf-8")))
+    """The outcomes as the page has them, by family."""
+    rows = ROW.findall(PAGE.read_text(encoding="utf-8"))
+    return {family: said for said, families in rows for family in re.findall(r"`([^`]+)`", families)}
 
 
 def write(outcomes: dict[str, str]) -> None:
-    kinds = {
-        kind: sum(said.startswith(kind) for said in outcomes.values()) for kind in ("works", "refused", "not tried")
-    }
+    kinds = {kind: sum(said.startswith(kind) for said in outcomes.values()) for kind in KINDS}
     summary = f"Of {len(outcomes)} families of transformers {transformers.__version__}, {kinds['works']} work, "
     summary += f"{kinds['refused']} are refused, {kinds['not tried']} are not tried."
-    text = PAGE.read_text(encoding="utf-8").split("\n| family")[0]
+    text = PAGE.read_text(encoding="utf-8").split("\n| what")[0]
     head = re.sub(r"^Of \d+ families.*$", summary, text, flags=re.MULTILINE)
-    rows = [f"| `{family}` | {outcomes[family]} |" for family in sorted(outcomes)]
-    PAGE.write_text("\n".join([head, "| family | what becomes of it |", "|---|---|", *rows, ""]), encoding="utf-8")
+    families: dict[str, list[str]] = defaultdict(list)
+    for family in sorted(outcomes):
+        families[outcomes[family]].append(f"`{family}`")
+
+    def place(said: str) -> tuple[int, int, str]:
+        return [said.startswith(kind) for kind in KINDS].index(True), -len(families[said]), said
+
+    rows = [f"| {said} | {', '.join(families[said])} |" for said in sorted(families, key=place)]
+    PAGE.write_text("\n".join([head, "| what becomes of it | families |", "|---|---|", *rows, ""]), encoding="utf-8")
 
 
 def main() -> None:

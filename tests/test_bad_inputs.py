@@ -144,6 +144,9 @@ def test_recipes(refused, tmp_path, text):
         ("reward --recipe demo --dry-run --output-dir file", "file is a file, and a run is a folder"),
         ("reward --recipe demo --dry-run --output-dir file/run", "file is a file, and a run is a folder"),
         (f"run --recipe demo --output-dir {'x' * 300}", "no such name can be"),
+        (f"report --run {'x' * 300}", "no such name can be"),
+        ("reward --recipe demo --dry-run --model -x", "model.name: Repo id must use"),
+        ("reward --recipe demo --dry-run --model /dev/zero", "model.name: Repo id must be in the form"),
         ("run --recipe demo --dry-run --output-dir file", "file is a file, and a run is a folder"),
     ],
 )
@@ -169,6 +172,10 @@ def test_options(refused, tmp_path, arguments, reason):
 def test_numbers(refused, arguments):
     """Typer says these in a box of its own."""
     assert "Invalid value" in refused(*arguments.split()) or "Missing" in refused(*arguments.split())
+
+
+def test_a_source_of_no_name(refused):
+    assert "a source of no name" in one_line(refused("data", "convert", "", "new.jsonl"))
 
 
 def test_rows_are_written_as_they_are_read(tmp_path):

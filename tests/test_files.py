@@ -1,9 +1,15 @@
 """Files that are whole or as they were."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from lorarlhf import files
+from lorarlhf.errors import UserError
 from lorarlhf.files import write_file, written_file, written_into
+from lorarlhf.json_file import read_object
+from lorarlhf.manifest import drop_oldest
 
 
 def test_a_file_takes_the_place_of_the_one_before(tmp_path):
@@ -74,3 +80,24 @@ def test_a_folder_that_is_a_link_is_replaced(tmp_path):
         (part / "config.json").write_text("{}")
     assert list(elsewhere.iterdir()) == []
     assert (tmp_path / "best" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "make", [lambda path: path.symlink_to("/dev/zero"), os.mkfifo, Path.mkdir], ids=["zero", "pipe", "folder"]
+)
+def test_what_is_no_file_is_not_read_for_ever(tmp_path, make):
+    make(tmp_path / "summary.json")
+    with pytest.raises(UserError, match=r"summary\.json: is not a file"):
+        read_object(tmp_path / "summary.json")
+
+
+def test_a_link_among_the_oldest_checkpoints_goes_and_what_it_leads_to_stays(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "theirs").touch()
+    (tmp_path / "checkpoint-1").symlink_to(elsewhere)
+    for number in (2, 3):
+        (tmp_path / f"checkpoint-{number}").mkdir()
+    drop_oldest(tmp_path, keep=2)
+    assert not (tmp_path / "checkpoint-1").is_symlink()
+    assert (elsewhere / "theirs").exists()

@@ -22,7 +22,7 @@ ORDER = (
     {"run", "display", "loopback", "trackers"},
     {"manifest", "lock"},
     {"recipe"},
-    {"json_file"},
+    {"json_file", "downloads"},
     {"errors", "files", "memory", "intervals", "signals", "version"},
 )
 # Within the fourth line: the planner runs the passes of both trainers, and an evaluation scores as rl does.

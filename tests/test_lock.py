@@ -94,3 +94,26 @@ def test_of_several_processes_the_first_holds_it_for_all(tmp_path, monkeypatch):
     with one_writer(tmp_path):
         pass
     assert (tmp_path / LOCK).exists()
+
+
+@pytest.mark.parametrize("target", ["/dev/zero", "elsewhere"])
+def test_a_link_is_no_lock_and_is_neither_read_nor_followed(tmp_path, target):
+    theirs = tmp_path / target
+    if target == "elsewhere":
+        holder = {"process": 1, "host": "elsewhere", "started": 1.0}
+        theirs.write_text(json.dumps(holder))
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / LOCK).symlink_to(theirs)
+    with one_writer(run):
+        assert not (run / LOCK).is_symlink()
+        assert json.loads((run / LOCK).read_text())["process"] == os.getpid()
+    assert theirs.exists()
+
+
+def test_a_pipe_and_a_folder_are_no_lock(tmp_path):
+    for make in (os.mkfifo, os.mkdir):
+        make(tmp_path / LOCK)
+        with one_writer(tmp_path):
+            assert json.loads((tmp_path / LOCK).read_text())["process"] == os.getpid()
+        assert list(tmp_path.iterdir()) == []

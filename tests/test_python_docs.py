@@ -35,7 +35,7 @@ def python_of(page: str) -> list[str]:
 
 
 def test_the_rule_with_answers():
-    exact = run(python_of("ppo.md"), "ppo.md")["exact"]
+    exact = run(python_of("reward-functions.md"), "reward-functions.md")["exact"]
     responses = ["It is 42.", "12 + 30 = 41", "no idea", "-42"]
     scores = function_scores([(exact, 1.0)], ["?"] * 4, responses, {"answer": ["42"] * 4, "id": [1, 2, 3, 4]})
     assert scores.tolist() == [1.0, 0.0, 0.0, 0.0]

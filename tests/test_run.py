@@ -33,6 +33,27 @@ def test_a_stage_has_an_adapter_once_its_config_is_written(tmp_path):
     assert not run.has_adapter("ppo")
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_in_the_place_of_a_stage_is_neither_read_nor_written_to(tmp_path, there):
+    elsewhere, run = tmp_path / "elsewhere", Run(tmp_path / "run")
+    if there:
+        elsewhere.mkdir()
+        (elsewhere / "adapter_config.json").touch()
+    run.write_recipe(load_recipe("demo"))
+    (run.path / "ppo").symlink_to(elsewhere)
+    for use in (
+        lambda: run.has_adapter("ppo"),
+        lambda: run.adapter("ppo"),
+        lambda: run.last_stage(),
+        lambda: run.read_recipe(stage="ppo"),
+        lambda: run.write_recipe(load_recipe("demo"), "ppo"),
+        lambda: run.write_summary("ppo", {}),
+    ):
+        with pytest.raises(UserError, match="ppo: is a link, and all of a run lies in its folder"):
+            use()
+    assert [path.name for path in tmp_path.rglob("*")].count("summary.json") == 0
+
+
 @pytest.fixture
 def checkpoints(tmp_path):
     """A run with checkpoints of two stages."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import logging
 import math
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import bitsandbytes as bnb
 import torch
@@ -29,6 +31,7 @@ from lorarlhf.backbone.base import identify_base
 from lorarlhf.backbone.checks import check_model
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.backbone.trunk import layers_path
+from lorarlhf.backbone.weights import announce_weights
 from lorarlhf.data.tokenizer import prepare_tokenizer
 from lorarlhf.errors import UserError, first_line
 from lorarlhf.memory import accelerator
@@ -46,13 +49,15 @@ def load_backbone(config: ModelConfig, data: DataConfig = PLAIN_DATA) -> SharedB
         data: says which chat template the tokenizer gets, and how that is set.
 
     Raises:
-        UserError: no such model, no safetensors in it, or a family transformers does not know.
+        UserError: no such model, no safetensors in it, no room on the disk to fetch it, or a family transformers does
+            not know.
     """
     model_config = load_model_config(config)
     tokenizer = load_tokenizer(config)
     dtype = compute_dtype(config)
     _check_family(config, model_config)
     device = PartialState(cpu=accelerator() is None).device  # of several processes, each has its own
+    announce_weights(config, model_config)
     with _plain_errors(config):
         causal_lm = AutoModelForCausalLM.from_pretrained(
             resolve_path(config.name),
@@ -85,6 +90,7 @@ def load_model_config(config: ModelConfig) -> PreTrainedConfig:
 
     Raises UserError if there is none, or if it has no output layer of its own and the recipe wants it quantised.
     """
+    _check_folder(config)
     if config.trust_remote_code:
         version = f" at {config.revision}" if config.revision else ""
         logger.info("model.trust_remote_code: code of %s%s is run", resolve_path(config.name), version)
@@ -99,6 +105,17 @@ def load_model_config(config: ModelConfig) -> PreTrainedConfig:
             "set it to false"
         )
     return model_config
+
+
+def _check_folder(config: ModelConfig) -> None:
+    """Raise UserError for a path that leads nowhere, which would else be taken for a strange Hub id."""
+    path = Path(resolve_path(config.name))
+    if not config.name.startswith((".", "/", "~")) or path.exists():
+        return
+    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, beside)
+    hint = f"did you mean {' or '.join(near)}?" if near else "check the path"
+    raise UserError(f"model.name: '{config.name}': no such folder; {hint}")
 
 
 def _disable_dropout(config: PreTrainedConfig) -> None:

@@ -36,7 +36,7 @@ OnBadRow = Annotated[Literal["error", "skip"], typer.Option(help="What to do abo
 
 DEFAULTS = DataConfig()
 NEW_FILE = f"A new {listed(WRITTEN)} file."
-MUCH_SMOOTHING = 0.2  # above it, accuracy in the demo's world falls: docs/data.md
+MUCH_SMOOTHING = 0.2  # above it, accuracy in the demo's world falls: docs/agreement.md
 CHARACTERS_SHOWN = 160  # characters of a prompt or response
 BEFORE = 40  # characters of what two texts have in common, before they part
 

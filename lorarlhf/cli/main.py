@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import sys
@@ -13,7 +14,7 @@ import typer
 from lorarlhf.cli.chat import chat
 from lorarlhf.cli.collect import collect_app
 from lorarlhf.cli.data import data_app
-from lorarlhf.cli.demo import demo
+from lorarlhf.cli.demo import demo, demo_folder
 from lorarlhf.cli.doctor import doctor
 from lorarlhf.cli.evaluate import evaluate
 from lorarlhf.cli.export import export
@@ -91,6 +92,10 @@ def main() -> None:
         if ended.code != INTERRUPTED:
             raise
         _fail(f"stopped{_how_to_go_on(sys.argv[1:], saved=False)}", 130, verbose)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            _fail(_in_one_line(error), 1, verbose)
+        _fail(f"{str(error.filename)[:80]!r}: no such name can be ({error.strerror}); check the path", 2, verbose)
     except Exception as error:  # the last stop: anything else becomes one line and exit 1
         _fail(_in_one_line(error), 1, verbose)
 
@@ -106,9 +111,11 @@ def _how_to_go_on(arguments: list[str], saved: bool = True) -> str:
         again = [*arguments, *([] if "--resume" in arguments else ["--resume"])]
     elif command == "run":
         again = [argument for argument in arguments if argument != "--anew"]
+    elif command == "demo" and (demo_folder(arguments) / "recipe.yaml").is_file():
+        again = ["run", "--output-dir", str(demo_folder(arguments))]  # another `demo` would begin anew
     else:
         return ""
-    where = "" if saved or command == "run" else ", if there is a checkpoint"
+    where = "" if saved or command in ("run", "demo") else ", if there is a checkpoint"
     return f"; to go on{where}: {shlex.join(['lorarlhf', *again])}"
 
 

@@ -99,6 +99,8 @@ def explain(
     set_: Set = None,
 ) -> None:
     """Say what a key of a recipe does, what it takes and what it is if left out."""
+    if key in [info.name for info in list_recipes()] or key.endswith((".yaml", ".yml")):
+        raise UserError(f"{key}: a recipe, and no key of one; `lorarlhf recipes show {key}` prints it")
     found = find_key(key) if key else None
     traced = trace_recipe(recipe, sets=set_ or []) if recipe is not None else None
     if found is not None:

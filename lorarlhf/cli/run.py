@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -10,7 +11,7 @@ from lorarlhf.cli.options import DryRun, LogFile, Model, OptionalRecipe, OutputD
 from lorarlhf.cli.stage import log_to, own_recipe, print_dry_run, run_folder
 from lorarlhf.recipe.load import Option, load_recipe
 from lorarlhf.recipe.sections import STEPS
-from lorarlhf.recipe.stages import STAGES
+from lorarlhf.recipe.stages import POLICY_STAGES, trained_by
 
 
 def run(
@@ -39,8 +40,13 @@ def run(
     else:
         resolved, run_path = load_recipe(recipe, named, set_ or [], trust), run_folder(recipe, output_dir)
     if dry_run:
+        from lorarlhf.run import Run
+        from lorarlhf.stages.states import states_of
+
+        training = trained_by(resolved)
+        states = states_of(resolved, Run(run_path, trust), training) if resume else {}
         name = recipe or str(run_path / "recipe.yaml")
-        print_dry_run([stage for stage in STAGES if stage in resolved.stages], name, resolved, run_path, trust=trust)
+        print_dry_run(training, name, resolved, run_path, trust=trust, states=states)
         return
     log_to(log_file)
     from lorarlhf.cli.quiet import quiet_libraries
@@ -49,4 +55,7 @@ def run(
     from lorarlhf.run import Run
     from lorarlhf.stages.pipeline import run_recipe
 
-    run_recipe(resolved, Run(run_path, trust), resume)
+    done = Run(run_path, trust)
+    run_recipe(resolved, done, resume)
+    if done.last_stage() in POLICY_STAGES:
+        typer.echo(f"run: to talk with what has come out: lorarlhf chat --run {shlex.quote(str(run_path))}")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import typer
 
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.load import Option, dump_recipe, load_recipe, source_value
-from lorarlhf.recipe.sections import Recipe, Stage
+from lorarlhf.recipe.sections import Recipe, Stage, Step
 from lorarlhf.recipe.shipped import find_recipe
 from lorarlhf.recipe.stages import STAGES
 
@@ -87,11 +87,13 @@ def print_dry_run(
     reward: str | None = None,
     resume: bool = False,
     trust: bool = False,
+    states: Mapping[Step, str] | None = None,
 ) -> None:
     """The recipe, what would be done, and the memory it would take if the model's config is here already.
 
     Args:
         name: of the recipe, as it was asked for.
+        states: how far stages are (`lorarlhf.stages.states`): what is done is passed over, what was begun goes on.
 
     Raises:
         UserError: what `check_sources` finds, without asking the Hub, or `check_outputs`; there is no checkpoint to
@@ -102,11 +104,14 @@ def print_dry_run(
     from lorarlhf.stages.dry_run import has_model_config, steps
     from lorarlhf.stages.outputs import check_outputs
 
-    run = Run(run_path, trust)
+    run, states = Run(run_path, trust), states or {}
     typer.echo(dump_recipe(recipe))
+    for stage in (stage for stage in stages if states.get(stage) == "done"):
+        typer.echo(f"done         {stage}, in {run.stage(stage)}")
+    stages = [stage for stage in stages if states.get(stage) != "done"]
     for stage in stages:
         check_outputs(stage, recipe, run.path)
-        for verb, what in steps(stage, recipe, run, reward, stages, resume):
+        for verb, what in steps(stage, recipe, run, reward, stages, resume or states.get(stage) == "begun"):
             typer.echo(f"would {verb:6} {what}")
         if STAGES[stage].source(recipe.data):
             check_sources(recipe.data, STAGES[stage].data_keys, online=False)

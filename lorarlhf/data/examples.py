@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from array import array
@@ -107,10 +108,7 @@ class Stream(Generic[T]):
                 f"{config.test_size}; change it, or set data.{self.key}_test"
             )
         if split == "test" and kept < FEW and places[0].keeps is not _keep_all and config.test_size > 0:
-            logger.warning(
-                "%s: held out: %d of %d rows (data.test_size %s), too few to tell much; raise it, or set data.%s_test",
-                *(self.source, kept, usable, config.test_size, self.key),
-            )
+            _say_few(self.source, kept, usable, config.test_size, self.key)
 
     def first(self, place: Place) -> T:
         """The first row of use that lies there, of whichever part. Raises UserError if there is none."""
@@ -182,6 +180,15 @@ class Stream(Generic[T]):
         ]
         wanted = shares(sources, list(map(len, counted)))
         return [bound(order, rows) for order, rows in zip(counted, wanted, strict=True)], [max(n, 1.0) for n in wanted]
+
+
+@functools.cache
+def _say_few(source: str, kept: int, usable: int, test_size: float, key: DataKey) -> None:
+    """Once a process: the stages of a recipe ask for the same rows, one after the other."""
+    logger.warning(
+        "%s: held out: %d of %d rows (data.test_size %s), too few to tell much; raise it, or set data.%s_test",
+        *(source, kept, usable, test_size, key),
+    )
 
 
 def limit_of(config: DataConfig, split: Split) -> int | None:

@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lorarlhf.downloads import announce
 from lorarlhf.errors import UserError, first_line
 from lorarlhf.recipe.sections import Source
 from lorarlhf.recipe.shipped import resolve_path
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from datasets import DatasetBuilder, DatasetDict
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-MIB = 2**20
 logger = logging.getLogger(__name__)
 
 
@@ -134,16 +134,16 @@ def _builder(source: str, path: str, name: str | None, data_dir: str | None, rev
 
 
 def _say_what_is_to_come(builder: DatasetBuilder, source: str) -> None:
-    """How much is fetched, before it is; nothing where `datasets` has it already."""
-    from huggingface_hub import HfApi
+    """How much is fetched, before it is; nothing where `datasets` has it already. Raises UserError without room."""
+    from huggingface_hub import HfApi, constants
 
     if Path(builder.cache_dir).is_dir():
         return
     files = {url for urls in (builder.config.data_files or {}).values() for url in urls if url.startswith("hf://")}
     paths = [url.partition("@")[2].partition("/")[2] for url in sorted(files)]  # hf://datasets/OWNER/NAME@COMMIT/PATH
     found = HfApi().get_paths_info(source, paths, repo_type="dataset", revision=builder.hash) if paths else []
-    size = sum(file.size for file in found if hasattr(file, "size"))
-    logger.info("%s: fetching %s MiB in %d files, once", source, f"{size / MIB:,.1f}", len(found))
+    sizes = {file.path: file.size for file in found if hasattr(file, "size")}  # folders have none
+    announce(source, "data", sizes, Path(constants.HF_HUB_CACHE))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -108,7 +109,9 @@ def for_the_model(
         _say_how_special_text_is_read(source, spelling, example, config.special_tokens)
 
 
+@functools.cache
 def _say_how_text_is_read(source: str, wraps: bool, is_chat_model: bool) -> None:
+    """Once a process: the stages of a recipe read the same data."""
     if wraps:
         logger.warning(
             "%s: plain text is put into the chat template, a prompt as the user's turn and what follows as the "

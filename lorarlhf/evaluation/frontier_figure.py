@@ -53,7 +53,8 @@ def draw_frontier(frontier: Mapping[str, Any], title: str, path: Path) -> None:
 
 def _draw_panel(ax: Axes, frontier: Mapping[str, Any], key: str) -> None:
     rows, turn = frontier["checkpoints"], frontier["over_optimisation"]
-    _draw_line(ax, rows, "kl", key, fmt="o-", color=RUN_COLOUR, label="PPO, by iteration")
+    label = f"{frontier['algorithm']}, by iteration"
+    _draw_line(ax, rows, "kl", key, fmt="o-", color=RUN_COLOUR, label=label)
     if turn and turn["from"] is not None:
         past = [row for row in rows if row["iteration"] >= turn["from"]]
         _draw_line(ax, past, "kl", key, fmt="o-", color=PAST_COLOUR, label="over-optimised")

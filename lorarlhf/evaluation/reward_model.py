@@ -84,7 +84,7 @@ class RewardModel:
             UserError: there is no such run, its reward stage has not finished, or its base is another one.
         """
         run = Run(run)
-        recipe, adapter = run.read_recipe(stage="reward"), run.adapter("reward")
+        recipe, adapter = run.read_recipe(stage="reward", runs_functions=False), run.adapter("reward")
         backbone = load_backbone(recipe.model, recipe.data)
         backbone.load_role("reward", adapter, allow_other_base=allow_other_base)
         return cls(backbone, wraps_text(recipe.data, backbone.tokenizer), recipe.data.special_tokens)

@@ -51,6 +51,7 @@ def model_card(
     compared: str = "",
     reads_text: bool = False,
     for_ollama: bool = False,
+    behind: Mapping[Stage, DataConfig] | None = None,
 ) -> str:
     """The README.md of an export, with the metadata that the Hub reads. It names no folder of this computer.
 
@@ -62,14 +63,16 @@ def model_card(
         compared: how near the merged model is to the one that was trained.
         reads_text: prompts were plain text that goes on, not conversations.
         for_ollama: a Modelfile lies beside it.
+        behind: the stages of the run whose adapters it was made from, with the data that they were told.
     """
     info, base = STAGES[stage], without_folders(recipe.model.name)
+    learnt_from = {stage: recipe.data, **(behind or {})}
     code = (scoring_code if info.scores else generation_code)(recipe, tokenizer, base, merged is not None, reads_text)
     sections = {
         _escaped(f"{PurePosixPath(base).name}-{stage}"): _about(recipe, info, base, merged, compared),
         "Use": f"{_fenced('python', code)}\n\n{_advice(info, reads_text)}",
         "Ollama": OLLAMA if for_ollama else "",
-        "Data": _data(recipe.data, info),
+        "Data": "\n".join(line for each, data in learnt_from.items() for line in _data(data, STAGES[each], info)),
         "Evaluation": _evaluation(evaluation),
         "Training": results_table(summary),
         "Recipe": _fenced("yaml", dump_yaml(published(recipe.model_dump(mode="json")))),
@@ -77,7 +80,7 @@ def model_card(
     }
     title, *titles = [title for title, text in sections.items() if text]
     body = [f"# {title}\n\n{sections[title]}\n", *(f"## {title}\n\n{sections[title]}\n" for title in titles)]
-    return f"---\n{dump_yaml(_metadata(recipe, info, merged))}---\n\n" + "\n".join(body)
+    return f"---\n{dump_yaml(_metadata(recipe, info, merged, learnt_from))}---\n\n" + "\n".join(body)
 
 
 def without_folders(value: str) -> str:
@@ -102,7 +105,9 @@ def is_hub_id(value: str) -> bool:
     return looks is not None and not value.startswith(SHIPPED) and not Path(value).exists() and file_kind(value) is None
 
 
-def _metadata(recipe: Recipe, stage: StageInfo, merged: torch.dtype | None) -> dict[str, Any]:
+def _metadata(
+    recipe: Recipe, stage: StageInfo, merged: torch.dtype | None, learnt_from: Mapping[Stage, DataConfig]
+) -> dict[str, Any]:
     """The card's YAML header; the Hub refuses a base model or data set that is no Hub id."""
     metadata: dict[str, Any] = {
         "library_name": "transformers" if merged else "peft",
@@ -114,7 +119,8 @@ def _metadata(recipe: Recipe, stage: StageInfo, merged: torch.dtype | None) -> d
         metadata["base_model_relation"] = "finetune" if merged else "adapter"
     if recipe.export.license:
         metadata["license"] = recipe.export.license
-    used = {each.source for sources in stage.sources(recipe.data).values() for each in sources}
+    taken = [STAGES[each].sources(data) for each, data in learnt_from.items()]
+    used = {each.source for keys in taken for sources in keys.values() for each in sources}
     if datasets := sorted(filter(is_hub_id, used)):
         metadata["datasets"] = datasets
     return metadata
@@ -160,12 +166,13 @@ def _evaluation(lines: Sequence[tuple[str, str]]) -> str:
     )
 
 
-def _data(data: DataConfig, stage: StageInfo) -> str:
-    return "\n".join(
-        f"- {'' if key.startswith(stage.data_key) else 'prompts of '}`data.{key}`: {_span(title_of(published))}"
-        for key, sources in stage.sources(data).items()
-        for published in [[each.model_copy(update={"source": without_folders(each.source)}) for each in sources]]
-    )
+def _data(data: DataConfig, stage: StageInfo, exported: StageInfo) -> Iterator[str]:
+    """A line each of what a stage trained and was tested on."""
+    whose = "" if stage is exported else f" ({stage.title})"
+    for key, sources in stage.sources(data).items():
+        prompts = "" if key.startswith(stage.data_key) else "prompts of "
+        named = [each.model_copy(update={"source": without_folders(each.source)}) for each in sources]
+        yield f"- {prompts}`data.{key}`{whose}: {_span(title_of(named))}"
 
 
 def results_table(summary: Mapping[str, Any]) -> str:

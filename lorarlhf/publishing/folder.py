@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lorarlhf.errors import UserError
-from lorarlhf.files import flush_folder, flush_names
+from lorarlhf.files import flush_folder, flush_names, hash_file
 from lorarlhf.json_file import read_object
 from lorarlhf.run import write_json
 from lorarlhf.version import __version__
@@ -53,7 +52,7 @@ def written_beside(to: Path) -> Iterator[Path]:
 def write_marker(folder: Path, facts: Mapping[str, Any]) -> None:
     """Say what the folder is and what lies in it, once all of that is there."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = {path.relative_to(folder).as_posix(): _hash(path) for path in paths}
+    files = {path.relative_to(folder).as_posix(): hash_file(path) for path in paths}
     write_json(folder / MARKER, {"lorarlhf": __version__, **facts, "files": files})
     mode = stat.S_IMODE((folder / MARKER).stat().st_mode)  # of any file that is written here
     for path in paths:  # safetensors makes files that their owner alone can read
@@ -75,18 +74,13 @@ def exported_files(folder: Path) -> list[str]:
         name = path.relative_to(folder).as_posix()
         if path.is_dir() and not path.is_symlink():
             continue
-        if path.is_symlink() or (name != MARKER and files.get(name) != _hash(path)) or not marker.is_file():
+        if path.is_symlink() or (name != MARKER and files.get(name) != hash_file(path)) or not marker.is_file():
             raise UserError(
                 f"{folder}: not empty, and {name} is not as an earlier export wrote it; nothing is overwritten, give "
                 "--to a new folder"
             )
         names.append(name)
     return names
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_replaceable(to: Path) -> None:

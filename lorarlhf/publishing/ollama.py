@@ -163,11 +163,15 @@ def modelfile(
     return "\n".join(lines) + "\n", notes
 
 
-def ollama_lines(folder: Path) -> list[str]:
-    """What to type to make an Ollama model of an exported folder and to run it; nothing if it has no Modelfile."""
+def ollama_lines(folder: Path, called: str = "") -> list[str]:
+    """What to type to make an Ollama model of an exported folder and to run it; nothing if it has no Modelfile.
+
+    Args:
+        called: what the model's name is made of; else it is that of the folder.
+    """
     if not (folder / MODELFILE).is_file():
         return []
-    name = re.sub(r"[^a-z0-9._-]+", "-", folder.resolve().name.lower()).strip("-._") or "my-model"
+    name = re.sub(r"[^a-z0-9._-]+", "-", (called or folder.resolve().name).lower()).strip("-._") or "my-model"
     create = f"ollama create {name} -f {shlex.quote(str(folder / MODELFILE))}"
     weights = (folder / MODELFILE).read_text(encoding="utf-8").partition("FROM ")[2].partition("\n")[0]
     lines = [f"`{create}`, then `ollama run {name}`"]

@@ -36,6 +36,7 @@ def load_recipe(
     sets: Sequence[str] = (),
     trust: bool = False,
     of_run: bool = False,
+    runs_functions: bool = True,
 ) -> Recipe:
     """A recipe with everything that overrides it, validated.
 
@@ -44,6 +45,7 @@ def load_recipe(
         sets: the texts of `--set`, as `ppo.kl_coef=0.1`; values are YAML.
         trust: let it run code that a file from elsewhere names (`lorarlhf.recipe.trust`).
         of_run: a run brought the recipe along; else somebody named it.
+        runs_functions: False where its reward functions are not run: for them no trust is asked.
 
     Raises:
         UserError: every fault found, one a line, each with its file and line or its option; or code that needs `trust`.
@@ -51,7 +53,7 @@ def load_recipe(
     draft, file = _drafted(name_or_path, named, sets)
     recipe = draft.validated(file)
     if not trust:
-        check_code(recipe, draft.written_in(), of_run)
+        check_code(recipe, draft.written_in(), of_run, runs_functions)
     return recipe
 
 
@@ -98,6 +100,8 @@ def parse_source(text: str) -> Source:
     Raises:
         UserError: the mapping is none, or one of its keys is at fault.
     """
+    if not text:
+        raise UserError("a source of no name; give a Hub id, a file or a folder")
     if not text.startswith("{"):
         return Source(source=text)
     document = parse_yaml(text)

@@ -26,15 +26,18 @@ FUNCTIONS: KeyPath = ("ppo", "reward_functions")
 logger = logging.getLogger(__name__)
 
 
-def check_code(recipe: Recipe, written_in: Mapping[KeyPath, tuple[Path, str]], of_run: bool) -> None:
+def check_code(
+    recipe: Recipe, written_in: Mapping[KeyPath, tuple[Path, str]], of_run: bool, runs_functions: bool = True
+) -> None:
     """Raise UserError if the recipe would run code that a file from elsewhere names.
 
     Args:
         written_in: file, and file with line, of each key that a file gave; what options gave is not among them.
         of_run: a run brought the recipe along; else somebody named it.
+        runs_functions: False where no reward is computed, so that the functions are names and no more.
     """
     for key, code in _code_of(recipe).items():
-        if key not in written_in:
+        if key not in written_in or (key == FUNCTIONS and not runs_functions):
             continue
         file, place = written_in[key]
         if _is_shipped(file) or (_in_project(file) and not of_run) or _note(key, code).is_file():

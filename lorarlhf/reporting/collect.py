@@ -21,12 +21,12 @@ from lorarlhf.reporting.evaluations import (
 from lorarlhf.reporting.folder import Folder, number
 from lorarlhf.reporting.plots import Plot, Series, Table, cell, printable, readable_number, shown, table
 from lorarlhf.reporting.samples import Samples, collect_samples
-from lorarlhf.run import RECIPE
+from lorarlhf.run import MEASURED, RECIPE
 
 Fact = tuple[str, str]
 # The files of a stage that a report reads.
 FILES = (RECIPE, "metrics.jsonl", "summary.json", "evaluation.json", "samples.jsonl", "frontier.json")
-TOLD_ELSEWHERE = ("samples", "reliability", "margins", "groups", "same_length")
+TOLD_ELSEWHERE = ("samples", "reliability", "margins", "groups", "same_length", MEASURED)
 
 
 @dataclass(frozen=True)

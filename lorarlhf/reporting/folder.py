@@ -67,10 +67,10 @@ class Folder:
     def measured(self, stage: Stage, name: str) -> dict[str, Any]:
         """The object in a JSON file on what a stage has trained; empty where it has trained on since."""
         found = self.object(f"{stage}/{name}")
-        if not found or is_current(self.path / stage / name, self.path / stage):
+        if not found or is_current(found, self.path / stage):
             return found
         self.faults.append(
-            f"{stage}/{name}: older than the adapter beside it; left out, `lorarlhf evaluate` makes it anew"
+            f"{stage}/{name}: of another adapter than lies beside it; left out, `lorarlhf evaluate` makes it anew"
         )
         return {}
 

@@ -6,6 +6,7 @@ both are on the path of every recipe, whoever wrote it.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -20,6 +21,17 @@ from typing import Any
 from lorarlhf.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
+
+
+class NotRequiredError(UserError):
+    """The function is of an installed package that the recipe does not name."""
+
+    def __init__(self, name: str, package: str) -> None:
+        super().__init__(
+            f"ppo.reward_functions: '{name}' is of the installed package {package}, which the recipe does not name; "
+            f"write requires: [{package}] into it, if its code is to run"
+        )
+        self.package = package
 
 
 def import_function(name: str, requires: Sequence[str]) -> Callable[..., Any]:
@@ -47,8 +59,30 @@ def import_function(name: str, requires: Sequence[str]) -> Callable[..., Any]:
         raise UserError(f"ppo.reward_functions: '{name}' is no function but of type {type(function).__name__}")
     if inspect.isroutine(function) or inspect.isclass(function):  # a module also has what it imports from others
         _check_home(name, function.__module__ or "builtins", requires)
-    logger.info("ppo.reward_functions: %s from %s", name, getattr(module, "__file__", None) or "a folder of modules")
+    _say_where(name, getattr(module, "__file__", None) or "a folder of modules")
     return function  # type: ignore[no-any-return]
+
+
+def packages_of(name: str) -> list[str]:
+    """The installed packages that a recipe has to require for a function; none for one of the project. Imports it.
+
+    Raises:
+        UserError: there is no such function, or it is of Python itself.
+    """
+    packages: list[str] = []
+    while True:
+        try:
+            import_function(name, packages)
+        except NotRequiredError as error:
+            packages.append(error.package)
+        else:
+            return packages
+
+
+@functools.cache
+def _say_where(name: str, file: str) -> None:
+    """Once a process: a recipe's stages each import its functions."""
+    logger.info("ppo.reward_functions: %s from %s", name, file)
 
 
 def _check_home(name: str, module: str, requires: Sequence[str]) -> None:
@@ -67,10 +101,7 @@ def _check_home(name: str, module: str, requires: Sequence[str]) -> None:
         )
     places = [spec.origin] if spec.has_location and spec.origin else list(spec.submodule_search_locations or ())
     if top not in requires and not (places and all(map(_is_in_project, places))):
-        raise UserError(
-            f"ppo.reward_functions: '{name}' is of the installed package {top}, which the recipe does not name; "
-            f"write requires: [{top}] into it, if its code is to run"
-        )
+        raise NotRequiredError(name, top)
 
 
 def _is_in_project(place: str) -> bool:

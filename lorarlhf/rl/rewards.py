@@ -21,6 +21,8 @@ from lorarlhf.rl.functions import import_function
 
 RewardFunction = Callable[..., Sequence[float]]
 WeightedReward = tuple[RewardFunction, float]
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 120
 
 
 def all_reward_functions(recipe: Recipe, more: Sequence[RewardFunction] = ()) -> list[WeightedReward]:
@@ -76,8 +78,7 @@ def function_scores(
     """
     total = torch.zeros(len(responses))
     for function, weight in functions:
-        named = _arguments(function, columns or {})
-        returned = _within(timeout, function, lambda: function(prompts, responses, **named))  # noqa: B023  # called now
+        returned = _returned(function, prompts, responses, _arguments(function, columns or {}), timeout)
         try:
             scores = torch.as_tensor(returned, dtype=torch.float32, device=total.device)
         except (TypeError, ValueError, RuntimeError):  # nothing that makes a tensor
@@ -91,8 +92,60 @@ def function_scores(
     return total
 
 
-def _within(timeout: float | None, function: RewardFunction, call: Callable[[], Any]) -> Any:
-    """What a function returns. One that does not return in time is left behind in its thread, which ends with us."""
+def _returned(
+    function: RewardFunction,
+    prompts: list[str],
+    responses: list[str],
+    columns: Mapping[str, Sequence[Any]],
+    timeout: float | None,
+) -> Any:
+    """What a function returns for a batch.
+
+    Raises:
+        UserError: it raises, and the line says for which row; or it takes too long.
+    """
+
+    def of_rows(rows: range) -> Any:
+        part = slice(rows.start, rows.stop)
+        named = {name: values[part] for name, values in columns.items()}
+        return function(prompts[part], responses[part], **named)
+
+    try:
+        return _within(timeout, lambda: function(prompts, responses, **columns))
+    except TimeoutError:
+        raise UserError(
+            f"ppo.reward_functions: {_name(function)} took longer than {timeout:g} seconds for a batch of "
+            f"{len(responses)}, which begins with {_pair(0, prompts, responses)} (ppo.reward_timeout)"
+        ) from None
+    except _Raised as raised:
+        error = raised.error
+    if is_out_of_memory(error):
+        raise error
+    try:
+        row = _within(timeout, lambda: _row_that_raises(of_rows, range(len(responses))))
+        where = "for no row alone" if row is None else f"for {_pair(row, prompts, responses)}"
+    except TimeoutError:
+        where = f"for a batch which begins with {_pair(0, prompts, responses)}"
+    raise UserError(
+        f"ppo.reward_functions: {_name(function)} raised {type(error).__name__}: {first_line(error)}, {where} "
+        "(--verbose shows where)"
+    ) from error
+
+
+class _Raised(Exception):  # noqa: N818  # what it is
+    """A function of the user's has raised this, whatever it is."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+def _within(timeout: float | None, call: Callable[[], Any]) -> Any:
+    """What a call returns. One that does not return in time is left behind in its thread, which ends with us.
+
+    Raises:
+        TimeoutError: it has not returned after so many seconds.
+        _Raised: it raises.
+    """
     outcome: list[Any] = []
     errors: list[BaseException] = []
 
@@ -108,17 +161,33 @@ def _within(timeout: float | None, function: RewardFunction, call: Callable[[], 
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
         thread.join(timeout)
-    if errors and is_out_of_memory(errors[0]):
-        raise errors[0]
     if errors:
-        said = f"{type(errors[0]).__name__}: {first_line(errors[0])}"
-        raise UserError(f"ppo.reward_functions: {_name(function)} raised {said} (--verbose shows where)") from errors[0]
+        raise _Raised(errors[0])
     if not outcome:
-        raise UserError(
-            f"ppo.reward_functions: {_name(function)} took longer than {timeout:g} seconds for a batch "
-            "(ppo.reward_timeout)"
-        )
+        raise TimeoutError
     return outcome[0]
+
+
+def _row_that_raises(call: Callable[[range], Any], rows: range) -> int | None:
+    """The first row of a batch whose call raises that it does so for alone; None if it takes several.
+
+    By halves, since a function may be slow: at most twice the time of the batch.
+    """
+    while len(rows) > 1:
+        half = len(rows) // 2
+        raising = next((part for part in (rows[:half], rows[half:]) if _raises(call, part)), None)
+        if raising is None:
+            return None
+        rows = raising
+    return rows.start
+
+
+def _raises(call: Callable[[range], Any], rows: range) -> bool:
+    try:
+        call(rows)
+    except (Exception, SystemExit):
+        return True
+    return False
 
 
 def _first_bad(returned: Any, prompts: Sequence[str], responses: Sequence[str]) -> str:
@@ -128,9 +197,13 @@ def _first_bad(returned: Any, prompts: Sequence[str], responses: Sequence[str]) 
         return ""
     for row, value in enumerate(values):
         if not _is_finite(value):
-            pair = f"prompt {reprlib.repr(prompts[row])}, response {reprlib.repr(responses[row])}"
-            return f"; of row {row}, {pair}, it is {reprlib.repr(value)}"
+            return f"; of {_pair(row, prompts, responses)}, it is {reprlib.repr(value)}"
     return ""
+
+
+def _pair(row: int, prompts: Sequence[str], responses: Sequence[str]) -> str:
+    """A row of a batch, with as much of its texts as tells it from others."""
+    return f"row {row}, prompt {_SHORT.repr(prompts[row])}, response {_SHORT.repr(responses[row])}"
 
 
 def _is_finite(value: Any) -> bool:

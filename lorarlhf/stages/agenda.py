@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -27,16 +27,16 @@ class _Entry:
 class Agenda:
     """A live list at the foot of a terminal, with the display of the step that is on below it; plain lines elsewhere.
 
-    How long the steps to come will take is not said: a step's time is known from its own first units alone.
-
     Args:
         titles: of the steps, in order.
         console: the one that the displays of the steps write to.
+        left: how long all of them will still take, in words; nothing where that is not known.
     """
 
-    def __init__(self, titles: Sequence[str], console: Console) -> None:
+    def __init__(self, titles: Sequence[str], console: Console, left: Callable[[], str] = lambda: "") -> None:
         self.console = console
         self.entries = [_Entry(title) for title in titles]
+        self.left = left
         self.start = time.monotonic()
         self.live = Live(get_renderable=self._picture, console=console, refresh_per_second=2)
 
@@ -75,7 +75,8 @@ class Agenda:
             mark, style = ("✓", "green") if entry.ended else ("▸", "bold") if entry.began else ("·", "dim")
             result = Text(entry.result, no_wrap=True, overflow="ellipsis")
             table.add_row(Text(mark, style), Text(entry.title, style), Text(took), result)
-        table.add_row(Text(), Text("in all"), Text(clock(now - self.start)), Text())
+        left = Text(self.left(), no_wrap=True, overflow="ellipsis")
+        table.add_row(Text(), Text("in all"), Text(clock(now - self.start)), left)
         return table
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.errors import UserError
+from lorarlhf.files import free_bytes
 from lorarlhf.manifest import checkpoints_kept, find_checkpoint, numbered_checkpoints
 from lorarlhf.recipe.sections import Recipe, Stage, TrainingConfig
 from lorarlhf.run import Run
@@ -52,19 +53,22 @@ def check_not_interrupted(run: Run, stage: Stage) -> None:
         )
 
 
-def check_room(folder: Path, backbone: SharedBackbone, config: TrainingConfig, resume: bool) -> None:
+def check_room(
+    folder: Path, backbone: SharedBackbone, roles: Sequence[str], config: TrainingConfig, resume: bool
+) -> None:
     """Raise UserError if the disk has no room for what a stage will write: checkpoints, the best and the adapter.
 
+    Called before a trainer is made, which makes the folder.
+
     Args:
+        roles: that the stage trains.
         resume: earlier checkpoints lie there, so that one more is all that comes.
     """
-    roles = backbone.trained_roles
     weights = NUMBER_BYTES * sum(parameter.numel() for role in roles for parameter in backbone.role_parameters(role))
     checkpoint = (1 + ADAM) * weights + weights  # and the best so far
     beside = 1 if resume else 1 + checkpoints_kept(config.save_total_limit)  # one is written before the oldest goes
     needed = beside * checkpoint + 2 * weights
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    free = free_bytes(folder)
     if free < needed:
         raise UserError(
             f"{folder}: {free / GIB:.2f} GiB are free there, and checkpoints and adapters can take {needed / GIB:.2f} "

@@ -17,7 +17,7 @@ from lorarlhf.evaluation.policy import win_rate
 from lorarlhf.evaluation.report import show_samples
 from lorarlhf.recipe.load import load_recipe
 from lorarlhf.recipe.sections import Recipe, Stage
-from lorarlhf.run import Run, write_json
+from lorarlhf.run import Run, of_adapter, write_json
 from lorarlhf.stages.evaluate import evaluate_policy, held_out_prompts, load_reference_and_reward
 from lorarlhf.stages.pipeline import EXPORT, read_evaluation, run_recipe
 from lorarlhf.stages.report import REPORT
@@ -80,7 +80,8 @@ def evaluate_by_gold(run: Run, recipe: Recipe, stage: Stage, backbone: SharedBac
     wins = f"{gold['before']:.2f} -> {gold['after']:.2f}, tuned wins {gold['win_rate']:.0%}"
     console.print(f"   {'gold score':18} {wins}, by the rule that the labels were drawn from", highlight=False)
     console.print(f"   {'fluent':18} {fluent:.1%}", highlight=False)
-    return {"stage": stage, "reference": reference, **measured.figures, "gold": gold, "fluent_fraction": fluent}
+    own = {"gold": gold, "fluent_fraction": fluent}
+    return {"stage": stage, "reference": reference, **of_adapter(run.adapter(stage)), **measured.figures, **own}
 
 
 def _summary(run: Run) -> dict[str, Any]:

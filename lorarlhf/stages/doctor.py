@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lorarlhf.errors import first_line
+from lorarlhf.files import free_bytes
 from lorarlhf.recipe.shipped import pinned_versions
 from lorarlhf.version import __version__
 
@@ -255,7 +256,7 @@ def check_disk() -> Finding:
     """Of the current folder, which runs go to, and of the models' cache."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    free = {place: _free_disk(path) for place, path in (("runs", Path.cwd()), ("models", Path(HF_HUB_CACHE)))}
+    free = {place: free_bytes(path) for place, path in (("runs", Path.cwd()), ("models", Path(HF_HUB_CACHE)))}
     what = ", ".join(f"{size / GIB:.1f} GiB free for {place}" for place, size in free.items())
     least = min(free.values())
     if least < TOO_LITTLE_DISK:
@@ -263,12 +264,6 @@ def check_disk() -> Finding:
     if least < LITTLE_DISK:
         return Finding("disk", "note", what, "a 7B model takes 15 GiB, each of its checkpoints up to one")
     return Finding("disk", "ok", what)
-
-
-def _free_disk(path: Path) -> int:
-    while not path.exists():  # the cache is made with the first download
-        path = path.parent
-    return shutil.disk_usage(path).free
 
 
 def check_caches() -> Finding:

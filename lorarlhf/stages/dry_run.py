@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from lorarlhf.errors import UserError, first_line
 from lorarlhf.manifest import find_checkpoint
 from lorarlhf.recipe.sections import ModelConfig, PPOConfig, Recipe, Stage
-from lorarlhf.recipe.shipped import resolve_path
+from lorarlhf.recipe.shipped import exists, resolve_path
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.run import Run
+from lorarlhf.stages.origins import adapters_there, check_origins
 from lorarlhf.stages.settings import check_unchanged
 
 
@@ -35,6 +37,8 @@ def steps(
     if resume:
         checkpoint = find_checkpoint(run.stage(stage))
         check_unchanged(recipe, run, stage)
+        if info.samples:
+            check_origins(run.stage(stage), adapters_there(recipe, run, reward))
         yield "resume", f"from {checkpoint}"
     elif info.starts_from:
         has_start = info.starts_from in before or run.has_adapter(info.starts_from)
@@ -58,10 +62,18 @@ def _learning(config: PPOConfig) -> str:
 
 
 def has_model_config(config: ModelConfig) -> bool:
-    """Whether the model's config is here already: a dry run asks nobody for it."""
+    """Whether the model's config is here already: a dry run asks nobody for it.
+
+    Raises:
+        UserError: the name is none that the Hub can have, nor that of a folder.
+    """
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
     path = resolve_path(config.name)
-    if Path(path).is_dir():
+    if exists(Path(path)) and Path(path).is_dir():
         return True
-    return isinstance(try_to_load_from_cache(path, "config.json", revision=config.revision), str)
+    try:
+        return isinstance(try_to_load_from_cache(path, "config.json", revision=config.revision), str)
+    except HFValidationError as error:
+        raise UserError(f"model.name: {first_line(error)}; give a Hub id, or a folder that is there") from error

@@ -32,7 +32,7 @@ from lorarlhf.recipe.sections import DataConfig, ObjectiveName, Recipe, Stage, s
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.rl.rewards import RewardFunction, WeightedReward, all_reward_functions, columns_wanted
 from lorarlhf.rl.score import RolloutScorer, ScoringPasses, response_scorer
-from lorarlhf.run import BEST, Run, other_test_data
+from lorarlhf.run import BEST, Run, of_adapter, other_test_data
 from lorarlhf.stages.annotators import annotator_figures, annotator_lines
 from lorarlhf.training.objectives import OBJECTIVES, Objective
 from lorarlhf.training.reward_bench_2 import reward_bench_2, reward_bench_2_lines, scored
@@ -122,14 +122,16 @@ def evaluate_run(
     backbone = backbone or load_backbone(recipe.model, recipe.data)
     backbone.load_role(info.role, adapter, allow_other_base=allow_other_base)
     if prompts is None:
-        return evaluate_reward(backbone, recipe.data, recipe.reward.objective, console)
+        figures = evaluate_reward(backbone, recipe.data, recipe.reward.objective, console)
+        return {**figures, **of_adapter(adapter)}
     reference = load_reference_and_reward(backbone, run, stage, allow_other_base)
     measured = evaluate_policy(backbone, recipe, prompts, functions, console)
     opponents: dict[str, list[str]] = {reference: measured.before}
     if judge:
         opponents |= opponents_beside(reference, backbone, run, recipe, stage, prompts, allow_other_base)
     del backbone  # the judge may be a model of its own
-    return {"stage": stage, "reference": reference, **measured.figures, **judged_by(judge, measured, opponents)}
+    judgement = judged_by(judge, measured, opponents)
+    return {"stage": stage, "reference": reference, **of_adapter(adapter), **measured.figures, **judgement}
 
 
 def check_judged(stage: Stage, judge: Judge | None) -> None:

@@ -29,6 +29,7 @@ from lorarlhf.recipe.stages import STAGES
 from lorarlhf.run import BEST, Run, is_current
 from lorarlhf.stages.evaluate import report_lines
 from lorarlhf.stages.fidelity import fidelity_line, trained_model
+from lorarlhf.stages.origins import made_from
 
 logger = logging.getLogger(__name__)
 BASE_GGUF = "./base.gguf"  # beside an adapter's, where the user puts the base model
@@ -113,7 +114,8 @@ def export_run(
     llama_cpp: Path | str | None = None,
 ) -> dict[str, Any]:
     """The same, improved or not; returns the figures of the comparison, nothing if there was none."""
-    recipe = _with_options(run.read_recipe(stage=stage), {"merge": merge, "dtype": dtype, "base": base})
+    read = run.read_recipe(stage=stage, runs_functions=False)
+    recipe = _with_options(read, {"merge": merge, "dtype": dtype, "base": base})
     finished, adapter = run.adapter(stage), run.adapter(stage, checkpoint)
     model_config = load_model_config(recipe.model)
     if not allow_other_base:
@@ -216,9 +218,10 @@ def _card(
     evaluation = adapter / "evaluation.json"
     kept = adapter == run.stage(stage)
     summary = run.read_summary(stage) if kept else {"checkpoint": adapter.parent.name}
-    lines = []
-    if is_current(evaluation, adapter):
-        lines = report_lines(published(read_object(evaluation)))
+    measured = read_object(evaluation) if evaluation.is_file() else {}
+    lines = report_lines(published(measured)) if measured and is_current(measured, adapter) else []
+    others = made_from(run, stage) if kept else []
+    behind = {other: run.read_recipe(stage=other, runs_functions=False).data for other in others}
     merged: torch.dtype | None = export_dtype(recipe, stage) if recipe.export.merge else None
     return model_card(
         recipe,
@@ -230,6 +233,7 @@ def _card(
         compared=fidelity_line(compared) if compared else "",
         reads_text=_reads_text(recipe, stage, tokenizer),
         for_ollama=for_ollama,
+        behind=behind,
     )
 
 

@@ -27,7 +27,7 @@ from lorarlhf.memory import free_cached_memory
 from lorarlhf.preferences.best_of import best_of_kl, rank_weights
 from lorarlhf.recipe.sections import Recipe
 from lorarlhf.rl.rewards import RewardFunction, WeightedReward, all_reward_functions
-from lorarlhf.run import Run
+from lorarlhf.run import Run, of_adapter
 from lorarlhf.stages.evaluate import held_out_prompts, load_reference_and_reward, reward_scorer
 
 logger = logging.getLogger(__name__)
@@ -95,6 +95,8 @@ def measure_frontier(
     turn = None if judged is None else find_turn(np.stack([point.reward for point in checkpoints]), judged)
     return {
         "stage": "ppo",
+        "algorithm": recipe.ppo.algorithm,
+        **of_adapter(run.stage("ppo")),
         "reference": answered.reference,
         "data": loaded.source,
         "prompts": len(answered.prompts),

@@ -21,7 +21,7 @@ from lorarlhf.planner.plan import Target
 from lorarlhf.recipe.load import load_recipe
 from lorarlhf.recipe.sections import ModelConfig
 from lorarlhf.recipe.shipped import list_recipes, planned_for, resolve_path, shipped_folder
-from lorarlhf.rl.rewards import load_reward_functions
+from lorarlhf.rl.functions import packages_of
 from lorarlhf.stages.inspect import tokens_of
 
 GIB = 2**30
@@ -178,6 +178,8 @@ def recognised(data: Data) -> str:
 def read_taste(answer: str, data: Data) -> str | None:
     """The function that gives the reward, as `module:function`; None where comparisons teach a reward model.
 
+    It is imported, from wherever it is: whoever names it here has said that it may run.
+
     Raises:
         UserError: there is nothing to learn a reward model from, or no such function.
     """
@@ -190,7 +192,7 @@ def read_taste(answer: str, data: Data) -> str | None:
         return None
     if not re.fullmatch(r"[\w.]+:\w+", answer):
         raise UserError(f"taste: expected {COMPARISONS}, or a reward function as my_rewards:score, got {answer!r}")
-    load_reward_functions([answer])
+    packages_of(answer)
     return answer
 
 

@@ -78,7 +78,7 @@ def open_scoring_judge(judge: str, run: Run | None = None, allow_other_base: boo
 def _reward_of(run: Run, judged: Run | None, allow_other_base: bool) -> ScoringJudge:
     if judged is not None and run.path.resolve() == judged.path.resolve():
         raise UserError(f"--judge {run.path}: is the run itself, whose policy was trained against it; give another run")
-    adapter, config = run.adapter("reward"), run.read_recipe(stage="reward").model
+    adapter, config = run.adapter("reward"), run.read_recipe(stage="reward", runs_functions=False).model
     model_config = _known(str(run.path), config)
     if not allow_other_base:
         check_base(adapter, identify_base(config, getattr(model_config, "_commit_hash", None)))

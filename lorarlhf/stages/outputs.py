@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 from pathlib import Path
 
 from lorarlhf.errors import UserError
+from lorarlhf.files import free_bytes
 from lorarlhf.lock import check_writable
 from lorarlhf.recipe.sections import Recipe, Stage
 
@@ -19,8 +19,7 @@ def check_outputs(stage: Stage, recipe: Recipe, run: Path) -> None:
     Raises:
         UserError: one of that is not so.
     """
-    place = check_writable(run)
-    free = shutil.disk_usage(place).free
+    free = free_bytes(check_writable(run))
     if free < LEAST_DISK:
         raise UserError(
             f"{run}: {free / 2**20:.0f} MiB are free on its disk, too little for adapters and checkpoints; make "

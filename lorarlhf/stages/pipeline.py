@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich import get_console
 from rich.console import Console
@@ -13,10 +14,10 @@ from rich.console import Console
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.examples import holds_out
+from lorarlhf.data.sources import rows_kept
 from lorarlhf.errors import UserError, check_matplotlib
 from lorarlhf.json_file import read_object
 from lorarlhf.lock import one_writer
-from lorarlhf.manifest import numbered_checkpoints
 from lorarlhf.memory import free_cached_memory
 from lorarlhf.planner.fit import check_memory, plan_here
 from lorarlhf.publishing.ollama import ollama_lines
@@ -30,18 +31,14 @@ from lorarlhf.stages.beginning import check_not_interrupted
 from lorarlhf.stages.evaluate import evaluate_run, report_lines
 from lorarlhf.stages.export import check_improved, export_run
 from lorarlhf.stages.fidelity import fidelity_line
+from lorarlhf.stages.forecast import time_left
 from lorarlhf.stages.inputs import check_inputs
 from lorarlhf.stages.report import REPORT, write_report
-from lorarlhf.stages.settings import other_settings
+from lorarlhf.stages.states import BEGUN, DONE, NEW, State, states_of
 
 GIB = 2**30
 EXPORT = "export"  # folder in the run
 EVALUATION = "evaluation.json"  # in the folder of what is evaluated
-WEIGHTS = "adapter_model.safetensors"
-State = Literal["done", "begun", "new"]
-DONE: State = "done"
-BEGUN: State = "begun"
-NEW: State = "new"
 TRAIN: Mapping[Step, Callable[..., dict[str, Any]]] = {
     "sft": sft.train_sft,
     "reward": reward.train_reward,
@@ -70,7 +67,7 @@ def run_recipe(
         UserError: what a stage raises; or what is to be passed over was made with other settings.
     """
     run = Run(run)
-    with one_writer(run.path):
+    with one_writer(run.path), rows_kept():
         _run_recipe(recipe, run, resume, evaluate or _evaluate)
 
 
@@ -85,12 +82,18 @@ def _run_recipe(
     last = training[-1] if training else run.last_stage()
     states: dict[Step, State] = dict.fromkeys(training, NEW)
     if resume:
-        states |= _states(recipe, run, training)
+        states |= states_of(recipe, run, training)
     _look_ahead(recipe, run, [stage for stage in training if states[stage] != DONE], last, console)
-    backbone = None
-    with Agenda([_title(step) for step in recipe.stages], console) as agenda:
+    backbone, to_come, began = None, list(recipe.stages), time.time()
+
+    def left() -> str:
+        return time_left(recipe, run, [step for step in to_come if states.get(step) != DONE], began)
+
+    with Agenda([_title(step) for step in recipe.stages], console, left) as agenda:
         for number, step in enumerate(recipe.stages, 1):
-            agenda.begin(number, ", done already" if states.get(step) == DONE else "")
+            to_come, began = list(recipe.stages[number - 1 :]), time.time()
+            note = f", {said}" if step == "evaluate" and (said := left()) else ""
+            agenda.begin(number, ", done already" if states.get(step) == DONE else note)
             if step == "export":
                 backbone = None  # merging loads the base for itself
             elif step == "evaluate" or states.get(step, DONE) != DONE:
@@ -109,39 +112,6 @@ def _run_recipe(
 
 def _title(step: Step) -> str:
     return STAGES[step].title if step in STAGES else step
-
-
-def _states(recipe: Recipe, run: Run, training: Sequence[Stage]) -> dict[Step, State]:
-    """How far the stages are, to the first that is not done: what follows was made from something else."""
-    states: dict[Step, State] = {}
-    for stage in training:
-        state = _state(run, stage)
-        if state != NEW and (other := other_settings(recipe, run, stage, begun=state == BEGUN)):
-            raise UserError(
-                f"{run.stage(stage)}: was made with other settings ({'; '.join(other)}); take those again, another "
-                "--output-dir, or --anew to do everything again"
-            )
-        states[stage] = state
-        if state != DONE:
-            break
-    return states
-
-
-def _state(run: Run, stage: Stage) -> State:
-    """Done: the summary, which is written last, is there and older than nothing that it stands for."""
-    info, folder = STAGES[stage], run.stage(stage)
-    sources = [run.stage(other) / WEIGHTS for other in (info.starts_from, info.needs) if other]
-    made_from = max(map(_changed, sources), default=0)
-    checkpoint = max(map(_changed, numbered_checkpoints(folder)[:1]), default=0)
-    summary = _changed(folder / "summary.json") if run.has_adapter(stage) else 0
-    if summary and summary >= max(made_from, checkpoint):
-        return DONE
-    return BEGUN if checkpoint and checkpoint >= made_from else NEW
-
-
-def _changed(path: Path) -> int:
-    """When, in nanoseconds; 0 of what is not there."""
-    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def _look_ahead(recipe: Recipe, run: Run, todo: Sequence[Stage], last: Stage, console: Console) -> None:
@@ -198,7 +168,7 @@ def _result(step: Step, recipe: Recipe, run: Run, last: Stage) -> list[str]:
     if step == "export":
         compared = run.read_summary(last).get("export")
         lines = [f"in {run.path / EXPORT}", *([fidelity_line(compared)] if compared else [])]
-        return [*lines, *ollama_lines(run.path / EXPORT)]
+        return [*lines, *ollama_lines(run.path / EXPORT, run.path.resolve().name)]
     summary = run.read_summary(step)
     if step == "ppo":
         return ppo.result_lines(summary, recipe.ppo)

@@ -45,6 +45,7 @@ from lorarlhf.run import Run
 from lorarlhf.stages.beginning import check_not_interrupted, check_room, checkpoint_to_go_on_from
 from lorarlhf.stages.gpus import mention_other_gpus
 from lorarlhf.stages.inputs import check_inputs
+from lorarlhf.stages.origins import check_origins, write_origins
 from lorarlhf.trackers import Trackers
 from lorarlhf.training.checkpoint import move_aside
 from lorarlhf.training.doubt import doubt_of
@@ -101,7 +102,10 @@ def _train_ppo(
     check_inputs("ppo", recipe, run.path)
     folder, has_sft = run.stage("ppo"), run.has_adapter("sft")
     checkpoint = checkpoint_to_go_on_from(recipe, run, "ppo", resume)
-    if reward_folder == run.stage("reward") and (doubt := doubt_of(run.read_summary("reward"))):
+    origins = {"sft": run.stage("sft") if has_sft else None, "reward": reward_folder}
+    if resume:
+        check_origins(folder, origins)
+    if reward_folder == run.stage("reward") and (doubt := doubt_of(run.read_summary("reward"), again=True)):
         logger.warning(doubt)
     wanted = columns_wanted(functions)
     config = recipe.ppo
@@ -136,12 +140,14 @@ def _train_ppo(
             trackers.log_samples(_samples(folder, row["iteration"]), row["step"])
 
     setup = make_setup(backbone, config, prompts, eval_prompts, functions, log, folder, recipe.seed)
-    check_room(folder, backbone, config, resume)
+    check_room(folder, backbone, backbone.trained_roles, config, resume)
     if not resume:
         move_aside(folder)
     display = _display(config, folder, resume, quiet=not learner.is_main)
     if learner.is_main:
         run.write_recipe(recipe, "ppo")
+        if not resume:
+            write_origins(folder, origins)
     with display, trackers:
         state = TrainingState(config.kl_coef) if checkpoint is None else load_checkpoint(checkpoint, folder, learner)
         display.begin(config.iterations, state.iteration)

@@ -67,8 +67,8 @@ def _train_reward(recipe: Recipe, run: Run, resume: bool, backbone: SharedBackbo
     torch.manual_seed(recipe.seed)
     backbone.attach("reward", recipe.lora.for_role("reward"))
     backbone.reward_head.reset_parameters()
+    check_room(folder, backbone, ["reward"], config, resume)
     trainer = RewardModelTrainer(backbone, config, train.dataset, folder, recipe.seed)
-    check_room(folder, backbone, config, resume)
     if not resume:
         move_aside(folder)
     stage = STAGES["reward"]

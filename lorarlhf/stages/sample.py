@@ -51,7 +51,7 @@ def of_run(run: Run, adapters: Sequence[str] | None = None, checkpoint: str | in
         UserError: it is no run, or has no such checkpoint.
     """
     stage = next((stage for stage in POLICY_STAGES if run.has_adapter(stage)), None)
-    recipe = run.read_recipe(stage=stage)
+    recipe = run.read_recipe(stage=stage, runs_functions=False)
     if stage is None and checkpoint != BEST:
         raise UserError(f"--checkpoint {checkpoint}: no policy of {run.path} has finished; run `lorarlhf ppo` first")
     latest = str(run.adapter(stage, checkpoint)) if stage else BASE
@@ -65,7 +65,7 @@ def of_start(run: Run, adapters: Sequence[str] | None = None) -> Respondent:
     Raises:
         UserError: it is no run.
     """
-    recipe = run.read_recipe(stage="ppo")
+    recipe = run.read_recipe(stage="ppo", runs_functions=False)
     start = reference_of(run, "ppo")
     reward = run.stage("reward") if run.has_adapter("reward") else None
     return Respondent(

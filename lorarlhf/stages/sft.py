@@ -62,8 +62,8 @@ def _train_sft(recipe: Recipe, run: Run, resume: bool, backbone: SharedBackbone 
     train, test = (sft_examples(recipe.data, backbone.tokenizer, split) for split in SPLITS)
     torch.manual_seed(recipe.seed)
     backbone.attach("policy", recipe.lora.for_role("policy"))
+    check_room(folder, backbone, ["policy"], recipe.sft, resume)
     trainer = PolicySFTTrainer(backbone, recipe.sft, train.dataset, test.dataset, folder, recipe.seed)
-    check_room(folder, backbone, recipe.sft, resume)
     if not resume:
         move_aside(folder)
     stage = STAGES["sft"]

@@ -17,12 +17,15 @@ from lorarlhf.recipe.schema import COPIED_SCHEMA, modeline
 from lorarlhf.recipe.sections import Recipe
 from lorarlhf.recipe.stages import trained_by
 from lorarlhf.recipe.yaml import flow
+from lorarlhf.rl.functions import packages_of
 from lorarlhf.stages.interview import CPU_RECIPE, GIB, LOOKED_AT, BaseModel, Card, Data
 
 HOURS = {"cuda": 8, "cpu": 1}  # that the recipes that ship are sized for, a night and a lunch; not measured
 LARGE = 3e9  # parameters, from which on the rate is halved
 BATCH = 16  # examples a step in sft and reward
 FEWEST_ITERATIONS = 10
+FEWEST_TESTED = 50  # held-out examples: a win rate of 50 has a standard error of 7 points
+MOST_TESTED = 1000  # of 2%
 LENGTHS = {"cuda": (1024, 512), "cpu": (256, 128)}  # the most tokens of a prompt and of a response
 COLUMN = 34  # of the comments
 
@@ -94,6 +97,12 @@ def _examples(answers: Answers) -> int:
     return max(1, round(most * answers.hours / HOURS[answers.card.target]))
 
 
+def _tested(answers: Answers) -> int:
+    """Held-out examples in line with the time: each is answered twice by `evaluate`, which can outlast the training."""
+    most = _usual(answers).data.eval_examples or MOST_TESTED
+    return min(most, max(FEWEST_TESTED, round(most * answers.hours / HOURS[answers.card.target])))
+
+
 def _parent(answers: Answers) -> str:
     if answers.card.target == "cpu":
         return CPU_RECIPE
@@ -150,6 +159,7 @@ def _data(answers: Answers) -> Settings:
             settings["data.test_size"] = (share, f"held out, of {data.report.prompts:,} different prompts")
         settings["data.on_bad_row"] = ("skip", "rows that cannot be used are counted and left out")
     settings["data.max_examples"] = (_examples(answers), f"the most, drawn at random: {answers.hours:g} h")
+    settings["data.eval_examples"] = (_tested(answers), "likewise, to test each stage on")
     if answers.model.thinks:
         settings["data.chat_template_kwargs"] = ({"enable_thinking": False}, "thoughts would take up the response")
     return settings
@@ -201,7 +211,9 @@ def _ppo(answers: Answers) -> Settings:
     iterations = max(FEWEST_ITERATIONS, _in_time(answers))
     rate = usual.learning_rate * math.sqrt(usual.iterations / iterations)
     rate *= 0.5 if answers.model.parameters >= LARGE and answers.card.target == "cuda" else 1
-    often = max(1, iterations // 10)
+    often = max(4, iterations // 10)
+    looks = 1 + math.ceil(iterations / often)  # one of them before the first iteration
+    prompts = min(usual.eval_prompts, iterations * usual.batch_size // (3 * looks))
     settings: Settings = {
         "ppo.iterations": (
             iterations,
@@ -209,12 +221,18 @@ def _ppo(answers: Answers) -> Settings:
             if iterations == _in_time(answers)
             else f"the fewest that lead anywhere: more than {answers.hours:g} h",
         ),
-        "ppo.learning_rate": (float(f"{rate:.1g}"), "by the number of steps: the fewer, the longer (docs/recipes.md)"),
+        "ppo.learning_rate": (
+            float(f"{rate:.1g}"),
+            "by the number of steps: the fewer, the longer (docs/recipe-choices.md)",
+        ),
         "ppo.eval_every": (often, ""),
+        "ppo.eval_prompts": (prompts, "all evaluations together take a third of the responses of training, at most"),
         "ppo.save_every": (often, ""),
         "ppo.micro_batch_tokens": ("auto", "what fits"),
     }
     if answers.function is not None:
+        if packages := packages_of(answers.function):
+            settings["requires"] = (packages, "the package that gives the reward: its code is run")
         settings["ppo.reward_functions"] = ([answers.function], "the whole reward")
         settings["ppo.reward_model_weight"] = (0.0, "no reward model")
         settings["ppo.advantage_estimator"] = ("grpo", "compares the responses to a prompt; no critic")

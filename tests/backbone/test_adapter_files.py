@@ -1,12 +1,10 @@
 """Adapters from elsewhere: whatever their files hold, one line and nothing allocated or run."""
 
-import json
-import pickle
 import resource
-import struct
 
 import pytest
 import torch
+from elsewhere import CONFIGS, DAMAGED_CONFIGS, DAMAGED_WEIGHTS, SPOILT, rewrite_config, spoil_weights
 from safetensors.torch import load_file, save_file
 
 from lorarlhf.backbone.adapter_files import CONFIG, SCORE_KEY, WEIGHTS, read_adapter
@@ -25,11 +23,6 @@ def adapter(load_tiny, tmp_path):
     return tmp_path / "adapter"
 
 
-def rewrite(adapter, **changes):
-    file = adapter / CONFIG
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
-
-
 def refused(adapter):
     with pytest.raises(UserError) as error:
         read_adapter(adapter)
@@ -46,98 +39,33 @@ def test_what_is_written_here_is_read(adapter):
 
 
 def test_switches_of_a_later_peft_that_are_off_do_not_matter(adapter):
-    rewrite(adapter, something_new=None, another={}, auto_mapping={"parent_library": "os"}, lora_dropout=0.3)
+    rewrite_config(adapter, something_new=None, another={}, auto_mapping={"parent_library": "os"}, lora_dropout=0.3)
     assert read_adapter(adapter)[0].lora_dropout == 0.0
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("r", 10**9),
-        ("r", 0),
-        ("r", True),
-        ("r", "4"),
-        ("lora_alpha", -1),
-        ("lora_alpha", 10**400),
-        ("peft_type", "IA3"),
-        ("task_type", "FEATURE_EXTRACTION"),
-        ("target_modules", "(a+)+$"),
-        ("target_modules", "all-linear"),
-        ("target_modules", []),
-        ("target_modules", ["q_proj", "(.*)*x"]),
-        ("target_modules", ["q_proj\n"]),
-        ("exclude_modules", "(a+)+$"),
-        ("exclude_modules", "(?!(a+)+$).*"),
-        ("layers_pattern", ["(a+)+"]),
-        ("layers_to_transform", [-1]),
-        ("rank_pattern", {"(a+)+$": 1}),
-        ("rank_pattern", {".*": 1}),
-        ("rank_pattern", {"q_proj": 0}),
-        ("alpha_pattern", {"q_proj|k_proj": 64}),
-        ("target_parameters", ["(a+)+$"]),
-        ("modules_to_save", ["model"]),
-        ("trainable_token_indices", [1]),
-        ("init_lora_weights", "pissa"),
-        ("init_lora_weights", "olora"),
-        ("use_dora", True),
-        ("lora_bias", True),
-        ("bias", "all"),
-        ("layer_replication", [[0, 1000000]]),
-        ("loftq_config", {"loftq_bits": 4}),
-        ("something_new", True),
-    ],
-)
+@pytest.mark.parametrize(("key", "value"), CONFIGS)
 def test_what_a_config_may_not_say(adapter, key, value):
-    rewrite(adapter, **{key: value})
+    rewrite_config(adapter, **{key: value})
     message = refused(adapter)
     assert f"{CONFIG}: '{key}': " in message or "says r is" in message
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"r": ' + b"9" * 5000 + b"}", b" " * (2**20 + 1)],
-    ids=["empty", "cut", "list", "null", "no utf-8", "deep", "digits", "long"],
-)
+@pytest.mark.parametrize("content", DAMAGED_CONFIGS.values(), ids=list(DAMAGED_CONFIGS))
 def test_a_damaged_config(adapter, content):
     (adapter / CONFIG).write_bytes(content)
     assert str(adapter / CONFIG) in refused(adapter)
 
 
-HEADER = b'{"a":{"dtype":"F32","shape":[1000000000,1000000000],"data_offsets":[0,4]}}'
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"\xff" * 8 + b"{}",
-        pickle.dumps({"a": 1}),
-        struct.pack("<Q", len(HEADER)) + HEADER + b"\0" * 4,
-        struct.pack("<Q", 2) + b"[]",
-    ],
-    ids=["empty", "header without end", "pickle", "sizes that are not there", "no header"],
-)
+@pytest.mark.parametrize("content", DAMAGED_WEIGHTS.values(), ids=list(DAMAGED_WEIGHTS))
 def test_damaged_weights(adapter, content):
     (adapter / WEIGHTS).write_bytes(content)
     assert f"{WEIGHTS}: cannot be read" in refused(adapter)
 
 
-@pytest.mark.parametrize("key", [SCORE_KEY, "lora_A"])
-@pytest.mark.parametrize(
-    ("kind", "value", "message"),
-    [
-        (torch.float32, float("nan"), "NaN or infinity in "),
-        (torch.bfloat16, float("-inf"), "NaN or infinity in "),
-        (torch.float8_e4m3fn, 0.0, " is float8_e4m3fn, and no float of 16 bits"),
-        (torch.bool, 0.0, " is bool, and no float of 16 bits"),
-    ],
-)
-def test_weights_that_are_not_finite_numbers(adapter, key, kind, value, message):
-    tensors = load_file(adapter / WEIGHTS)
-    key = next(name for name in tensors if key in name)
-    spoiled = tensors[key].clone()
-    spoiled[-1, -1] = value
-    save_file({**tensors, key: spoiled.to(kind)}, adapter / WEIGHTS)
+@pytest.mark.parametrize("part", [SCORE_KEY, "lora_A"])
+@pytest.mark.parametrize(("kind", "value", "message"), SPOILT)
+def test_weights_that_are_not_finite_numbers(adapter, part, kind, value, message):
+    key = spoil_weights(adapter, part, kind, value)
     said = refused(adapter)
     assert message in said
     assert key in said
@@ -154,7 +82,7 @@ def test_weights_that_are_not_of_the_rank(adapter, change):
 
 def test_a_rank_beyond_the_model_allocates_nothing(adapter, load_tiny):
     """Its one tensor is small; what PEFT would make of the rank is not."""
-    rewrite(adapter, r=10**6)
+    rewrite_config(adapter, r=10**6)
     save_file({"base_model.model.model.layers.1.mlp.up_proj.lora_A.weight": torch.zeros(10**6, 1)}, adapter / WEIGHTS)
     backbone = load_tiny("llama")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

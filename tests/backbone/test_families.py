@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from tiny_models import FAMILIES, SHAPE, randomise, snapshot
+from tiny_models import FAMILIES, SHAPE, assert_identical, randomise, snapshot
 from torch.testing import assert_close
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
@@ -60,10 +60,6 @@ def recipe(tmp_path) -> Recipe:
 def base_tensors(backbone: SharedBackbone) -> dict[str, torch.Tensor]:
     state = backbone.causal_lm.state_dict()
     return {key.replace(".base_layer", ""): value.clone() for key, value in state.items() if ".lora_" not in key}
-
-
-def assert_identical(actual, expected) -> None:
-    assert_close(actual, expected, rtol=0, atol=0)
 
 
 # Beside those with a tiny model of their own: one that scales its logits, hybrids, one that cannot share its trunk, one

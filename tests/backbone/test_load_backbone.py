@@ -247,3 +247,13 @@ def test_a_package_that_the_model_needs_is_one_line(tiny_model, monkeypatch):
     monkeypatch.setattr(AutoModelForCausalLM, "from_config", needs)
     with pytest.raises(UserError, match="needs a package that is not installed: AModel requires the timm library but"):
         load_backbone(ModelConfig(name=str(tiny_model("llama"))))
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("llamma", "did you mean llama?"), ("nothing/of/the/kind", "check the path")]
+)
+def test_a_path_that_leads_nowhere_is_no_strange_hub_id(tiny_model, name, hint):
+    folder = tiny_model("llama")
+    with pytest.raises(UserError) as error:
+        load_model_config(ModelConfig(name=str(folder.parent / name)))
+    assert str(error.value) == f"model.name: '{folder.parent / name}': no such folder; {hint}"

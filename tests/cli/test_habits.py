@@ -9,27 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from lorarlhf.cli.main import main
 from lorarlhf.files import write_file
 from lorarlhf.manifest import written_whole
 from lorarlhf.recipe.load import dump_recipe, load_recipe
 from lorarlhf.recipe.shipped import list_recipes
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    """`command(*args)`: exit code, stdout and stderr, from an empty folder."""
-    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
-    monkeypatch.chdir(tmp_path)
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["lorarlhf", *map(str, args)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        out, err = capsys.readouterr()
-        return exit_.value.code or 0, out, err
-
-    return call
 
 
 @pytest.mark.parametrize("group", [(), ("recipes",), ("recipes", "copy"), ("ppo",)])

@@ -1,28 +1,8 @@
 """`lorarlhf plan` and the plan that dry runs show."""
 
 import re
-import sys
 
 import pytest
-
-from lorarlhf.cli.main import main
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    """`command(*args)`: exit code, stdout and stderr."""
-    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.chdir(tmp_path)
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["lorarlhf", *map(str, args)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        out, err = capsys.readouterr()
-        return exit_.value.code or 0, out, err
-
-    return call
 
 
 def test_it_shows_every_stage_and_that_it_fits(command):

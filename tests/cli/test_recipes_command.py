@@ -181,6 +181,8 @@ def test_explain_a_section_lists_its_keys():
 @pytest.mark.parametrize(
     ("key", "message"),
     [
+        ("demo", "demo: a recipe, and no key of one; `lorarlhf recipes show demo` prints it"),
+        ("mine.yaml", "`lorarlhf recipes show mine.yaml` prints it"),
         ("ppo.kl_coeff", "ppo.kl_coeff: no key of a recipe; did you mean kl_coef?"),
         ("kl_coef", "there is ppo.kl_coef"),
         ("pppo.kl_coef", "there is ppo.kl_coef"),

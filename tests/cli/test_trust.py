@@ -1,19 +1,17 @@
 """Recipes and runs from elsewhere run no code, whatever command they are given to."""
 
+import io
 import shutil
 import sys
 
 import pytest
 from demo_runs import save_random_adapter, small_recipe
+from elsewhere import COMMANDS, FUNCTION, MODULE, REMOTE
 
 from lorarlhf.cli.main import main
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.load import load_recipe
 from lorarlhf.run import Run
-
-FUNCTION = "ppo: {reward_functions: ['mine:score'], reward_model_weight: 0.0}\n"
-REMOTE = "model: {name: some/model, trust_remote_code: true}\n"
-MODULE = "open(__file__ + '.ran', 'w').close()\ndef score(prompts, responses):\n    return [0.0] * len(responses)\n"
 
 
 @pytest.fixture
@@ -44,21 +42,7 @@ def elsewhere(tmp_path, project):
     return shutil.copytree(made.path, project / "unpacked")
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "plan --recipe {recipe}",
-        "run --recipe {recipe} --dry-run",
-        "ppo --recipe {recipe} --dry-run",
-        "ppo --recipe {recipe}",
-        "evaluate --run unpacked",
-        "evaluate --run unpacked --frontier",
-        "sample --run unpacked --prompts shipped:demo/prompts.jsonl --out pairs.jsonl",
-        "chat --run unpacked",
-        "score shipped:demo/preferences.jsonl --run unpacked --out scored.jsonl",
-        "export --run unpacked --to out",
-    ],
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_no_command_runs_what_a_file_from_elsewhere_names(project, elsewhere, tmp_path, monkeypatch, capsys, command):
     recipe = tmp_path / "downloaded.yaml"
     recipe.write_text("extends: demo\n" + FUNCTION)
@@ -74,6 +58,32 @@ def test_no_command_runs_what_a_file_from_elsewhere_names(project, elsewhere, tm
     assert len(said.splitlines()) == 1
     assert not ran(project)
     assert sorted(project.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "sample --run unpacked --prompts few.jsonl --out pairs.jsonl",
+        "chat --run unpacked",
+        "score few.jsonl --run unpacked --out scored.jsonl",
+        "export --run unpacked --to out --adapter-only",
+    ],
+)
+def test_what_runs_no_function_asks_for_no_trust_in_one(project, elsewhere, monkeypatch, capsys, command):
+    (project / "few.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    monkeypatch.setattr(sys, "argv", ["lorarlhf", *command.split()])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert not exit_.value.code, capsys.readouterr().err
+    assert not ran(project)
+
+
+def test_a_recipe_whose_functions_are_not_run_still_asks_for_the_models_code(project, tmp_path):
+    (tmp_path / "a.yaml").write_text("extends: demo\n" + REMOTE + FUNCTION)
+    with pytest.raises(UserError, match=r"model\.trust_remote_code: runs code of the model"):
+        load_recipe(str(tmp_path / "a.yaml"), runs_functions=False)
+    load_recipe(str(tmp_path / "a.yaml"), sets=["model.trust_remote_code=false"], runs_functions=False)
 
 
 @pytest.mark.parametrize(("text", "key"), [(FUNCTION, "ppo.reward_functions"), (REMOTE, "model.trust_remote_code")])

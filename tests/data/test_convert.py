@@ -4,30 +4,13 @@ import gzip
 import json
 
 import pytest
+from turns import bot, user
 
 from lorarlhf.data.convert import canonical, convert_pairs, split_pairs
 from lorarlhf.data.examples import load_preferences
 from lorarlhf.data.rows import Preference
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import DataConfig
-
-
-def user(content):
-    return {"role": "user", "content": content}
-
-
-def bot(content):
-    return {"role": "assistant", "content": content}
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write(rows, name="rows.jsonl"):
-        path = tmp_path / name
-        path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
-        return str(path)
-
-    return write
 
 
 def read(path):

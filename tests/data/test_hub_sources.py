@@ -137,9 +137,9 @@ def test_fetched_once_and_there_again_without_network(tmp_path):
         done = subprocess.run(command, env=taken | own | more, capture_output=True, text=True, check=False)
         return done.stdout + done.stderr
 
-    for part, files in (("name: helpful", 2), ("data_dir: harmless", 1)):
+    for part, files in (("name: helpful", "2 files"), ("data_dir: harmless", "1 file")):
         output = inspect(f"{{source: owner/pairs, {part}}}")
-        assert f"owner/pairs: fetching 0.0 MiB in {files} files, once" in output
+        assert f"owner/pairs: fetching 0.0 MiB of data in {files}, once, to " in output
         assert "3, which hold 3 comparisons" in output
     asked.clear()
     assert "fetching" not in inspect("{source: owner/pairs, name: helpful}")

@@ -13,16 +13,6 @@ REAL = Path(__file__).parents[2].parent / "shared" / "data"
 real = pytest.mark.skipif(not REAL.is_dir(), reason="needs the real files in ../shared/data")
 
 
-@pytest.fixture
-def write(tmp_path):
-    def write(rows, name="rows.jsonl"):
-        path = tmp_path / name
-        path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
-        return str(path)
-
-    return write
-
-
 def look(source, test=None, max_length=1000, columns=None):
     return inspect_source(source, "train", columns or {}, characters, max_length, test)
 

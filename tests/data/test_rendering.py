@@ -5,6 +5,7 @@ import time
 
 import pytest
 from byte_level import CHAT, make_tokenizer
+from elsewhere import TEMPLATES
 
 from lorarlhf.data import rendering
 from lorarlhf.data.rendering import render
@@ -13,24 +14,6 @@ from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import DataConfig
 
 SAID = "{{ messages[0].content }}"
-BAD = {
-    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}": "fails with RecursionError",
-    "{{ 'a' * 10**11 }}": "takes more than 0 GiB",
-    "{% set n = namespace(s='aaaaaaaa') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}": "more than",
-    "{{ 'a'.center(10**11) }}": "takes more than 0 GiB",
-    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}": "takes more than 1 seconds",
-    "{% for i in range(10**9) %}{% endfor %}": "fails with OverflowError",
-    "{% for i in range(9000) %}{{ 'a' * 9000 }}{% endfor %}": "writes more than 16,777,216 characters",
-    "": "writes nothing",
-    "{# nothing #}\n": "writes nothing",
-    "{{ messages[7].content }}": "refuses a conversation of user",
-    "{{ raise_exception('one\ntwo') }}": "refuses a conversation of user (one)",
-    "{{ 1 / 0 }}": "fails with ZeroDivisionError",
-    "{% if %}": "refuses a conversation",
-    "{{ ''.__class__.__mro__ }}": "refuses a conversation",
-    "{{ lipsum.__globals__ }}": "writes nothing",
-    "{{ cycler.__init__.__globals__.os.system('touch ran') }}": "refuses a conversation",
-}
 
 
 @pytest.fixture
@@ -39,7 +22,7 @@ def little(monkeypatch):
     monkeypatch.setattr(rendering, "MEMORY", 2**28)
 
 
-@pytest.mark.parametrize("template", BAD)
+@pytest.mark.parametrize("template", TEMPLATES)
 def test_what_a_template_may_not_do(little, tmp_path, monkeypatch, template):
     monkeypatch.chdir(tmp_path)
     tokenizer = make_tokenizer(chat_template=template)
@@ -47,7 +30,7 @@ def test_what_a_template_may_not_do(little, tmp_path, monkeypatch, template):
     with pytest.raises(UserError) as error:
         render(tokenizer, CHAT, add_generation_prompt=True)
     assert time.monotonic() - began < 5
-    assert BAD[template] in str(error.value)
+    assert TEMPLATES[template] in str(error.value)
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
 

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from lorarlhf.data import hub
+from lorarlhf.data import hub, sources
 from lorarlhf.data.rows import BadRow
-from lorarlhf.data.sources import is_path, iter_rows, splits_of
+from lorarlhf.data.sources import is_path, iter_rows, rows_kept, splits_of
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import Source
 
@@ -183,3 +183,40 @@ def test_no_hub(monkeypatch):
     monkeypatch.setattr(hub, "has_revision", lambda source, revision: False)
     with pytest.raises(UserError, match="the Hub cannot be reached"):
         list(iter_rows("owner/pairs", "train"))
+
+
+@pytest.fixture
+def whole_reads(monkeypatch):
+    """The files that were read to their ends, one after the other."""
+    done = []
+
+    def reader(path, name, real=sources.READERS["jsonl"]):
+        yield from real(path, name)
+        done.append(path.name)
+
+    monkeypatch.setitem(sources.READERS, "jsonl", reader)
+    return done
+
+
+def test_rows_are_kept_where_that_is_asked_for(tmp_path, whole_reads):
+    path = write(tmp_path, "a.jsonl", lines(ROWS))
+    expected = read(path)
+    with rows_kept():
+        next(iter_rows(str(path), "train"))  # the first row alone is no reading
+        assert read(path) == read(path) == expected
+        assert len(whole_reads) == 2
+        write(tmp_path, "a.jsonl", lines(ROWS[1:]))
+        assert [row for _, row in read(path)] == ROWS[1:]
+        with rows_kept():
+            assert [row for _, row in read(path)] == ROWS[1:]
+    assert len(whole_reads) == 3
+    read(path)
+    assert len(whole_reads) == 4
+
+
+def test_rows_of_a_large_file_are_not_kept(tmp_path, whole_reads, monkeypatch):
+    path = write(tmp_path, "a.jsonl", lines(ROWS))
+    monkeypatch.setattr(sources, "MOST_KEPT", path.stat().st_size - 1)
+    with rows_kept():
+        assert read(path) == read(path)
+    assert len(whole_reads) == 2

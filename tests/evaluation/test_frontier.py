@@ -85,6 +85,7 @@ def made_up(reward=RISING, judged=(0, 1, 2, 1, 0, -1)):
     for row in best_of if judge is not None else ():
         row |= figures("judge_reward", mean(judge[1] + row["kl_bound"]))
     return {
+        "algorithm": "RLOO",
         "reference": "base",
         "prompts": PROMPTS,
         "data": "prompts.jsonl",
@@ -166,9 +167,9 @@ def test_panels_lines_and_what_is_past_the_turn():
     ax = Figure().subplots()
     frontier_figure._draw_panel(ax, frontier, "judge_reward")
     lines = {container.get_label(): container.lines[0].get_xydata() for container in ax.containers}
-    assert set(lines) == {"PPO, by iteration", "over-optimised", "best of 2, 4, KL at most"}
-    assert lines["PPO, by iteration"][:, 1].tolist() == [row["judge_reward"] for row in frontier["checkpoints"]]
-    assert lines["PPO, by iteration"][0, 0] == 0  # its estimate is negative
+    assert set(lines) == {"RLOO, by iteration", "over-optimised", "best of 2, 4, KL at most"}
+    assert lines["RLOO, by iteration"][:, 1].tolist() == [row["judge_reward"] for row in frontier["checkpoints"]]
+    assert lines["RLOO, by iteration"][0, 0] == 0  # its estimate is negative
     assert lines["over-optimised"][0].tolist() == [
         frontier["checkpoints"][3]["kl"],
         frontier["checkpoints"][3]["judge_reward"],

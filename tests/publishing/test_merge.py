@@ -1,7 +1,6 @@
 """What an export computes, what lies in its folder, and which folders it leaves alone."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -23,7 +22,7 @@ from lorarlhf.backbone.load import attention, load_backbone
 from lorarlhf.errors import UserError
 from lorarlhf.publishing.folder import MARKER
 from lorarlhf.recipe.shipped import shipped_folder
-from lorarlhf.run import Run, write_json
+from lorarlhf.run import Run, of_adapter, write_json
 from lorarlhf.stages import export
 from lorarlhf.stages.export import export_run
 
@@ -268,14 +267,14 @@ def test_the_evaluation_of_the_stage_stands_in_the_card_without_folders(make_run
         "win_rate": 0.75,
         "win_rate_interval": [0.6, 0.86],
     }
-    write_json(run.stage("ppo") / "evaluation.json", evaluation)
+    write_json(run.stage("ppo") / "evaluation.json", {**evaluation, **of_adapter(run.stage("ppo"))})
     export_run(run, tmp_path / "out", "ppo", merge=False)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| wins by reward | 75.0%  (95%: 60.0% to 86.0%) |" in card
     assert "Ppo against base on 40 prompts of prompts.jsonl, of the run's own model." in card
     assert str(tmp_path) not in card
     weights = run.stage("ppo") / "adapter_model.safetensors"
-    os.utime(weights, ns=(2**62, 2**62))  # as if a --resume had trained on since
+    save_file({name: 2 * x for name, x in load_file(weights).items()}, weights)  # a --resume has trained on since
     export_run(run, tmp_path / "later", "ppo", merge=False)
     assert "wins by reward" not in (tmp_path / "later" / "README.md").read_text()
 

@@ -69,6 +69,18 @@ def test_metadata_for_the_hub(stage, merged, expected):
     assert {"lorarlhf", {"sft": "sft", "reward": "reward-model", "ppo": "ppo"}[stage]} <= set(header["tags"])
 
 
+def test_the_data_behind_the_reward_model_and_the_start_are_named():
+    data = {"sft": "acme/shown", "preferences": "acme/pairs", "prompts": "acme/prompts"}
+    behind = {"sft": recipe(data=data).data, "reward": recipe(data=data | {"preferences": "acme/other"}).data}
+    text = model_card(recipe(data=data), "ppo", TOKENIZER, None, {}, behind=behind)
+    assert section(text, "Data").strip().splitlines() == [
+        "- `data.prompts`: `acme/prompts`",
+        "- `data.sft` (fine-tuning): `acme/shown`",
+        "- `data.preferences` (reward model): `acme/other`",
+    ]
+    assert metadata(text)["datasets"] == ["acme/other", "acme/prompts", "acme/shown"]
+
+
 def test_what_the_hub_would_refuse_is_left_out(tmp_path):
     text = card(model={"name": str(tmp_path)}, data={"prompts": "shipped:demo/prompts.jsonl"})
     assert not {"base_model", "base_model_relation", "datasets", "license"} & metadata(text).keys()

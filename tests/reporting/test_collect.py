@@ -11,7 +11,7 @@ from lorarlhf.errors import UserError
 from lorarlhf.reporting.changes import change
 from lorarlhf.reporting.collect import collect, compare
 from lorarlhf.reporting.plots import ROWS, readable_number, table
-from lorarlhf.run import write_json
+from lorarlhf.run import of_adapter, write_json
 
 
 def read(run, **more):
@@ -114,20 +114,23 @@ def test_samples_of_an_evaluation_where_ppo_left_none(make_run):
 def test_what_was_measured_before_training_went_on_is_left_out(make_run, frontier):
     run = make_run()
     frontier(run)
-    write_json(run.path / "ppo" / "evaluation.json", {"win_rate": 0.875})
     weights = run.path / "ppo" / "adapter_model.safetensors"
-    weights.touch()
-    os.utime(weights, ns=(0, 0))
+    weights.write_bytes(b"first")
+    for name in ("evaluation.json", "frontier.json"):
+        path = run.path / "ppo" / name
+        measured = json.loads(path.read_text()) if name == "frontier.json" else {"win_rate": 0.875}
+        write_json(path, {**measured, **of_adapter(run.path / "ppo")})
+    os.utime(weights, ns=(2**62, 2**62))  # as in a copy: times say nothing
     report = read(run)
     assert report.stages[-1].evaluated == (("win rate", "0.875"),)
     assert report.judged.frontier
     assert not any(where == "files" for where, _ in report.warnings)
-    os.utime(weights, ns=(2**62, 2**62))  # as if a --resume had trained on since
+    weights.write_bytes(b"later")  # as if a --resume had trained on since
     report = read(run)
     assert report.stages[-1].evaluated == ()
     assert (report.judged.frontier, report.judged.frontier_lines) == ((), ())
     faults = [text.partition(":")[::2] for where, text in report.warnings if where == "files"]
-    why = " older than the adapter beside it; left out, `lorarlhf evaluate` makes it anew"
+    why = " of another adapter than lies beside it; left out, `lorarlhf evaluate` makes it anew"
     assert faults == [("ppo/evaluation.json", why), ("ppo/frontier.json", why)]
 
 

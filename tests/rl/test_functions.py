@@ -6,7 +6,7 @@ import pytest
 from demo_runs import letter_e
 
 from lorarlhf.errors import UserError
-from lorarlhf.rl.functions import import_function
+from lorarlhf.rl.functions import import_function, packages_of
 
 
 @pytest.fixture
@@ -56,6 +56,22 @@ def test_functions_from_elsewhere(project, name, reason):
 
 def test_a_package_that_the_recipe_requires(project):
     assert import_function("demo_runs:letter_e", ["demo_runs"]) is letter_e
+
+
+@pytest.mark.parametrize(
+    ("name", "packages"),
+    [("kept.rules:one", []), ("demo_runs:letter_e", ["demo_runs"]), ("shown:letter_e", ["demo_runs"])],
+)
+def test_what_a_recipe_has_to_require(project, name, packages):
+    assert packages_of(name) == packages
+    import_function(name, packages)
+
+
+def test_where_a_function_is_from_is_said_once(project, caplog):
+    with caplog.at_level("INFO", logger="lorarlhf"):
+        for _ in range(3):
+            import_function("kept.rules:one", [])
+    assert caplog.text.count("kept.rules:one from") == 1
 
 
 def test_python_itself_cannot_be_required(project):

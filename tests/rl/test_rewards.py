@@ -156,10 +156,49 @@ def test_an_error_in_a_function_is_told_with_its_name_and_not_hidden(timeout, er
     def broken(prompts, responses):
         raise error
 
-    said = rf"test_rewards:.*broken raised {type(error).__name__}: by nothing"
+    said = rf"test_rewards:.*broken raised {type(error).__name__}: by nothing, for row 0, prompt 'p', response 'r' \("
     with pytest.raises(UserError, match=said) as told:
         function_scores([(broken, 1.0)], ["p"], ["r"], timeout=timeout)
     assert told.value.__cause__ is error
+
+
+@pytest.mark.parametrize("timeout", [None, 60.0])
+@pytest.mark.parametrize("bad", range(7))
+def test_the_row_that_a_function_raises_for_is_named(timeout, bad):
+    calls = []
+
+    def broken(prompts, responses, answer):
+        calls.append(len(responses))
+        return [1 / (a - b) for a, b in zip(map(int, responses), answer, strict=True)]
+
+    answers = [-1] * 7
+    answers[bad] = bad
+    with pytest.raises(UserError, match=rf"by zero, for row {bad}, prompt '{bad}\?', response '{bad}' \(--verbose"):
+        function_scores(
+            [(broken, 1.0)], [f"{n}?" for n in range(7)], list(map(str, range(7))), {"answer": answers}, timeout
+        )
+    assert sum(calls) <= 3 * 7
+
+
+def test_a_function_that_raises_for_no_row_alone():
+    def broken(prompts, responses):
+        return [1 / (2 - len(responses))] * len(responses)
+
+    with pytest.raises(UserError, match="by zero, for no row alone"):
+        function_scores([(broken, 1.0)], ["p", "q"], ["r", "s"])
+
+
+def test_the_row_is_not_looked_for_longer_than_a_batch_may_take():
+    done = threading.Event()
+
+    def broken(prompts, responses):
+        if len(responses) == 1:
+            done.wait(30)
+        raise ZeroDivisionError("by nothing")
+
+    with pytest.raises(UserError, match=r"by nothing, for a batch which begins with row 0, prompt 'p', response 'r'"):
+        function_scores([(broken, 1.0)], ["p", "q", "x"], ["r", "s", "y"], timeout=0.2)
+    done.set()
 
 
 def test_a_function_that_takes_too_long_is_left_behind():
@@ -169,7 +208,7 @@ def test_a_function_that_takes_too_long_is_left_behind():
         done.wait(30)
         return [1.0]
 
-    with pytest.raises(UserError, match=r"slow took longer than 0\.05 seconds for a batch \(ppo\.reward_timeout\)"):
+    with pytest.raises(UserError, match=r"slow took longer than 0\.05 seconds for a batch of 1, .* row 0, prompt 'p'"):
         function_scores([(slow, 1.0)], ["p"], ["r"], timeout=0.05)
     done.set()
     assert function_scores([(slow, 1.0)], ["p"], ["r"], timeout=30).tolist() == [1.0]

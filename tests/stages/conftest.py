@@ -1,14 +1,17 @@
-"""Runs whose earlier stages are done."""
+"""Runs whose earlier stages are done, and sessions of chat."""
 
+import io
 import shutil
+import sys
 
 import pytest
-from demo_runs import (
-    save_random_adapter,
-    small_recipe,
-)
+from demo_runs import DEMO, read_jsonl, save_random_adapter, small_recipe, write_jsonl
 
+from lorarlhf.cli.main import main
 from lorarlhf.run import Run
+from lorarlhf.stages import chat as chat_stage
+from lorarlhf.stages.chat import before_and_after, open_chat
+from lorarlhf.stages.sample import load_respondent
 
 
 @pytest.fixture(scope="module")
@@ -32,3 +35,56 @@ def run(finished, tmp_path):
         return Run(tmp_path / name)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def chat_run(tmp_path_factory):
+    """A run with all three stages."""
+    folder = tmp_path_factory.mktemp("chat")
+    recipe, run = small_recipe(folder), Run(folder / "run")
+    run.write_recipe(recipe)
+    for stage in ("sft", "reward", "ppo"):
+        save_random_adapter(recipe, run, stage)
+    return run
+
+
+@pytest.fixture(scope="module")
+def loaded(chat_run):
+    """Backbone and roles of the run, loaded once: nothing here trains them."""
+    return load_respondent(before_and_after(chat_run), chat_run.read_recipe().data, chat_run.stage("reward"), False)
+
+
+@pytest.fixture
+def at_once(monkeypatch, loaded):
+    """Whoever opens a chat with the run gets what is loaded already."""
+    monkeypatch.setattr(chat_stage, "load_respondent", lambda *args: loaded)
+
+
+@pytest.fixture
+def chat(chat_run, tmp_path, at_once):
+    """A session with the run's policy."""
+    session = open_chat(before_and_after(chat_run), tmp_path / "chat", seed=1)
+    yield session
+    session.close()
+
+
+@pytest.fixture
+def piped(monkeypatch, capsys):
+    """`piped(lines, *arguments)`: exit code, answers and notes."""
+
+    def call(lines: str | bytes, *arguments):
+        content = lines if isinstance(lines, bytes) else lines.encode()
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
+        monkeypatch.setattr(sys, "argv", ["lorarlhf", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return stop.value.code or 0, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def prompts(request, tmp_path):
+    """A file with as many of the demo's held-out prompts as `PROMPTS` of the module says."""
+    rows = read_jsonl(DEMO / "prompts_test.jsonl")[: request.module.PROMPTS]
+    return write_jsonl(tmp_path / "prompts.jsonl", rows)

@@ -20,7 +20,8 @@ def last_frame(console: Console) -> str:
 
 
 def test_the_list_stays_with_times_and_results(console):
-    with Agenda(["reward model", "policy"], console) as agenda:
+    left = iter([""])
+    with Agenda(["reward model", "policy"], console, lambda: next(left, "about 1:00 left")) as agenda:
         agenda.begin(1)
         agenda.end(1, ["accuracy [64.0%] of a line that is longer than there is room for", "more"])
         agenda.begin(2)
@@ -32,6 +33,7 @@ def test_the_list_stays_with_times_and_results(console):
     assert "…" in frame
     assert "last" in frame
     assert "in all" in frame
+    assert "about 1:00 left" in frame
     assert "[green]" not in console.file.getvalue()
 
 

@@ -37,11 +37,6 @@ def run(trained, tmp_path):
 
 
 @pytest.fixture
-def prompts(tmp_path):
-    return write_jsonl(tmp_path / "prompts.jsonl", read_jsonl(DEMO / "prompts_test.jsonl")[:PROMPTS])
-
-
-@pytest.fixture
 def frontier(monkeypatch, capsys, prompts):
     """`frontier(run, *arguments)`: exit code, stdout and stderr."""
 
@@ -74,6 +69,7 @@ def test_a_run_and_its_judge(frontier, trained, run, prompts, tmp_path, monkeypa
     found = written(run)
     assert [row["iteration"] for row in found["checkpoints"]] == [0, 1, 2, 3]
     assert (found["reference"], found["prompts"], found["judge"]) == ("base", PROMPTS, str(trained[1].path))
+    assert found["algorithm"] == "RLOO"
     kl = [row["kl"] for row in found["checkpoints"]]
     assert kl[0] == 0
     assert all(a != b for a, b in pairwise(kl)), "each is another policy"

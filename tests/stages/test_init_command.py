@@ -116,6 +116,13 @@ def test_stages_follow_from_data_and_taste(init, data, taste, stages, sources):
     assert recipe.ppo.reward_model_weight == (0.0 if taste else 1.0)
 
 
+def test_a_function_of_an_installed_package_is_required(init):
+    status, _, error = init(*ANSWERS, "--data", "prompts.jsonl", "--taste", "demo_runs:letter_e")
+    assert status == 0, error
+    recipe = load_recipe("mine.yaml")
+    assert (recipe.requires, recipe.ppo.reward_functions) == (["demo_runs"], ["demo_runs:letter_e"])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -227,6 +234,21 @@ def test_a_time_that_is_too_short_is_said_to_be():
     assert enough == (10, "0.4 h, by a rule of thumb")
     text = tailored(answers(name, "8", hours=0.1)).text
     assert "but that 10 iterations are the least" in text.replace("\n# ", " ")
+
+
+@pytest.mark.parametrize(("card", "hours"), [("8", 8), ("8", 0.1), ("8", 1), ("cpu", 1), ("cpu", 0.05)])
+def test_little_time_is_not_spent_on_evaluations(card, hours):
+    made = _settings(answers("HuggingFaceTB/SmolLM2-135M-Instruct", card, hours=hours))
+    iterations, every, prompts, tested = (
+        made[key][0] for key in ("ppo.iterations", "ppo.eval_every", "ppo.eval_prompts", "data.eval_examples")
+    )
+    batch = {"8": 64, "cpu": 32}[card]
+    looks = len({0, iterations, *range(every, iterations, every)})
+    assert 3 * looks * prompts <= iterations * batch
+    assert 2 <= looks - 1 <= 11
+    assert prompts >= 16
+    assert 50 <= tested <= {"8": 1000, "cpu": 500}[card]
+    assert (tested == 50) == (hours < 0.5)
 
 
 def test_a_licence_that_nobody_knows_is_not_called_the_base_models():

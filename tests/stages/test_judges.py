@@ -7,7 +7,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from demo_runs import DEMO, read_jsonl, save_random_adapter, small_recipe, write_jsonl
+from demo_runs import DEMO, read_jsonl, save_random_adapter, small_recipe
 
 from lorarlhf.cli.main import main
 from lorarlhf.data.tokenize import encode_completion
@@ -32,11 +32,6 @@ def run(tmp_path_factory):
         save_random_adapter(recipe, run, stage)
     run.write_summary("ppo", {"reference": "base"})
     return run
-
-
-@pytest.fixture
-def prompts(tmp_path):
-    return write_jsonl(tmp_path / "prompts.jsonl", read_jsonl(DEMO / "prompts_test.jsonl")[:PROMPTS])
 
 
 @pytest.fixture

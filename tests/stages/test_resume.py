@@ -1,14 +1,17 @@
 """Going on with a run: what may be told otherwise, and what stands in the way."""
 
+import shutil
+
 import pytest
 from demo_runs import save_random_adapter, small_recipe
 
 from lorarlhf.errors import UserError
 from lorarlhf.manifest import written_whole
 from lorarlhf.run import Run
-from lorarlhf.stages import beginning, outputs, pipeline, ppo, reward, sft
+from lorarlhf.stages import outputs, pipeline, ppo, reward, sft
 from lorarlhf.stages.beginning import checkpoint_to_go_on_from
 from lorarlhf.stages.ppo import find_reward_adapter, train_ppo
+from lorarlhf.stages.settings import other_settings
 from lorarlhf.stages.sft import train_sft
 
 
@@ -73,8 +76,8 @@ def test_what_decides_nothing_may_change_and_a_run_may_go_further(begun, tmp_pat
 def test_a_finished_stage_of_a_whole_recipe_is_not_one_of_fewer_steps(begun, tmp_path):
     _, run = begun("sft")
     longer, rarer = (small_recipe(tmp_path, setting) for setting in ("sft.max_steps=9", "sft.save_steps=7"))
-    assert pipeline.other_settings(longer, run, "sft", begun=False) == ["sft.max_steps 3, not 9"]
-    assert pipeline.other_settings(rarer, run, "sft", begun=False) == []
+    assert other_settings(longer, run, "sft", begun=False) == ["sft.max_steps 3, not 9"]
+    assert other_settings(rarer, run, "sft", begun=False) == []
 
 
 def test_a_start_anew_says_what_it_will_move_before_it_does(begun, caplog):
@@ -130,7 +133,7 @@ def test_a_start_that_fails_late_has_moved_nothing(begun, stage, monkeypatch):
     if stage == "ppo":
         save_random_adapter(recipe, run, "reward")
     before = sorted(path.name for path in run.path.iterdir())
-    monkeypatch.setattr(beginning.shutil, "disk_usage", lambda path: beginning.shutil._ntuple_diskusage(1, 1, 1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 1000))
     monkeypatch.setattr(outputs, "LEAST_DISK", 0)  # which is looked at before anything is loaded
     train = {"sft": train_sft, "ppo": train_ppo}[stage]
     with pytest.raises(UserError, match=rf"{stage}: 0\.00 GiB are free there, and checkpoints and adapters can take"):

@@ -1,11 +1,17 @@
 """`lorarlhf run`: the whole recipe with one line, which goes on where it was interrupted."""
 
 import json
+import os
+import shutil
+from collections import Counter
 
 import pytest
 from demo_runs import small_recipe
+from pages import run as command
+from safetensors.torch import load_file, save_file
 
 from lorarlhf.backbone.load import load_backbone
+from lorarlhf.data import sources
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.load import load_recipe
 from lorarlhf.run import Run
@@ -21,7 +27,8 @@ def loads(monkeypatch):
 
 
 def headings(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line[:1].isdigit() and "/" in line[:3]]
+    """Of the steps, without what is foretold of their time."""
+    return [line.partition(", about ")[0] for line in text.splitlines() if line[:1].isdigit() and "/" in line[:3]]
 
 
 def test_the_whole_recipe_and_again(tmp_path, capsys, loads):
@@ -44,14 +51,88 @@ def test_the_whole_recipe_and_again(tmp_path, capsys, loads):
     assert json.loads((run.stage("ppo") / "evaluation.json").read_text()) == evaluation
 
 
-def test_a_policy_of_an_older_reward_model_is_trained_again(tmp_path, capsys):
-    recipe, run = small_recipe(tmp_path, "stages=[reward,ppo]", "ppo.save_every=1"), Run(tmp_path / "run")
+def test_each_file_of_data_is_read_once(tmp_path, monkeypatch):
+    read = Counter()
+
+    def reader(path, name, real=sources.READERS["jsonl"]):
+        yield from real(path, name)
+        read[path.name] += 1
+
+    monkeypatch.setitem(sources.READERS, "jsonl", reader)
+    sets = ("stages=[reward,ppo,evaluate]", "data.prompts=null", "data.prompts_test=null")  # all of the comparisons
+    pipeline.run_recipe(small_recipe(tmp_path, *sets), tmp_path / "run")
+    assert read == {"preferences.jsonl": 1, "preferences_test.jsonl": 1}
+
+
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory):
+    """A run whose reward model and policy are done, and its recipe."""
+    folder = tmp_path_factory.mktemp("made")
+    recipe = small_recipe(folder, "stages=[reward,ppo]", "ppo.save_every=1")
+    pipeline.run_recipe(recipe, folder / "run")
+    return folder / "run", recipe
+
+
+@pytest.fixture
+def copied(made_once, tmp_path):
+    """A copy of it, in which each file is older than those that it was made from."""
+    made, recipe = made_once
+    run = Run(shutil.copytree(made, tmp_path / "run"))
+    for stage, seconds in (("reward", 2_000_000_000), ("ppo", 1_000_000_000)):
+        for path in run.stage(stage).rglob("*"):
+            os.utime(path, (seconds, seconds))
+    os.utime(run.stage("ppo") / "summary.json", (0, 0))
+    return run, recipe
+
+
+def test_a_copy_of_a_run_is_as_done_as_the_run(copied, capsys):
+    run, recipe = copied
     pipeline.run_recipe(recipe, run)
-    pipeline.run_recipe(recipe.model_copy(update={"stages": ["reward"]}), run, resume=False)
-    capsys.readouterr()
+    assert headings(capsys.readouterr().out) == ["1/2 reward model, done already", "2/2 policy, done already"]
+
+
+def test_the_command_ends_with_what_to_type_next(copied, monkeypatch, capsys):
+    run, _ = copied
+    assert not command(monkeypatch, ["run", "--output-dir", str(run.path)])
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"lorarlhf chat --run {run.path}")
+
+
+def test_a_policy_of_an_older_reward_model_is_trained_again(copied, capsys):
+    run, recipe = copied
+    weights = run.stage("reward") / "adapter_model.safetensors"
+    save_file({name: 2 * x for name, x in load_file(weights).items()}, weights)
     pipeline.run_recipe(recipe, run)
     assert headings(capsys.readouterr().out) == ["1/2 reward model, done already", "2/2 policy"]
     assert (run.path / "ppo.1").is_dir()  # moved aside and not gone on with
+
+
+def test_a_summary_of_fewer_iterations_than_the_newest_checkpoint_is_not_the_end(copied, capsys):
+    """A run that had ended, went on further, and was stopped."""
+    run, recipe = copied
+    run.write_summary("ppo", {**run.read_summary("ppo"), "iterations": 1})
+    pipeline.run_recipe(recipe, run)
+    assert headings(capsys.readouterr().out) == ["1/2 reward model, done already", "2/2 policy"]
+    assert run.read_summary("ppo")["iterations"] == 2
+    assert not (run.path / "ppo.1").exists()  # gone on with
+
+
+def test_a_dry_run_says_what_is_done(copied, monkeypatch, capsys):
+    run, _ = copied
+
+    def said(*options):
+        assert not command(monkeypatch, ["run", "--output-dir", str(run.path), "--dry-run", *options])
+        return capsys.readouterr().out
+
+    whole = said()
+    assert f"done         reward, in {run.stage('reward')}" in whole
+    assert f"done         ppo, in {run.stage('ppo')}" in whole
+    assert "would" not in whole
+    shutil.rmtree(run.stage("ppo"))
+    rest = said()
+    assert "done         reward" in rest
+    assert "would train  ppo on" in rest
+    assert "would train  reward" not in rest
+    assert said("--anew").count("would train ") == 2
 
 
 def test_the_export_is_as_the_recipe_says_now(tmp_path):
