@@ -47,7 +47,7 @@ def check_origins(folder: Path, adapters: Mapping[str, Path | None]) -> None:
 
 
 def _hashes(adapters: Mapping[str, Path | None]) -> dict[str, str | None]:
-    return {name: folder and hash_file(folder / WEIGHTS) for name, folder in adapters.items()}
+    return {name: None if folder is None else hash_file(folder / WEIGHTS) for name, folder in adapters.items()}
 
 
 def _said(name: str, before: object, folder: Path | None) -> str:
