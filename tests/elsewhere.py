@@ -166,9 +166,10 @@ class Watch:
             self.seen.append(f"{event} {str(args)[:200]}")
             return
         opened = event == "open" and (set(args[1] or "") & set("wax+") or (args[2] or 0) & (os.O_WRONLY | os.O_RDWR))
-        if not (opened or event in WRITES) or not isinstance(args[0], (str, os.PathLike)):
+        changed = args[1] if event in ("os.rename", "os.link", "os.symlink") else args[0]
+        if not (opened or event in WRITES) or not isinstance(changed, (str, os.PathLike)):
             return
-        path = Path(os.path.abspath(args[0]))
+        path = Path(os.path.abspath(changed))
         new = event == "open" and ("x" in (args[1] or "") or (args[2] or 0) & os.O_EXCL)  # follows no link
         real = path.resolve() if event == "open" and not new else path.parent.resolve() / path.name
         if not real.is_relative_to(self.folder) and str(real) != os.devnull:

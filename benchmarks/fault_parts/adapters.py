@@ -182,7 +182,7 @@ def try_runs(folder: Path) -> Tally:
                 path = here / "unpacked" / place
                 path.unlink(missing_ok=True)
                 put(path)
-                project.call(f"{what} as {name}", "evaluate --run unpacked", ends=(0, 2) if name in UNREAD else (2,))
+                project.call(f"{what} as {name}", "evaluate --run unpacked", ends=(0, 2) if name in SPARED else (2,))
     return project.tally
 
 
@@ -194,7 +194,7 @@ PLACES = {
     "note of the base": "reward/base.json",
     "summary": "ppo/summary.json",
 }
-UNREAD = ("summary", "note of the base")
+SPARED = ("recipe of the stage", "config", "note of the base", "summary")  # a run that lacks it is one all the same
 PUT: dict[str, Callable[[Path], None]] = {
     "an endless device": lambda path: path.symlink_to("/dev/zero"),
     "a pipe": os.mkfifo,

@@ -17,14 +17,17 @@ AT_ONCE = 10  # kills of one row: what is lost where the campaign is stopped
 
 
 def tasks(options: argparse.Namespace) -> dict[str, Task]:
+    """Some of each stage and algorithm, then more of each."""
     each, rest = divmod(options.kills, len(STAGES))
-    found: dict[str, Task] = {}
-    for number, (name, (stage, estimator)) in enumerate(STAGES.items()):
-        count = each + (number < rest)
-        for first in range(0, count, AT_ONCE):
-            kills, seed = min(AT_ONCE, count - first), options.seed * 1000 + first
-            found[f"{name}, from {first}"] = partial(kill, stage, estimator, kills, seed)
-    return found
+    counts = {name: each + (number < rest) for number, name in enumerate(STAGES)}
+    return {
+        f"{name}, from {first}": partial(
+            kill, *STAGES[name], min(AT_ONCE, counts[name] - first), options.seed * 1000 + first
+        )
+        for first in range(0, each + 1, AT_ONCE)
+        for name in STAGES
+        if first < counts[name]
+    }
 
 
 def kill(stage: str, estimator: str, kills: int, seed: int, folder: Path) -> Tally:
