@@ -49,6 +49,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--micro-batch-tokens", type=int, default=4096)
     parser.add_argument("--top-layers", type=float, default=1.0, help="share of layers that reward and critic adapt")
     parser.add_argument("--recompute-logprobs", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--packing", action=argparse.BooleanOptionalAction, default=True, help="of groups, by lorarlhf")
     parser.add_argument("--attention", choices=["sdpa", "eager"], help="default: what the engine takes by itself")
     parser.add_argument("--gradient-checkpointing", action=argparse.BooleanOptionalAction, default=False)
     parser.add_argument("--optim", default="adamw_torch", help="of lorarlhf; paged_adamw_8bit needs CUDA")
@@ -110,6 +111,7 @@ def run_lorarlhf(args: argparse.Namespace, prompts: list[list[int]], folder: Pat
         stop_ids: list[int] = []  # noqa: RUF012  # nothing ends a response
 
     backbone = Endless(model, placeholder_tokenizer(), dtype)
+    backbone.packs_prompts = args.packing
     shape = LoraShape(r=LORA_R, alpha=LORA_ALPHA, target_modules="all-linear")
     backbone.attach("policy", shape)
     backbone.attach("reward", shape.model_copy(update={"top_layers": args.top_layers}))

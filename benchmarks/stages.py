@@ -91,6 +91,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--accumulation", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3, help="measured ones, after one to warm up")
     parser.add_argument("--top-layers", type=float, default=0.5, help="share of layers that the reward model adapts")
+    parser.add_argument("--packing", action=argparse.BooleanOptionalAction, default=True, help="of pairs, by lorarlhf")
     parser.add_argument("--full-rows", action="store_true", help="random tokens up to the length, as a plan assumes")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -130,6 +131,7 @@ def our_trainer(args: argparse.Namespace, recipe: Recipe, folder: Path) -> tuple
     from lorarlhf.training.sft import PolicySFTTrainer
 
     backbone = load_backbone(recipe.model, recipe.data)
+    backbone.packs_prompts = args.packing
     rows, tokens = rows_of(args, recipe, backbone.tokenizer)
     torch.manual_seed(args.seed)
     role = STAGES[args.stage].role
