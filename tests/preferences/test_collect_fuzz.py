@@ -16,7 +16,7 @@ from lorarlhf.preferences.server import make_app
 ROUNDS = 600
 METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "TRACE", "CONNECT", "BREW")
 PATHS = (
-    *("", "page.js", "style.css", "index.html", "api", "api/", "api/next", "api/label", "api/undo", "api/label/"),
+    *("", "page.js", "style.css", "index.html", "api", "api/", "api/next", "api/label", "api/undo", "api/disputed"),
     *("../token/", "..%2f..%2fetc%2fpasswd", "%00", "page.js%00", "api/next?annotator=", "api/next?annotator=%ff%00"),
     *("api/next?annotator=" + "a" * 5000, "//etc/passwd", "api//next", ";", "api/next#x", "%", "\u202e"),
 )
@@ -46,7 +46,7 @@ def test_all_routes(start_labelling, labels_path):
         headers = {"content-type": draw.choice(TYPES)}
         if draw.random() < 0.1:
             headers["host"] = draw.choice(["evil", "127.0.0.1:8000@evil", "localhost"])
-        path = draw.choice(PATHS) if draw.random() < 0.5 else draw.choice(["api/label", "api/undo"])
+        path = draw.choice(PATHS) if draw.random() < 0.5 else draw.choice(["api/label", "api/undo", "api/reopen"])
         method = draw.choice(METHODS) if draw.random() < 0.5 else "POST"
         reply = client.request(method, path, content=body(draw, task), headers=headers)  # raises what the app does
         statuses.add(reply.status_code)
