@@ -1,4 +1,4 @@
-"""A server of the labelling page (or of another one) in a process of its own, what it shows, and someone who answers."""
+"""A server of the labelling page (or another) in a process of its own, what it shows, and someone who answers."""
 
 from __future__ import annotations
 

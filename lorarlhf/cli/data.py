@@ -182,9 +182,7 @@ def agreement(
     ],
     pairs: Annotated[
         Path | None,
-        typer.Option(
-            help="The pairs that were labelled: for texts, lengths, and which of two policies won."
-        ),
+        typer.Option(help="The pairs that were labelled: for texts, lengths, and which of two policies won."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the bootstrap intervals.", min=0, max=MOST_SEED)] = 0,
 ) -> None:

@@ -116,12 +116,11 @@ class Labelling:
         """What the annotator has open, else a repeat that is due, else the next pair in the file's order that is left
         to them, else a repeat that is left, else None."""
         labels = self.file.labels.of(annotator)
-        opened = self._open.get(annotator, ("", 0.0))[0]
-        task = self._task(annotator, opened, labels)
+        task = self._task(annotator, self._opened(annotator), labels)
         if task is None:
             due = self._due_repeat(annotator, labels, REPEATED_AFTER)
             elsewhere = self._open_elsewhere(annotator)
-            fresh = next((pair for pair in self._unanswered(labels) if pair not in elsewhere), None)
+            fresh = next((pair for pair in self._unanswered(annotator, labels) if pair not in elsewhere), None)
             task = self._task(annotator, due or fresh or self._due_repeat(annotator, labels, 0) or "", labels)
         if task is None:
             self._open.pop(annotator, None)
@@ -156,7 +155,7 @@ class Labelling:
             criteria=criteria if choice != "skip" else {},
         )
         self.file.append(label)
-        if self._open.get(annotator, ("", 0.0))[0] == label.pair_id:
+        if self._opened(annotator) == label.pair_id:
             del self._open[annotator]
         return label
 
@@ -190,7 +189,7 @@ class Labelling:
     def progress(self, annotator: str) -> Progress:
         labels = self.file.labels.of(annotator)
         here = [label for label in labels.values() if label.pair_id in self.pairs]
-        unanswered, elsewhere = set(self._unanswered(labels)), self._open_elsewhere(annotator)
+        unanswered, elsewhere = set(self._unanswered(annotator, labels)), self._open_elsewhere(annotator)
         fresh = unanswered - elsewhere
         planned = [pair for pair in self._planned_repeats(annotator) if pair in fresh or (pair, False) in labels]
         repeats = sum(self._may_repeat(pair, labels) for pair in planned)
@@ -211,10 +210,13 @@ class Labelling:
         """How many labels in the file are for pairs that are not among these."""
         return sum(label.pair_id not in self.pairs for label in self.file.labels)
 
-    def _unanswered(self, labels: dict[LabelKey, Label]) -> Iterator[str]:
+    def _opened(self, annotator: str) -> str:
+        return self._open.get(annotator, ("", 0.0))[0]
+
+    def _unanswered(self, annotator: str, labels: dict[LabelKey, Label]) -> Iterator[str]:
         """Pairs that are this person's to answer, in order: one that is for one alone may be answered already."""
         answered = {label.pair_id for label in self.file.labels if not label.repeat and label.choice != "skip"}
-        taken = answered & self._for_one
+        taken = (answered & self._for_one) - {self._opened(annotator)}
         return (pair for pair in self.pairs if (pair, False) not in labels and pair not in taken)
 
     def _open_elsewhere(self, annotator: str) -> set[str]:

@@ -17,8 +17,18 @@ Node: TypeAlias = "str | dict[str, Any]"  # text, or {"tag": ..., "children": [.
 _PARSER = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"]).disable("image")
 _PLAIN = {"root", "paragraph", "inline", "text", "softbreak"}
 _TAGS = {
-    **{"paragraph": "p", "blockquote": "blockquote", "hr": "hr", "hardbreak": "br", "em": "em", "strong": "strong"},
-    **{"bullet_list": "ul", "ordered_list": "ol", "list_item": "li", "s": "s", "link": "u", "code_inline": "code"},
+    "paragraph": "p",
+    "blockquote": "blockquote",
+    "hr": "hr",
+    "hardbreak": "br",
+    "em": "em",
+    "strong": "strong",
+    "bullet_list": "ul",
+    "ordered_list": "ol",
+    "list_item": "li",
+    "s": "s",
+    "link": "u",
+    "code_inline": "code",
     **{name: name for name in ("table", "thead", "tbody", "tr", "th", "td")},
 }
 _HEADINGS = {"h1": "h4", "h2": "h5"}  # the page has headings of its own above them; all smaller ones are h6

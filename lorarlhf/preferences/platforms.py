@@ -1,4 +1,4 @@
-"""Pairs to labelling platforms, and labels back: Label Studio and Argilla, whose JSON `data.formats.platforms` reads."""
+"""Pairs to labelling platforms, Label Studio and Argilla, and labels back from what they export."""
 
 from __future__ import annotations
 
@@ -76,6 +76,7 @@ def _label(pair_id: str, left: Side, given: Judgement) -> Label:
         comment=given.comment,
         time=given.time,
         seed=0,
+        criteria={},
     )
 
 

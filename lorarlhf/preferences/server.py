@@ -122,7 +122,9 @@ def make_app(
         return current(name, undone=undone)
 
     async def disputed(request: Request) -> Response:
-        return JSONResponse([_dispute(given) for given in labelling.disputed(who(request.query_params.get("annotator")))])
+        return JSONResponse(
+            [_dispute(given) for given in labelling.disputed(who(request.query_params.get("annotator")))]
+        )
 
     async def reopen(request: Request) -> Response:
         asked = await _body(request, Reopening)
@@ -173,9 +175,9 @@ def _shown(task: Task) -> dict[str, Any]:
 
 
 def _dispute(given: Dispute) -> dict[str, Any]:
-    left, right = ("a", "b") if given.task.left == "a" else ("b", "a")
-    votes = {"left": given.votes[left], "right": given.votes[right], "tie": given.votes["tie"]}
-    return _shown(given.task) | {"votes": votes}
+    votes, left = given.votes, given.task.left
+    counts = {"left": votes[left], "right": votes["b" if left == "a" else "a"], "tie": votes["tie"]}
+    return _shown(given.task) | {"votes": counts}
 
 
 def _given(label: Label) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Labels of several people as votes to compare: of the labelling page, of platforms, of tables with annotators' columns."""
+"""Labels of several people as votes to compare: of the labelling page, platforms, tables with a column an annotator."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ANSWERS: dict[int, Answer] = {1: "a", -1: "b", 0: "tie"}
 
 
 def read_votes(files: list[str], pairs: list[Pair]) -> list[Vote]:
-    """The votes in label files, platforms' exports and PandaLM-style tables (`response1`, `response2`, `annotator1`, ...).
+    """The votes in label files, exports of platforms and PandaLM-style tables (`response1`, `response2`, `annotator1`).
 
     Both bad counts as a tie, a skip as no vote. Lengths of what was compared, and whose it is (`source`), are taken
     from `pairs`, if they are there. Raises UserError for a file that cannot be read or is neither.

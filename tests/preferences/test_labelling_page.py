@@ -1,4 +1,4 @@
-"""The labelling page in a real browser, headless, against a server in a process of its own: answers, and what is saved."""
+"""The labelling page in a real browser, headless, against a server in a process of its own: answers and their file."""
 
 from __future__ import annotations
 

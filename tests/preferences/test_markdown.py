@@ -17,13 +17,19 @@ def e(tag, *children, **more):
     ("text", "nodes"),
     [
         ("# One\n### Two", [e("h4", "One"), e("h6", "Two")]),
-        ("a *b* **c** ~~d~~ `e`", [e("p", "a ", e("em", "b"), " ", e("strong", "c"), " ", e("s", "d"), " ", e("code", "e"))]),
+        (
+            "a *b* **c** ~~d~~ `e`",
+            [e("p", "a ", e("em", "b"), " ", e("strong", "c"), " ", e("s", "d"), " ", e("code", "e"))],
+        ),
         ("one\n**two**", [e("p", "one", "\n", e("strong", "two"))]),
         ("- a\n- b\n", [e("ul", e("li", "a"), e("li", "b"))]),
         ("2. a\n\n3. b\n", [e("ol", e("li", e("p", "a")), e("li", e("p", "b")), start=2)]),
         ("```py\n<b>\n```", [e("pre", e("code", "<b>\n"))]),
         ("> a\n\n---", [e("blockquote", e("p", "a")), e("hr")]),
-        ("[**a**](http://x \"t\") <http://y>", [e("p", e("u", e("strong", "a")), " (http://x)", " ", e("u", "http://y"))]),
+        (
+            '[**a**](http://x "t") <http://y>',
+            [e("p", e("u", e("strong", "a")), " (http://x)", " ", e("u", "http://y"))],
+        ),
         ("![a](http://x)", [e("p", "!", e("u", "a"), " (http://x)")]),
     ],
 )
@@ -31,7 +37,9 @@ def test_elements(text, nodes):
     assert markdown_nodes(text) == nodes
 
 
-@pytest.mark.parametrize("text", ["", "Four dollars.", "a\n\nb  c\n", "<b>a</b>", "2 * 3 * 4", "snake_case_name", "&lt;"])
+@pytest.mark.parametrize(
+    "text", ["", "Four dollars.", "a\n\nb  c\n", "<b>a</b>", "2 * 3 * 4", "snake_case_name", "&lt;"]
+)
 def test_text_without_markup_is_left_as_it_is(text):
     assert markdown_nodes(text) is None
 

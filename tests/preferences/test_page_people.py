@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from labelling_page import choices, saved
+from labelling_page import saved
 
 from lorarlhf.preferences.labels import read_labels
 
@@ -59,7 +59,6 @@ def named(open_page, link, name):
     page.keyboard.press("Enter")
     expect(page.locator("#name")).to_have_text(name)
     return page
-
 
 
 def test_two_at_once_share_the_pairs(run_collect, open_page, write_pairs, labels_path):

@@ -99,7 +99,12 @@ def test_hostile_markdown_runs_nothing_and_asks_nothing_of_anyone(start, browser
     page.reload()
     saved(page, 0, 1)
     texts = page.locator("#prompt .markdown").inner_text()
-    for said in ("<script>alert('script')</script>", "shop (http://127.0.0.1:9/shop)", "http://127.0.0.1:9/auto", "!pixel"):
+    for said in (
+        "<script>alert('script')</script>",
+        "shop (http://127.0.0.1:9/shop)",
+        "http://127.0.0.1:9/auto",
+        "!pixel",
+    ):
         assert said in texts
     assert page.locator("main script, main img, main iframe, main style, main a, main [onclick]").count() == 0
     page.locator("#prompt u", has_text="shop").click()

@@ -1,7 +1,7 @@
-"""Comparisons as labelling platforms export them, with what each annotator said: Label Studio's JSON, Argilla's records.
+"""Comparisons as Label Studio and Argilla export them, with what each annotator said.
 
-Label Studio: a project of its template "Human Preference collection for RLHF". Argilla: fields `prompt`, `response1` and
-`response2` and a question `preference`. docs/collect.md has what may stand beside these.
+Label Studio: a project of its template "Human Preference collection for RLHF". Argilla: fields `prompt`, `response1`
+and `response2` and a question `preference`. docs/collect.md has what may stand beside these.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Comparison:
 
 
 def label_studio(row: Row) -> Comparison:
-    """A task with its annotations (before version 1.0, `completions`). Raises BadRow for one that says something else."""
+    """A task with its annotations (before 1.0, `completions`). Raises BadRow for one that says something else."""
     data = row["data"]
     given = row.get("annotations", row.get("completions"))
     if not isinstance(given, list) or not all(isinstance(annotation, dict) for annotation in given):
@@ -135,7 +135,7 @@ def _seconds(value: object) -> float | None:
 
 
 def _preferences(comparison: Comparison) -> list[Preference | BadRow]:
-    """One a judgement, as `lorarlhf collect export` has it: people who disagree give rows that contradict each other."""
+    """One a judgement, as of `lorarlhf collect export`: people who disagree give rows that contradict each other."""
     sides = (comparison.prompt, comparison.left_response, comparison.right_response)
     return [
         judged(*sides, _VERDICTS[given.said], given.strength, (given.annotator,))
