@@ -1,7 +1,7 @@
 """Comparisons as Label Studio and Argilla export them, with what each annotator said.
 
 Label Studio: a project of its template "Human Preference collection for RLHF". Argilla: fields `prompt`, `response1`
-and `response2` and a question `preference`. docs/collect.md has what may stand beside these.
+and `response2` and a question `preference`. docs/platforms.md has what may stand beside these.
 """
 
 from __future__ import annotations
