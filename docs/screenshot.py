@@ -1,4 +1,4 @@
-"""Make docs/collect.png, the picture of the labelling page: `python docs/screenshot.py`; needs playwright and chromium."""
+"""Make docs/collect.png, the picture of the labelling page: `python docs/screenshot.py`; needs chromium."""
 
 import json
 import shutil

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,6 +32,13 @@ def collect(
     overlap: Annotated[
         float, typer.Option(min=0, max=1, callback=finite, help="Share of the pairs that every annotator gets.")
     ] = 0.0,
+    run: Annotated[
+        Path | None, typer.Option(help="Whose recipe trains the model of --active.", show_default=False)
+    ] = None,
+    active: Annotated[
+        bool,
+        typer.Option("--active", help="Retrain a reward model as labels come; what it is least sure of comes first."),
+    ] = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1.", show_default="any free one")] = 0,
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of the sides, and of which pairs come back.")] = 0,
     browser: Annotated[bool, typer.Option("--open/--no-open", help="Whether to open the page.")] = True,
@@ -46,11 +54,15 @@ def collect(
         from lorarlhf.preferences.server import make_app
     except ModuleNotFoundError as error:
         raise UserError(f"the page needs {error.name}; install it with: pip install 'lorarlhf[collect]'") from None
+    from lorarlhf.preferences.active_learning import ActiveLearning, training_recipe
     from lorarlhf.preferences.briefing import Briefing, commands_after, read_guide
     from lorarlhf.preferences.labelling import Labelling, annotator_name, criteria_names, login_name
     from lorarlhf.preferences.labels import LabelFile
     from lorarlhf.preferences.pairs import read_pairs
+    from lorarlhf.run import Run
 
+    if active != (run is not None):
+        raise UserError("--active: goes with --run RUN, whose recipe says how to train, and --run with --active")
     check_ending(out, LINES)  # as `data agreement` knows it by
     try:
         annotator = None if annotator is None else annotator_name(annotator)
@@ -60,10 +72,14 @@ def collect(
         scales = () if criteria is None else criteria_names(criteria)
     except ValueError as error:
         raise UserError(f"--criteria: {error}") from None
+    trained_by = (Run(run), training_recipe(Run(run))) if run else None
     briefing = Briefing(read_guide(guide) if guide else None, commands_after(pairs, out))
     to_compare = read_pairs(pairs)
     file = LabelFile(out)
     labelling = Labelling(to_compare, file, seed, scales, overlap)
+
+    def say(line: str) -> None:
+        typer.echo(f"collect: {line}")
 
     def started(link: str) -> None:
         typer.echo(f"collect: {_count(len(to_compare), 'pair')}; {_count(len(file.labels), 'label')} in {out} so far")
@@ -73,7 +89,9 @@ def collect(
         if browser:
             open_browser(link)
 
-    serve(lambda token: make_app(labelling, token, annotator, login_name(), briefing), port, started)
+    learning = ActiveLearning(labelling, *trained_by, say) if trained_by else nullcontext()
+    with learning:
+        serve(lambda token: make_app(labelling, token, annotator, login_name(), briefing), port, started)
     typer.echo(f"collect: {_count(len(file.labels), 'label')} in {out}")
 
 

@@ -6,7 +6,7 @@ import getpass
 import json
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -107,14 +107,15 @@ class Labelling:
         self.file = file
         self.seed = seed
         self.criteria = criteria
+        self._queue = list(self.pairs)
         drawn = sorted(self.pairs, key=lambda pair: _hash([seed, "overlap", pair]))
         self._for_one = frozenset(drawn[round(overlap * len(drawn)) :])
         self._open: dict[str, tuple[str, float]] = {}  # by annotator, since when on the clock `monotonic`
         self._planned_repeats = lru_cache(maxsize=64)(self._plan_repeats)
 
     def next_task(self, annotator: str) -> Task | None:
-        """What the annotator has open, else a repeat that is due, else the next pair in the file's order that is left
-        to them, else a repeat that is left, else None."""
+        """What the annotator has open, else a repeat that is due, else the next pair in order (the file's, unless
+        `order` was told otherwise) that is left to them, else a repeat that is left, else None."""
         labels = self.file.labels.of(annotator)
         task = self._task(annotator, self._opened(annotator), labels)
         if task is None:
@@ -127,6 +128,10 @@ class Labelling:
         else:
             self._open[annotator] = task.pair.id, monotonic()
         return task
+
+    def order(self, first: Sequence[str]) -> None:
+        """Have these pairs asked before all others."""
+        self._queue = list(dict.fromkeys([*first, *self.pairs]))
 
     def record(self, annotator: str, answer: Answer) -> Label:
         """Put an answer on disk and return it as a label. Raises AlreadyLabelled, ValueError for a criterion that
@@ -217,7 +222,7 @@ class Labelling:
         """Pairs that are this person's to answer, in order: one that is for one alone may be answered already."""
         answered = {label.pair_id for label in self.file.labels if not label.repeat and label.choice != "skip"}
         taken = (answered & self._for_one) - {self._opened(annotator)}
-        return (pair for pair in self.pairs if (pair, False) not in labels and pair not in taken)
+        return (pair for pair in self._queue if (pair, False) not in labels and pair not in taken)
 
     def _open_elsewhere(self, annotator: str) -> set[str]:
         """Pairs for one alone that somebody else has open."""
