@@ -103,6 +103,8 @@ def test_what_people_are_divided_on_is_shown_and_opened_again(run_collect, open_
     expect(shown).to_contain_text("Question 1?")
     for text in ("First 1.", "Second 1."):
         expect(shown.locator("section", has_text=text).get_by_role("heading")).to_have_text(re.compile(": 1 for it"))
+    page.set_viewport_size({"width": 360, "height": 740})
+    assert shown.evaluate("dialog => dialog.scrollWidth <= dialog.clientWidth")
     page.keyboard.press("t")  # nobody answers what is covered
     shown.get_by_role("button", name="Open again").click()
     expect(page.locator("#prompt")).to_have_text("Question 1?")
