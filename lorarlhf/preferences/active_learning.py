@@ -68,7 +68,8 @@ class ActiveLearning:
             try:
                 self._rounds(Path(folder))
             except UserError as error:
-                if not self._stopped.is_set():
+                # Ctrl-C reaches the command as well, and may have ended it before it ends the page.
+                if not self._stopped.wait(LOOK_AFTER):
                     self.say(f"no more rounds of --active, the order stays: {error}")
 
     def _rounds(self, folder: Path) -> None:
@@ -120,7 +121,6 @@ class ActiveLearning:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for the page, which ends this itself
             )
             if self._stopped.is_set():  # since before there was anything to end
                 self._process.terminate()
