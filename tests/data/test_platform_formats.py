@@ -1,4 +1,4 @@
-"""What Label Studio and Argilla export, in the shape that their releases 1.x and 2.8 write it: rows of comparisons."""
+"""What Label Studio and Argilla export, in the shape that their releases 1.23 and 2.8 write it: rows of comparisons."""
 
 import pytest
 from platform_exports import annotation, record, said, task
