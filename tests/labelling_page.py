@@ -1,4 +1,4 @@
-"""A server of the labelling page (or of another one) in a process of its own, and someone who answers it."""
+"""A server of the labelling page (or another) in a process of its own, what it shows, and someone who answers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 import httpx2 as httpx
 
 from lorarlhf.demo.world import gold_score
+from lorarlhf.preferences.labels import read_labels
 
 
 class Running:
@@ -35,6 +36,21 @@ class Running:
         self.process.send_signal(signal)
         rest, _ = self.process.communicate(timeout=20)
         return rest
+
+
+def saved(page, done, total):
+    """Wait until the page says so: then it must be on disk."""
+    from playwright.sync_api import expect
+
+    expect(page.locator("#done")).to_have_text(f"{done} of {total}")
+
+
+def shown(page):
+    return {side: page.locator(f"#{side}").inner_text() for side in ("left", "right")}
+
+
+def choices(labels_path):
+    return [label.choice for label in read_labels(labels_path)]
 
 
 def label(link: str, annotator: str, count: int, noise: float, seed: int) -> None:

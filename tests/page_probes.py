@@ -35,7 +35,7 @@ def draw_request(draw: Random, task: dict[str, Any]) -> dict[str, Any]:
     if draw.random() < 0.05:
         headers["origin"] = draw.choice(["null", "http://evil", "http://127.0.0.1:8000"])
     return {
-        "url": draw.choice(PATHS) if draw.random() < 0.5 else draw.choice(["api/label", "api/undo"]),
+        "url": draw.choice(PATHS) if draw.random() < 0.5 else draw.choice(["api/label", "api/undo", "api/reopen"]),
         "method": draw.choice(METHODS) if draw.random() < 0.5 else "POST",
         "content": _body(draw, task),
         "headers": headers,

@@ -23,7 +23,7 @@ def own_commands(page: str) -> list[list[str]]:
 
 
 def opens_the_labelling_page(arguments: list[str]) -> bool:
-    return arguments[0] == "collect" and arguments[1] != "export"
+    return arguments[0] == "collect" and arguments[1] not in ("export", "tasks")
 
 
 def run(monkeypatch, arguments: list[str]) -> int:

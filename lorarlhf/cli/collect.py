@@ -1,10 +1,11 @@
-"""`lorarlhf collect`: compare responses on a page of one's own, and `collect export` the labels as preferences."""
+"""`lorarlhf collect`: compare responses on a page of one's own or on a platform, and export labels as preferences."""
 
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -28,6 +29,16 @@ def collect(
         str | None,
         typer.Option(help="Scales a pair, as helpful,honest; the first one decides.", show_default=False),
     ] = None,
+    overlap: Annotated[
+        float, typer.Option(min=0, max=1, callback=finite, help="Share of the pairs that every annotator gets.")
+    ] = 0.0,
+    run: Annotated[
+        Path | None, typer.Option(help="Whose recipe trains the model of --active.", show_default=False)
+    ] = None,
+    active: Annotated[
+        bool,
+        typer.Option("--active", help="Retrain a reward model as labels come; what it is least sure of comes first."),
+    ] = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1.", show_default="any free one")] = 0,
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of the sides, and of which pairs come back.")] = 0,
     browser: Annotated[bool, typer.Option("--open/--no-open", help="Whether to open the page.")] = True,
@@ -43,11 +54,15 @@ def collect(
         from lorarlhf.preferences.server import make_app
     except ModuleNotFoundError as error:
         raise UserError(f"the page needs {error.name}; install it with: pip install 'lorarlhf[collect]'") from None
+    from lorarlhf.preferences.active_learning import ActiveLearning, training_recipe
     from lorarlhf.preferences.briefing import Briefing, commands_after, read_guide
     from lorarlhf.preferences.labelling import Labelling, annotator_name, criteria_names, login_name
     from lorarlhf.preferences.labels import LabelFile
     from lorarlhf.preferences.pairs import read_pairs
+    from lorarlhf.run import Run
 
+    if active != (run is not None):
+        raise UserError("--active: goes with --run RUN, whose recipe says how to train, and --run with --active")
     check_ending(out, LINES)  # as `data agreement` knows it by
     try:
         annotator = None if annotator is None else annotator_name(annotator)
@@ -57,10 +72,14 @@ def collect(
         scales = () if criteria is None else criteria_names(criteria)
     except ValueError as error:
         raise UserError(f"--criteria: {error}") from None
+    trained_by = (Run(run), training_recipe(Run(run))) if run else None
     briefing = Briefing(read_guide(guide) if guide else None, commands_after(pairs, out))
     to_compare = read_pairs(pairs)
     file = LabelFile(out)
-    labelling = Labelling(to_compare, file, seed, scales)
+    labelling = Labelling(to_compare, file, seed, scales, overlap)
+
+    def say(line: str) -> None:
+        typer.echo(f"collect: {line}")
 
     def started(link: str) -> None:
         typer.echo(f"collect: {_count(len(to_compare), 'pair')}; {_count(len(file.labels), 'label')} in {out} so far")
@@ -70,13 +89,18 @@ def collect(
         if browser:
             open_browser(link)
 
-    serve(lambda token: make_app(labelling, token, annotator, login_name(), briefing), port, started)
+    learning = ActiveLearning(labelling, *trained_by, say) if trained_by else nullcontext()
+    with learning:
+        serve(lambda token: make_app(labelling, token, annotator, login_name(), briefing), port, started)
     typer.echo(f"collect: {_count(len(file.labels), 'label')} in {out}")
 
 
 @collect_app.command()
 def export(
-    labels: Annotated[Path, typer.Argument(help="File that `lorarlhf collect` wrote.", show_default=False)],
+    labels: Annotated[
+        Path,
+        typer.Argument(help="File that `lorarlhf collect` wrote, or a platform's export (.json).", show_default=False),
+    ],
     pairs: Annotated[Path, typer.Option(help="The pairs that were labelled.", show_default=False)],
     out: Annotated[Path, typer.Option(help="New file, ending in .jsonl.", show_default=False)],
     majority: Annotated[bool, typer.Option("--majority", help="One row a pair, as most annotators chose.")] = False,
@@ -92,25 +116,47 @@ def export(
 ) -> None:
     """Write labels as preference rows for `lorarlhf reward`. Ties, skips and both bad are left out and counted."""
     from lorarlhf.preferences.label_rows import preference_rows
-    from lorarlhf.preferences.labels import read_labels
     from lorarlhf.preferences.pairs import read_pairs
+    from lorarlhf.preferences.platforms import labels_in
 
     check_ending(out, LINES)
-    standing = read_labels(labels)
+    standing = labels_in(labels)
     exported = preference_rows(read_pairs(pairs), standing, majority, min_agreement, criterion)
     reasons = ", ".join(f"{reason} ({count})" for reason, count in exported.left_out.items())
     left_out = f"; left out: {reasons}" if reasons else ""
     if not exported.rows:
         raise UserError(f"{labels}: none of {_count(len(standing), 'label')} makes a row{left_out}")
+    _write_new(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in exported.rows))
+    typer.echo(f"export: {_count(len(exported.rows), 'row')} in {out}{left_out}")
+
+
+@collect_app.command()
+def tasks(
+    pairs: Annotated[Path, typer.Argument(help="Pairs to compare.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="New file, ending in .json.", show_default=False)],
+    platform: Annotated[
+        Literal["label-studio", "argilla"], typer.Option("--format", help="Whose.", show_default=False)
+    ],
+) -> None:
+    """Write pairs as tasks of Label Studio or records of Argilla; `collect export` and `data agreement` read theirs."""
+    from lorarlhf.preferences.pairs import read_pairs
+    from lorarlhf.preferences.platforms import EXPORTED, platform_tasks
+
+    check_ending(out, (EXPORTED,))
+    written = platform_tasks(read_pairs(pairs), platform)
+    _write_new(out, json.dumps(written, ensure_ascii=False, indent=1) + "\n")
+    typer.echo(f"tasks: {_count(len(written), 'pair')} in {out}")
+
+
+def _write_new(out: Path, text: str) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("x", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in exported.rows)
+            file.write(text)
     except FileExistsError as error:
         raise UserError(f"{error.filename}: exists already and is not overwritten; choose another name") from error
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}; choose another place") from error
-    typer.echo(f"export: {_count(len(exported.rows), 'row')} in {out}{left_out}")
 
 
 def _count(number: int, what: str) -> str:

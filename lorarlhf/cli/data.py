@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lorarlhf.intervals import Estimate
     from lorarlhf.preferences.agreement import Agreement, Annotator, Share
     from lorarlhf.preferences.duels import Duel
+    from lorarlhf.preferences.pairs import Pair
 
 data_app = typer.Typer(help="Look at preference data, convert, mix, split and judge it.", no_args_is_help=True)
 
@@ -38,6 +39,7 @@ DEFAULTS = DataConfig()
 NEW_FILE = f"A new {listed(WRITTEN)} file."
 MUCH_SMOOTHING = 0.2  # above it, accuracy in the demo's world falls: docs/agreement.md
 CHARACTERS_SHOWN = 160  # characters of a prompt or response
+REOPENED = "\n  the page of `lorarlhf collect` shows and reopens them: key m"
 BEFORE = 40  # characters of what two texts have in common, before they part
 
 
@@ -174,15 +176,13 @@ def agreement(
     files: Annotated[
         list[str],
         typer.Argument(
-            help="Files that `lorarlhf collect` wrote, or tables with columns annotator1, annotator2, ...",
+            help="Files of `lorarlhf collect`, a platform's export, or tables with columns annotator1, annotator2, ...",
             show_default=False,
         ),
     ],
     pairs: Annotated[
         Path | None,
-        typer.Option(
-            help="The pairs that were labelled: whether longer responses are favoured, and which of two policies won."
-        ),
+        typer.Option(help="The pairs that were labelled: for texts, lengths, and which of two policies won."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the bootstrap intervals.", min=0, max=MOST_SEED)] = 0,
 ) -> None:
@@ -195,8 +195,9 @@ def agreement(
     from lorarlhf.preferences.pairs import read_pairs
     from lorarlhf.preferences.votes import read_votes
 
-    votes = read_votes(files, read_pairs(pairs) if pairs else [])
-    _print_agreement(measure_agreement(votes, seed))
+    labelled = read_pairs(pairs) if pairs else []
+    votes = read_votes(files, labelled)
+    _print_agreement(measure_agreement(votes, seed), {pair.id: pair for pair in labelled})
     for duel in count_duels(votes):
         _print_duel(duel)
 
@@ -285,7 +286,7 @@ def _shortened(text: str) -> str:
     return line if len(line) <= CHARACTERS_SHOWN else f"{line[: CHARACTERS_SHOWN - 1]}…"
 
 
-def _print_agreement(result: Agreement) -> None:
+def _print_agreement(result: Agreement, pairs: dict[str, Pair]) -> None:
     typer.echo(
         f"annotators: {len(result.annotators)}; pairs: {result.pairs:,}, "
         f"{result.shared:,} of them judged by two or more\n"
@@ -304,7 +305,17 @@ def _print_agreement(result: Agreement) -> None:
     if result.disputed:
         rows = [(pair, *(str(votes[answer]) for answer in ("a", "b", "tie"))) for pair, votes in result.disputed]
         typer.echo("\nmost disputed\n" + _table([("pair", "a", "b", "tie"), *rows]))
+        typer.echo("".join(_texts(pairs[pair]) for pair, _ in result.disputed if pair in pairs) + REOPENED)
     typer.echo("\n" + _noise(result))
+
+
+def _texts(pair: Pair) -> str:
+    from lorarlhf.data.rows import completion_text, prompt_text
+
+    responses = (" ".join(completion_text(side).split()) for side in (pair.response_a, pair.response_b))
+    texts = (" ".join(prompt_text(pair.prompt).split()), *_from_where_they_part(*responses))
+    shown = zip(("prompt", "a", "b"), map(_shortened, texts), strict=True)
+    return f"\n  {pair.id}" + "".join(f"\n    {name:7} {text}" for name, text in shown) + "\n"
 
 
 def _person(person: Annotator) -> tuple[str, ...]:

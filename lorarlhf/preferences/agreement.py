@@ -151,7 +151,7 @@ def measure_agreement(votes: Iterable[Vote], seed: int = 0) -> Agreement:
         cohen=estimate(cohen_kappa, both) if len(names) == 2 else None,
         fleiss=estimate(fleiss_kappa, complete),
         alpha=estimate(krippendorff_alpha, shared),
-        disputed=_most_disputed(by_pair),
+        disputed=most_disputed(by_pair),
         noise=noise,
         noise_from=noise_from,
         majority_noise=majority_flip_rate(noise.value, voters) if noise and voters > 2 else None,
@@ -284,7 +284,7 @@ def _share(outcomes: Iterable[bool]) -> Share:
     return Share(sum(listed), len(listed))
 
 
-def _most_disputed(by_pair: dict[str, dict[str, Answer]]) -> list[tuple[str, Counter[Answer]]]:
+def most_disputed(by_pair: dict[str, dict[str, Answer]]) -> list[tuple[str, Counter[Answer]]]:
     """Pairs whose votes differ, those first of which the fewest votes agree; a against b outdoes ties."""
 
     def disagreement(votes: Counter[Answer]) -> tuple[float, int]:

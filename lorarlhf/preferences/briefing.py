@@ -14,7 +14,7 @@ LARGEST_GUIDE = 256 * 1024  # bytes
 
 @dataclass(frozen=True)
 class Briefing:
-    """`guide` is shown as the text it is, `commands` one a line."""
+    """`guide` is plain text or Markdown, `commands` are shown one a line."""
 
     guide: str | None = None
     commands: tuple[str, ...] = ()

@@ -40,7 +40,7 @@ class Label(_Line):
     choice: Choice
     left: Side = Field(description="Which response was shown on the left.")
     repeat: bool = Field(description="The pair came back with sides swapped, to see how consistent the answers are.")
-    seconds: Annotated[float, Field(ge=0)]
+    seconds: Annotated[float, Field(ge=0)] | None = Field(description="None where a platform does not say.")
     strength: Annotated[int, Field(ge=1, le=3)] | None
     comment: str | None
     time: str
@@ -117,11 +117,12 @@ class LabelFile:
     def undo(self, annotator: str) -> Label | None:
         """Take back the last label of a person that stands, and return it; None if there is none."""
         labels = self.labels.of(annotator)
-        if not labels:
-            return None
-        last = labels[next(reversed(labels))]
-        self._append(Undo(undo=last.pair_id, annotator=annotator, repeat=last.repeat, time=now()))
-        return last
+        return self.take_back(labels[next(reversed(labels))]) if labels else None
+
+    def take_back(self, label: Label) -> Label:
+        """Take back a label that stands, and return it."""
+        self._append(Undo(undo=label.pair_id, annotator=label.annotator, repeat=label.repeat, time=now()))
+        return label
 
     def _append(self, line: Label | Undo) -> None:
         self._write(json.dumps(line.model_dump(exclude_defaults=True), ensure_ascii=False).encode() + b"\n")

@@ -18,8 +18,9 @@ from starlette.routing import Mount, Route
 from lorarlhf.data.rows import Completion, Prompt
 from lorarlhf.loopback import Guard
 from lorarlhf.preferences.briefing import Briefing
-from lorarlhf.preferences.labelling import AlreadyLabelled, Answer, Labelling, Task, annotator_name
+from lorarlhf.preferences.labelling import AlreadyLabelled, Answer, Dispute, Labelling, Task, annotator_name
 from lorarlhf.preferences.labels import Label
+from lorarlhf.preferences.markdown import markdown_nodes
 from lorarlhf.recipe.sections import Section
 
 T = TypeVar("T", bound=Section)
@@ -30,6 +31,8 @@ FILES = {
     "": ("index.html", "text/html"),
     "style.css": ("style.css", "text/css"),
     "difference.js": ("difference.js", "text/javascript"),
+    "texts.js": ("texts.js", "text/javascript"),
+    "disputed.js": ("disputed.js", "text/javascript"),
     "page.js": ("page.js", "text/javascript"),
 }
 POLICY = (
@@ -41,6 +44,13 @@ POLICY = (
 class Undoing(Section):
     """Whose last label to take back."""
 
+    annotator: str | None = None
+
+
+class Reopening(Section):
+    """Which pair to ask whom again."""
+
+    pair_id: str
     annotator: str | None = None
 
 
@@ -78,7 +88,9 @@ def make_app(
         return JSONResponse(content)
 
     async def brief(request: Request) -> Response:
-        return JSONResponse(asdict(briefing or Briefing()) | {"criteria": labelling.criteria})
+        said = briefing or Briefing()
+        guide = _messages(said.guide)[0] if said.guide else None
+        return JSONResponse({"guide": guide, "commands": said.commands, "criteria": labelling.criteria})
 
     async def following(request: Request) -> Response:
         asked_for = request.query_params.get("annotator")
@@ -109,11 +121,28 @@ def make_app(
             raise HTTPException(409, "There is nothing to undo.")
         return current(name, undone=undone)
 
+    async def disputed(request: Request) -> Response:
+        return JSONResponse(
+            [_dispute(given) for given in labelling.disputed(who(request.query_params.get("annotator")))]
+        )
+
+    async def reopen(request: Request) -> Response:
+        asked = await _body(request, Reopening)
+        name = who(asked.annotator)
+        try:
+            return current(name, undone=labelling.reopen(name, asked.pair_id))
+        except KeyError:
+            raise HTTPException(409, "There is no such pair.") from None
+        except OSError as error:
+            raise HTTPException(507, f"Not opened again: {error.strerror}.") from error
+
     routes = [
         Route("/api/briefing", brief),
         Route("/api/next", following),
         Route("/api/label", label, methods=["POST"]),
         Route("/api/undo", undo, methods=["POST"]),
+        Route("/api/disputed", disputed),
+        Route("/api/reopen", reopen, methods=["POST"]),
         *(Route(f"/{name}", _file(*file)) for name, file in FILES.items()),
     ]
     guard = Middleware(Guard, token=token, policy=POLICY, command="lorarlhf collect")
@@ -145,6 +174,12 @@ def _shown(task: Task) -> dict[str, Any]:
     }
 
 
+def _dispute(given: Dispute) -> dict[str, Any]:
+    votes, left = given.votes, given.task.left
+    counts = {"left": votes[left], "right": votes["b" if left == "a" else "a"], "tie": votes["tie"]}
+    return _shown(given.task) | {"votes": counts}
+
+
 def _given(label: Label) -> dict[str, Any]:
     """What a label says besides its choice, which would tell the page which response is which."""
     sides = {label.left: "left", ("b" if label.left == "a" else "a"): "right"}
@@ -153,7 +188,8 @@ def _given(label: Label) -> dict[str, Any]:
 
 
 def _messages(text: Prompt | Completion) -> list[dict[str, Any]]:
-    return [{"role": None, "content": text}] if isinstance(text, str) else list(text)
+    turns = [{"role": None, "content": text}] if isinstance(text, str) else text
+    return [{**turn, "markdown": markdown_nodes(str(turn["content"]))} for turn in turns]
 
 
 def _file(name: str, media_type: str) -> Callable[[Request], Response]:

@@ -1,4 +1,4 @@
-"""Labels of several people as votes to compare: files of the labelling page, and tables with a column an annotator."""
+"""Labels of several people as votes to compare: of the labelling page, platforms, tables with a column an annotator."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from lorarlhf.data.rows import BadRow, completion_text
 from lorarlhf.data.sources import existing_file, iter_rows
 from lorarlhf.errors import UserError
 from lorarlhf.preferences.agreement import Answer, Side, Vote
-from lorarlhf.preferences.labels import read_labels
 from lorarlhf.preferences.pairs import Pair
+from lorarlhf.preferences.platforms import labels_in
 
 _ANSWERS: dict[int, Answer] = {1: "a", -1: "b", 0: "tie"}
 
 
 def read_votes(files: list[str], pairs: list[Pair]) -> list[Vote]:
-    """The votes in label files and PandaLM-style tables (`response1`, `response2`, `annotator1`, ...).
+    """The votes in label files, exports of platforms and PandaLM-style tables (`response1`, `response2`, `annotator1`).
 
     Both bad counts as a tie, a skip as no vote. Lengths of what was compared, and whose it is (`source`), are taken
     from `pairs`, if they are there. Raises UserError for a file that cannot be read or is neither.
@@ -33,7 +33,7 @@ def read_votes(files: list[str], pairs: list[Pair]) -> list[Vote]:
 
 
 def _labels(path: Path, pairs: dict[str, Pair]) -> Iterator[Vote]:
-    for label in read_labels(path):
+    for label in labels_in(path):
         if label.choice != "skip":
             pair = pairs.get(label.pair_id)
             yield Vote(

@@ -164,7 +164,7 @@ def test_agreement_of_label_files_with_their_pairs(write):
     output = words(run("agreement", labels, "--pairs", pairs))
     assert "ann 2 0 - 100.0% of 1 50.0% of 2 100.0% of 2 2.5" in output
     assert "bob 1 0 - - 0.0% of 1 0.0% of 1 2.5" in output
-    assert "p1 1 1 1" in output
+    assert "p1 1 1 1 p1 prompt q a long b no the page of `lorarlhf collect` shows and reopens them: key m" in output
     assert "next to chance" in output
     assert "blind comparison" not in output
 

@@ -49,11 +49,11 @@ def start_labelling(labels_path, make_pairs):
     """`start_labelling(pairs or their number)`: again on the same file, as after a restart."""
     files = []
 
-    def start(pairs, seed=0):
+    def start(pairs, seed=0, overlap=1.0):
         for file in files:
             file.close()
         files.append(LabelFile(labels_path))
-        return Labelling(make_pairs(pairs) if isinstance(pairs, int) else pairs, files[-1], seed)
+        return Labelling(make_pairs(pairs) if isinstance(pairs, int) else pairs, files[-1], seed, (), overlap)
 
     yield start
     for file in files:
@@ -73,3 +73,14 @@ def give():
         return task
 
     return answer
+
+
+@pytest.fixture
+def start(run_collect, open_page, write_pairs, labels_path):
+    """`start(rows)`: a server for one annotator, and its page."""
+
+    def started(rows, *args, **options):
+        running = run_collect("--pairs", write_pairs(rows), "--out", labels_path, "--annotator", "ann", *args)
+        return running, open_page(running.link, **options)
+
+    return started

@@ -56,6 +56,8 @@ def test_label_and_undo(connect):
         "repeats": 0,
         "consistent": 0,
         "can_undo": True,
+        "disputed": 0,
+        "elsewhere": 0,
     }
     assert second.json()["task"]["pair_id"] == "p1"
     given = {"strength": 3, "comment": "because", "criteria": {}}
@@ -90,8 +92,22 @@ def test_the_page_does_not_learn_which_response_is_which(connect):
     client = connect([Pair("p", [{"role": "user", "content": "Q?"}], "one", "two", "model x")])
     task = client.get("api/next", params={"annotator": "ann"}).json()["task"]
     assert set(task) == {"id", "pair_id", "prompt", "left", "right"}
-    assert task["prompt"] == [{"role": "user", "content": "Q?"}]
+    assert task["prompt"] == [{"role": "user", "content": "Q?", "markdown": None}]
     assert {task["left"][0]["content"], task["right"][0]["content"]} == {"one", "two"}
+
+
+def test_what_is_disputed_does_not_say_either_and_is_opened_again(connect):
+    client = connect([Pair("p", "Q?", "one", "two", "model x / model y")])
+    for who, choice in (("ann", "left"), ("bob", "tie")):
+        seen = client.get("api/next", params={"annotator": who})
+        client.post("api/label", json=label(seen, choice) | {"annotator": who})
+    [dispute] = client.get("api/disputed", params={"annotator": "ann"}).json()
+    assert dispute.pop("votes") == {"left": 1, "right": 0, "tie": 1}
+    assert set(dispute) == {"id", "pair_id", "prompt", "left", "right"}
+    reply = client.post("api/reopen", json={"annotator": "ann", "pair_id": "p"}).json()
+    assert (reply["task"], reply["undone"]["criteria"]) == (dispute, {})
+    refused = client.post("api/reopen", json={"annotator": "ann", "pair_id": "none"})
+    assert (refused.status_code, refused.text) == (409, "There is no such pair.")
 
 
 def test_who_labels(connect, labels_path):

@@ -1,10 +1,11 @@
 """What is asked next: no pair twice of one person, save some repeats with sides swapped."""
 
 from collections import Counter
+from time import monotonic
 
 import pytest
 
-from lorarlhf.preferences.labelling import REPEATED_AFTER, AlreadyLabelled, Answer, annotator_name
+from lorarlhf.preferences.labelling import OPEN_FOR, REPEATED_AFTER, AlreadyLabelled, Answer, annotator_name
 from lorarlhf.preferences.pairs import Pair
 
 
@@ -101,14 +102,90 @@ def test_an_answer_to_other_texts_or_sides_does_not_count(start_labelling):
         start_labelling([task.pair], other_side).record("ann", answer_to(task))
 
 
-def test_several_people_in_turn_each_see_every_pair(start_labelling, give):
-    labelling = start_labelling(30)
+def test_with_overlap_people_in_turn_each_see_every_pair(start_labelling, give):
+    labelling = start_labelling(30, overlap=1.0)
     for _ in range(15):
         for who in ("ann", "bob"):
             give(labelling, who, "a")
     assert labelling.progress("ann").done == labelling.progress("bob").done == 15
     assert {task.pair.id for task in label_all(labelling, "eve", give)} == set(labelling.pairs)
     assert labelling.progress("ann").done == 15
+
+
+def test_people_at_once_share_the_pairs(start_labelling, give):
+    labelling = start_labelling(90, overlap=0.0)
+    working = ["ann", "bob", "eve"]
+    given = {who: [] for who in working}
+    while working:
+        shown = [labelling.next_task(who) for who in working]  # all have one open before the first of them answers
+        fresh = [task.pair.id for task in shown if task and not task.repeat]
+        assert len(fresh) == len(set(fresh))
+        working = [who for who, task in zip(working, shown, strict=True) if task]
+        for who in working:
+            given[who].append(give(labelling, who, "a"))
+    once = Counter(task.pair.id for tasks in given.values() for task in tasks if not task.repeat)
+    assert (set(once), set(once.values())) == (set(labelling.pairs), {1})
+    assert all(len(tasks) > 25 for tasks in given.values())
+    for who, tasks in given.items():
+        progress = labelling.progress(who)
+        assert progress.done == progress.total == len(tasks)
+        assert progress.elsewhere == 0
+
+
+def test_the_overlap_is_asked_of_everybody_and_no_more(start_labelling, give):
+    labelling = start_labelling(100, overlap=0.3)
+    assert len([task for task in label_all(labelling, "ann", give) if not task.repeat]) == 100
+    shared = {task.pair.id for task in label_all(labelling, "bob", give)}
+    assert len(shared) == 30
+    assert {task.pair.id for task in label_all(start_labelling(100, overlap=0.3), "eve", give)} == shared
+
+
+def test_what_somebody_leaves_open_comes_free(start_labelling, give, monkeypatch):
+    labelling = start_labelling(1, overlap=0.0)
+    left_open = labelling.next_task("ann")
+    assert labelling.next_task("bob") is None
+    assert (labelling.progress("bob").total, labelling.progress("bob").elsewhere) == (0, 1)
+    later = monotonic() + OPEN_FOR
+    monkeypatch.setattr("lorarlhf.preferences.labelling.monotonic", lambda: later)
+    assert labelling.next_task("bob").pair == left_open.pair
+    give(labelling, "bob", "b")
+    labelling.record("ann", answer_to(left_open))  # what somebody has answered is kept, however late
+    assert len(labelling.file.labels) == 2
+
+
+def test_what_others_skip_is_left_to_the_next(start_labelling, give):
+    labelling = start_labelling(2, overlap=0.0)
+    give(labelling, "ann", "skip")
+    assert labelling.next_task("bob").pair.id == "p0"
+
+
+def test_disputes_are_listed_the_most_divided_first_and_opened_again(start_labelling):
+    labelling = start_labelling(30, overlap=1.0)
+
+    def say(who, **choices):
+        for pair, choice in choices.items():
+            labelling.reopen(who, pair)
+            task = labelling.next_task(who)
+            side = choice if choice == "tie" else "left" if choice == task.left else "right"
+            labelling.record(who, answer_to(task, side, comment=who))
+
+    say("ann", p5="a", p6="a", p7="a")
+    say("bob", p5="tie", p6="b", p7="a")
+    assert [(given.task.pair.id, dict(given.votes)) for given in labelling.disputed("eve")] == [
+        ("p6", {"a": 1, "b": 1}),
+        ("p5", {"a": 1, "tie": 1}),
+    ]
+    assert labelling.progress("ann").disputed == 2
+    before = labelling.next_task("ann")
+    assert labelling.reopen("ann", "p6").comment == "ann"
+    assert labelling.next_task("ann").pair.id == "p6"
+    assert labelling.disputed("ann")[0].task.pair.id == "p5"
+    assert labelling.reopen("eve", "p5") is None
+    assert labelling.next_task("eve").pair.id == "p5"
+    say("ann", p6="b")
+    assert labelling.next_task("ann") == before
+    with pytest.raises(KeyError):
+        labelling.reopen("ann", "none")
 
 
 def test_undo_asks_the_pair_again_step_by_step(start_labelling, give):

@@ -10,11 +10,12 @@ from lorarlhf.data.formats.format import Format, Table, single
 from lorarlhf.data.formats.judged import JUDGED
 from lorarlhf.data.formats.lists import RATED, SCORED_COMPLETIONS
 from lorarlhf.data.formats.pairs import GENERAL, SPECIAL, instruction, sharegpt
+from lorarlhf.data.formats.platforms import PLATFORMS
 from lorarlhf.data.formats.trees import TREES
 from lorarlhf.data.formats.values import Row, answered, is_list, is_text, messages, number, text
 from lorarlhf.data.rows import BadRow, Completion, Demonstration, Message, Preference, Prompt, Scored, prompt_text
 
-_PAIRS = (*JUDGED, *RATED, TREES, *CHOSEN_AND_REJECTED, *SPECIAL, *GENERAL)
+_PAIRS = (*PLATFORMS, *JUDGED, *RATED, TREES, *CHOSEN_AND_REJECTED, *SPECIAL, *GENERAL)
 
 
 def _best(parts: Iterable[Preference | BadRow]) -> Iterable[Demonstration | BadRow]:

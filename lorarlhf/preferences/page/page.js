@@ -13,6 +13,7 @@ let task = null;
 let strength = null;
 let criteria = {}; // sides by the scales that do not decide
 let marking = false; // whether differences are marked; for the next pairs too
+let raw = false; // whether texts are shown as they stand, without Markdown; likewise
 let busy = false;
 
 // Seconds that a pair was in view
@@ -114,13 +115,17 @@ function answer(choice) {
 }
 
 function undo() {
-  return alone(async () => {
-    const reply = await request("api/undo", { annotator });
-    show(reply, "Undone.");
+  return alone(async () => askAgain(await request("api/undo", { annotator }), "Undone."));
+}
+
+/** The pair of a label that was taken back, with what else was said of it, if the label was this person's. */
+function askAgain(reply, news) {
+  show(reply, news);
+  if (reply.undone) {
     pickStrength(reply.undone.strength);
     pickCriteria(reply.undone.criteria);
     byId("comment").value = reply.undone.comment || "";
-  });
+  }
 }
 
 /** A label as it was saved, which may be less than was picked: a tie has no strength. */
@@ -129,43 +134,30 @@ function inFull(choice, { strength: much, criteria: scales, comment }) {
   return [SPOKEN[choice], much && STRENGTHS[much], ...sides, comment && `“${comment}”`].filter(Boolean).join(", ");
 }
 
-// Showing things. Texts come from models: they are only ever set as text
-
-/** Messages into an element; `marked`, if given, has a list of `{text, differs}` for each. */
-function messages(element, list, marked) {
-  const nodes = [];
-  for (const [i, { role, content }] of list.entries()) {
-    if (role && !(list.length === 1 && role !== "system")) {
-      const speaker = document.createElement("h3");
-      speaker.textContent = role;
-      nodes.push(speaker);
-    }
-    const text = document.createElement("p");
-    text.dir = "auto";
-    text.lang = ""; // not known
-    text.append(...(marked ? marked[i].map(piece) : [content]));
-    nodes.push(text);
-  }
-  element.replaceChildren(...nodes);
-}
-
-function piece({ text, differs }) {
-  const node = document.createElement(differs ? "mark" : "span");
-  node.textContent = text;
-  return node;
-}
+// Showing things
 
 function responses() {
   const { left, right } = task;
   const turns = Array.from({ length: Math.max(left.length, right.length) }, (_, i) => [left[i], right[i]]);
   const pairs = marking ? turns.map(([one, other]) => difference(one?.content ?? "", other?.content ?? "")) : [null];
   const shown = !pairs.includes(null);
-  messages(byId("left"), left, shown && pairs.map((pair) => pair[0]));
-  messages(byId("right"), right, shown && pairs.map((pair) => pair[1]));
+  messages(byId("left"), left, raw, shown && pairs.map((pair) => pair[0]));
+  messages(byId("right"), right, raw, shown && pairs.map((pair) => pair[1]));
   byId("differences").setAttribute("aria-pressed", String(marking));
   if (marking && !shown) {
     say("", "These responses are too long to mark where they differ.");
   }
+}
+
+function texts() {
+  messages(byId("prompt"), task.prompt, raw);
+  responses();
+  byId("raw").setAttribute("aria-pressed", String(raw));
+}
+
+function toggleRaw() {
+  raw = !raw;
+  texts();
 }
 
 function toggleDifferences() {
@@ -192,9 +184,10 @@ function show(reply, news) {
   task = reply.task;
   byId("task").hidden = !task;
   byId("answers").hidden = byId("differences").hidden = !task;
+  byId("raw").hidden = true;
   byId("finished").hidden = Boolean(task);
   if (task) {
-    messages(byId("prompt"), task.prompt);
+    byId("raw").hidden = ![...task.prompt, ...task.left, ...task.right].some(({ markdown }) => markdown);
     byId("responses").scrollLeft = 0;
     // Once what is in it has changed, a browser goes back to the side that it had snapped to.
     requestAnimationFrame(() => { byId("responses").scrollLeft = 0; });
@@ -207,20 +200,19 @@ function show(reply, news) {
   showProgress(reply.progress);
   say(`${news} ${task ? byId("done").textContent : "All pairs are labelled"}.`.trim(), "");
   if (task) {
-    responses(); // after what is said: it may have something to add
+    texts(); // after what is said: they may have something to add
   }
   window.scrollTo(0, 0);
   byId(task ? "prompt-title" : "finished-title").focus({ preventScroll: true });
 }
 
-/** The guideline is Markdown or anything else: it too is shown as the text that it is. */
 function brief({ guide, commands, criteria: [decides, ...others] }) {
   if (decides) {
     byId("question").textContent = `Which response is better (${decides})?`;
   }
   byId("criteria").replaceChildren(...others.map(scale));
   byId("guide-open").hidden = guide === null;
-  byId("guide-text").textContent = guide;
+  messages(byId("guide-text"), guide ? [guide] : [], false);
   byId("commands").textContent = commands.join("\n");
 }
 
@@ -233,13 +225,34 @@ function toggleGuide() {
   }
 }
 
-function showProgress({ done, total, seconds: each, repeats, consistent, can_undo: canUndo }) {
+function toggleDisputed() {
+  if (byId("disputed").open) {
+    byId("disputed").close();
+  } else if (!byId("disputed-open").hidden) {
+    alone(async () => {
+      listDisputes(byId("disputes"), await request(`api/disputed?${new URLSearchParams({ annotator })}`), reopen);
+      byId("disputed").showModal();
+      byId("disputed").scrollTop = 0;
+    });
+  }
+}
+
+function reopen(pair) {
+  byId("disputed").close();
+  return alone(async () => {
+    askAgain(await request("api/reopen", { annotator, pair_id: pair }), "Opened again.");
+  });
+}
+
+function showProgress({ done, total, seconds: each, repeats, consistent, can_undo: canUndo, disputed, elsewhere }) {
   byId("bar").max = total;
   byId("bar").value = done;
   byId("done").textContent = `${done.toLocaleString("en")} of ${total.toLocaleString("en")}`;
   byId("pace").textContent = each === null ? "" : `${inWords(each)} a pair, ${inWords(each * (total - done))} left`;
   byId("agreement").textContent = repeats ? `repeats: ${consistent} of ${repeats} the same` : "";
   byId("undo").hidden = !canUndo;
+  byId("disputed-open").hidden = !disputed;
+  byId("elsewhere").hidden = !elsewhere;
 }
 
 function inWords(time) {
@@ -312,6 +325,9 @@ byId("responses").addEventListener("scroll", () => { // on a narrow screen, wher
   }
 });
 byId("differences").addEventListener("click", toggleDifferences);
+byId("raw").addEventListener("click", toggleRaw);
+byId("disputed-open").addEventListener("click", toggleDisputed);
+byId("disputed-close").addEventListener("click", toggleDisputed);
 byId("guide-open").addEventListener("click", toggleGuide);
 byId("guide-close").addEventListener("click", toggleGuide);
 byId("undo").addEventListener("click", undo);
@@ -349,9 +365,11 @@ document.addEventListener("keydown", (event) => {
   if (annotator === null || !byId("keys").checked) {
     return;
   }
-  if (key === "g") {
+  if (key === "g" && !byId("disputed").open) {
     toggleGuide();
-  } else if (byId("guide").open) {
+  } else if (key === "m" && !byId("guide").open) {
+    toggleDisputed();
+  } else if (document.querySelector("dialog[open]")) {
     return; // nobody answers a pair that is covered
   } else if (key === "u") {
     undo();
@@ -361,6 +379,8 @@ document.addEventListener("keydown", (event) => {
     toggleStrength(Number(key));
   } else if (task && key === "d") {
     toggleDifferences();
+  } else if (task && key === "r" && !byId("raw").hidden) {
+    toggleRaw();
   } else if (task && key === "c") {
     byId("comment").focus();
   } else {
