@@ -1,6 +1,7 @@
-"""Two ways to run benchmarks/ppo.py, in turn, A B A B: ratios with their spread, one JSON object on stdout.
+"""Two ways to run benchmarks/ppo.py (or stages.py), in turn, A B A B: ratios with their spread, as JSON on stdout.
 
     LORARLHF_TRL_112=FOLDER python benchmarks/compare.py --a "--engine lorarlhf" --b "--engine trl" -- --model cpu
+    python benchmarks/compare.py --script stages.py --a "--engine lorarlhf" --b "--engine trl" -- --stage sft ...
 
 What follows `--` goes to both. Machines are noisy, so nothing is compared but neighbours in time: a round is one run of
 each, and a ratio is A over B of one round. FOLDER holds an unpacked TRL 1.12, if the installed trl has no PPO.
@@ -18,21 +19,22 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-SCRIPT = Path(__file__).with_name("ppo.py")
+HERE = Path(__file__).parent
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--a", default="--engine lorarlhf", help="options of ppo.py")
+    parser.add_argument("--script", choices=["ppo.py", "stages.py"], default="ppo.py")
+    parser.add_argument("--a", default="--engine lorarlhf", help="options of the script")
     parser.add_argument("--b", default="--engine trl")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=Path, help="write the object to this file too")
-    parser.add_argument("common", nargs="*", help="options of ppo.py for both")
+    parser.add_argument("common", nargs="*", help="options of the script for both")
     args = parser.parse_args()
     runs: dict[str, list[dict[str, Any]]] = {"a": [], "b": []}
     for _ in range(args.rounds):
         for name in runs:
-            runs[name].append(measure(shlex.split(getattr(args, name)) + args.common))
+            runs[name].append(measure(HERE / args.script, shlex.split(getattr(args, name)) + args.common))
             print(name, json.dumps(runs[name][-1]["seconds"]), file=sys.stderr, flush=True)
     ratios = {
         "seconds_an_iteration": spread(runs, lambda run: run["seconds_an_iteration"]),
@@ -50,17 +52,17 @@ def main() -> None:
         args.out.write_text(result + "\n", encoding="utf-8")
 
 
-def measure(options: list[str]) -> dict[str, Any]:
+def measure(script: Path, options: list[str]) -> dict[str, Any]:
     """One run in a process of its own."""
     environment = dict(os.environ)
     if "trl" in options and "LORARLHF_TRL_112" in environment:
         paths = [environment["LORARLHF_TRL_112"], environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), *options], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, str(script), *options], env=environment, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        sys.exit(f"{shlex.join([SCRIPT.name, *options])} failed:\n{done.stderr[-2000:]}")
+        sys.exit(f"{shlex.join([script.name, *options])} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--iterations", type=int, default=16)
     parser.add_argument("--prompts", type=int, default=96, help="held out, that judge and proxy look at")
+    parser.add_argument("--best-of", type=int, default=16, help="beside the first run; 1 leaves it out")
     parser.add_argument("--folder", type=Path, required=True, help="of the runs")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -103,7 +104,7 @@ def one(args: argparse.Namespace, algorithm: str, seed: int) -> dict[str, Any]:
         lorarlhf("ppo", *common(args, run), *sets(*settings), *resume)
     if not (run / "ppo" / "frontier.json").is_file():
         # Best-of-n is the start's, and the start is the same for all.
-        best_of = 16 if (algorithm, seed) == (args.algorithms[0], args.seeds[0]) else 1
+        best_of = args.best_of if (algorithm, seed) == (args.algorithms[0], args.seeds[0]) else 1
         prompts = subset(args, "test", args.prompts)
         lorarlhf(
             *("evaluate", "--run", run, "--frontier", "--judge", args.folder / "judge", "--dataset", prompts),

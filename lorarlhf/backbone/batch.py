@@ -17,11 +17,14 @@ class TokenBatch:
         tokens: [B, L] ids, each row its prompt, its response, then padding of any value.
         prompt_lengths: [B], at least 1 each.
         response_lengths: [B], 0 or more.
+        groups: [B] equal where rows have the same prompt and are to be computed side by side (`packing.py`); None where
+            each row is computed by itself.
     """
 
     tokens: Tensor
     prompt_lengths: Tensor
     response_lengths: Tensor
+    groups: Tensor | None = None
 
     @classmethod
     def from_lists(cls, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> TokenBatch:
@@ -63,23 +66,48 @@ class TokenBatch:
             tokens=self.tokens[rows, : int(lengths.max()) if len(lengths) else 0],
             prompt_lengths=self.prompt_lengths[rows],
             response_lengths=self.response_lengths[rows],
+            groups=None if self.groups is None else self.groups[rows],
         )
 
     def to(self, device: torch.device) -> TokenBatch:
-        return TokenBatch(self.tokens.to(device), self.prompt_lengths.to(device), self.response_lengths.to(device))
+        groups = None if self.groups is None else self.groups.to(device)
+        return TokenBatch(
+            self.tokens.to(device), self.prompt_lengths.to(device), self.response_lengths.to(device), groups
+        )
 
     def micro_batches(self, token_budget: int) -> Iterator[Tensor]:
-        """Rows in groups of similar length, each at most `token_budget` tokens once padded (or one row)."""
-        lengths = self.lengths.tolist()
-        group: list[int] = []
-        for row in sorted(range(len(self)), key=lambda row: lengths[row], reverse=True):
-            # Longest first, so the first row of a group is its width.
-            if group and (len(group) + 1) * lengths[group[0]] > token_budget:
-                yield torch.tensor(group, device=self.tokens.device)
-                group = []
-            group.append(row)
-        if group:
-            yield torch.tensor(group, device=self.tokens.device)
+        """Rows of similar length together, each part at most `token_budget` tokens once padded (or one row).
+
+        Rows of a group stay together as far as the budget lets them, and their prompt counts once.
+        """
+        lengths, responses = self.lengths.tolist(), self.response_lengths.tolist()
+        groups = list(range(len(self))) if self.groups is None else self.groups.tolist()
+        longest: dict[int, int] = {}
+        for group, length in zip(groups, lengths, strict=True):
+            longest[group] = max(longest.get(group, 0), length)
+        part: list[int] = []
+        widths: list[int] = []  # of the part's packed rows
+        for row in sorted(range(len(self)), key=lambda row: (-longest[groups[row]], groups[row])):
+            if part and groups[row] == groups[part[-1]]:
+                after = [*widths[:-1], widths[-1] + responses[row]]
+            else:
+                after = [*widths, lengths[row]]
+            if part and len(after) * max(after) > token_budget:
+                yield torch.tensor(part, device=self.tokens.device)
+                part, after = [], [lengths[row]]
+            part.append(row)
+            widths = after
+        if part:
+            yield torch.tensor(part, device=self.tokens.device)
+
+
+def tokens_of_similar_rows(device: torch.device) -> int:
+    """Padded tokens a pass, where a batch is cut into passes over rows of similar length to spare padding.
+
+    As few as keep products large. On a CPU that is few: steps of a reward model on real comparisons took 30, 26 and 23
+    seconds with 1,536, 1,024 and 512. On a GPU, which has not been measured, weights are dequantised for each pass.
+    """
+    return 512 if device.type == "cpu" else 4096
 
 
 def with_end(batch: TokenBatch, end_id: int) -> TokenBatch:

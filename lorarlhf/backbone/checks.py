@@ -7,6 +7,7 @@ tokens. No list could say which are sound: a model's own forward pass can.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -54,6 +55,26 @@ def check_model(backbone: SharedBackbone) -> None:
             _family(backbone),
             reason,
         )
+    reason = packing_fault(backbone)
+    if reason:
+        backbone.packs_prompts = False
+        logger.info("%s computes the prompt of each response anew (%s)", _family(backbone), reason)
+
+
+@torch.no_grad()
+def packing_fault(backbone: SharedBackbone) -> str | None:
+    """Why responses cannot be computed behind one prompt, if they cannot: families read masks in their ways."""
+    sequences = _sequences(backbone)
+    prompt, responses = sequences.lists()[0][:4], [row[-3:] for row in sequences.lists()]
+    alike = TokenBatch.from_lists([prompt] * 2, responses).to(sequences.tokens.device)
+    by_row = backbone.hidden_states(BASE, alike)
+    try:
+        packed = backbone.hidden_states(BASE, replace(alike, groups=torch.zeros_like(alike.lengths)))
+    except Exception as error:  # of any kind: a family may take no mask, or no positions
+        return _quoted(error)
+    # Of the responses alone: in the second a wrong position or mask would show, and half a row is prompt.
+    differ = _differ(backbone, packed[:, len(prompt) :], by_row[:, len(prompt) :])
+    return "the states differ" if differ else None
 
 
 @torch.no_grad()

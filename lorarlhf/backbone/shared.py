@@ -20,6 +20,7 @@ from lorarlhf.backbone.adapters import BASE, Adapters, ScalarHead
 from lorarlhf.backbone.base import BaseModel
 from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.logprobs import chunked_logprobs, rows_a_chunk
+from lorarlhf.backbone.packing import WINDOWS, Packing, unpacked
 from lorarlhf.backbone.trunk import (
     TrunkStates,
     layers_path,
@@ -47,6 +48,7 @@ class SharedBackbone(nn.Module):
 
     Attributes:
         shares_trunk: whether a pass can be taken up from the middle; see `checks.py`.
+        packs_prompts: whether rows can be packed behind one prompt; see `checks.py` and `packing.py`.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class SharedBackbone(nn.Module):
         self.adapters = Adapters(causal_lm, self.layers, base)
         self.heads = self.adapters.heads  # known to torch here, where the adapters' other tensors are: in causal_lm
         self.shares_trunk = True
+        self.packs_prompts = True
 
     @property
     def device(self) -> torch.device:
@@ -80,6 +83,13 @@ class SharedBackbone(nn.Module):
         layers = self.causal_lm.get_submodule(self._layers_path)
         assert isinstance(layers, nn.ModuleList)
         return layers
+
+    @property
+    def attention_window(self) -> int | None:
+        """How far back the layers that look back least see; None where all see everything."""
+        config = self.causal_lm.config.get_text_config(decoder=True)
+        windows = [getattr(config, name, None) for name in WINDOWS]
+        return min((window for window in windows if isinstance(window, int)), default=None)
 
     @property
     def stop_ids(self) -> list[int]:
@@ -200,17 +210,24 @@ class SharedBackbone(nn.Module):
             below: where to go on from, at most as high as the role's `first_layer`.
         """
         # No attention mask: with none, attention takes its causal kernel, which is faster than one that reads a mask.
-        start = starting_from(below.states, self.layers, below.layer) if below else contextlib.nullcontext()
+        inputs, packing = {"input_ids": sequences.tokens}, None
+        if sequences.groups is not None:
+            packing = Packing.of(sequences)
+            inputs = packing.inputs(sequences, self.compute_dtype)
+        start: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if below:
+            states = packing.pack(below.states) if packing else below.states
+            start = starting_from(states, self.layers, below.layer)
         with self.role(role), self.autocast(), start:
-            states: Tensor = self.trunk(input_ids=sequences.tokens, use_cache=False).last_hidden_state
-        return states
+            hidden: Tensor = self.trunk(**inputs, use_cache=False).last_hidden_state
+        return packing.unpack(hidden) if packing else hidden
 
     def trunk_states(self, sequences: TokenBatch, layer: int) -> TrunkStates:
         """What the bare base model computes below a layer. Raises IndexError if there is no such layer."""
         # The layers above hand on their input, so the pass costs no more than what lies below.
         with without(self.layers[layer:]), recorded_input(self.layers[layer]) as recorded:
             self.hidden_states(BASE, sequences)
-        return TrunkStates(recorded[0], layer)
+        return TrunkStates(unpacked(recorded[0], sequences), layer)
 
     def growing_cache(self) -> Cache:
         """An empty cache of keys and values, or of what else the family keeps of earlier tokens."""

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.budget import FORWARD_TOKENS, TokenBudget, in_micro_batches
 from lorarlhf.backbone.load import load_backbone
+from lorarlhf.backbone.packing import side_by_side
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.formats.values import messages
 from lorarlhf.data.rows import BadRow, Demonstration, Prompt, in_turns, is_text
@@ -30,7 +30,7 @@ def score_tokens(
     advance: Callable[[int], None] | None = None,
     token_budget: int = FORWARD_TOKENS,
 ) -> Tensor:
-    """[N] the reward role's score of each token sequence, on the CPU.
+    """[N] the reward role's score of each token sequence, on the CPU; neighbours may begin alike at little cost.
 
     Args:
         token_budget: what to begin with; less at a time once memory has run out.
@@ -43,7 +43,7 @@ def score_tokens(
     scores = torch.empty(len(rows))
     for start in range(0, len(rows), ROWS_AT_ONCE):
         part = rows[start : start + ROWS_AT_ONCE]
-        sequences = TokenBatch.from_lists(part, [[] for _ in part])
+        sequences = side_by_side(backbone, part)
         for group in sequences.micro_batches(token_budget):
             (column,) = in_micro_batches(
                 sequences.select(group).to(backbone.device),

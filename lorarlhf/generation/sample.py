@@ -12,6 +12,7 @@ from torch import Tensor
 from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.budget import TokenBudget
 from lorarlhf.backbone.logprobs import Softmax
+from lorarlhf.backbone.packing import grouped
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.generation.decode import make_decoder
 from lorarlhf.generation.draw import draw
@@ -129,7 +130,7 @@ def sample_responses(
             finished[i] = ended[k]
     logprobs, entropy = torch.nn.utils.rnn.pad_sequence(per_token, batch_first=True).to(backbone.device).unbind(-1)
     return Rollout(
-        sequences=TokenBatch.from_lists(prompts, responses).to(backbone.device),
+        sequences=grouped(backbone, TokenBatch.from_lists(prompts, responses)).to(backbone.device),
         logprobs=logprobs,
         entropy=entropy,
         finished=finished.to(backbone.device),

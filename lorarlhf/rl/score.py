@@ -11,6 +11,7 @@ from torch import Tensor
 from lorarlhf.backbone.batch import TokenBatch, with_end
 from lorarlhf.backbone.budget import TokenBudget, in_micro_batches
 from lorarlhf.backbone.finite import NotFinite
+from lorarlhf.backbone.packing import unpacked
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.backbone.trunk import TrunkStates, recorded_input
 from lorarlhf.data.rows import request_text
@@ -142,7 +143,7 @@ class ScoringPasses:
         def compute(micro: TokenBatch, rows: Tensor) -> tuple[Tensor, Tensor]:
             with recorded_input(backbone.layers[layer]) as recorded:
                 logprobs = self._reference(micro, sequences.select(rows))
-            return logprobs, recorded[0] if bare else backbone.trunk_states(micro, layer).states
+            return logprobs, unpacked(recorded[0], micro) if bare else backbone.trunk_states(micro, layer).states
 
         logprobs, states = in_micro_batches(read, self.budget, compute, (width, length))
         return logprobs, TrunkStates(states, layer)

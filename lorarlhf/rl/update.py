@@ -123,11 +123,18 @@ def minibatch_gradients(
 
 
 def minibatches(config: PPOConfig, seed: int) -> Iterator[list[int]]:
-    """Rows of the whole batch for each step: every epoch sees each row once, in an order of its own."""
+    """Rows of the whole batch for each step: every epoch sees each row once, in an order of its own.
+
+    Responses to one prompt stay beside each other: they are computed behind one prompt, and what is common to their
+    gradients cancels within a step, as their advantages do.
+    """
     order = torch.Generator().manual_seed(seed)
+    group = torch.arange(config.generations)
     for _ in range(config.num_ppo_epochs):
-        for rows in torch.randperm(config.batch_size, generator=order).chunk(config.num_mini_batches):
-            yield rows.tolist()
+        prompts = torch.randperm(config.batch_size // len(group), generator=order)
+        rows = (prompts.unsqueeze(1) * len(group) + group).flatten()
+        for part in rows.chunk(config.num_mini_batches):
+            yield part.tolist()
 
 
 def rows_here(chosen: list[int], rows: range, device: torch.device) -> Tensor:

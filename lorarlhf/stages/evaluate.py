@@ -218,7 +218,7 @@ def reward_figures(
     test = held_out.examples
     if not len(test.dataset):
         raise nothing_held_out()
-    scores = [score(test.dataset[column]) for column in objective.sequences]
+    scores = objective.scores(test.dataset, score)
     return {
         "stage": "reward",
         "objective": name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def held_out_metrics(backbone: SharedBackbone, objective: Objective, test: Datas
     """How well the reward role meets the objective on tokenised rows; nothing if there are none."""
     if not len(test):
         return {}
-    return objective.held_out(test, [score_tokens(backbone, test[column]) for column in objective.sequences])
+    return objective.held_out(test, objective.scores(test, partial(score_tokens, backbone)))
 
 
 def result_line(summary: Mapping[str, Any]) -> str:

@@ -269,3 +269,10 @@ def test_processes_share_out_the_rows_of_a_step():
         for chosen in minibatches(PPOConfig(batch_size=12, num_mini_batches=3, num_ppo_epochs=1), seed=0):
             ours = [share.start + row for share in shares for row in rows_here(chosen, share, device).tolist()]
             assert sorted(ours) == sorted(chosen)
+
+
+def test_responses_to_a_prompt_share_a_step():
+    config = PPOConfig(advantage_estimator="rloo", num_generations=4, batch_size=16, num_mini_batches=2)
+    for rows in minibatches(config, seed=1):
+        assert all(rows[at : at + 4] == list(range(rows[at], rows[at] + 4)) for at in range(0, 8, 4))
+        assert all(row % 4 == 0 for row in rows[::4])

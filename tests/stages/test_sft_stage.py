@@ -98,6 +98,18 @@ def test_accumulated_gradients_are_those_of_one_batch(train):
             assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-3)
 
 
+def test_rows_of_similar_length_add_up_to_the_whole_batch(train, monkeypatch):
+    adapters, rows = [], []
+    for tokens in (10**6, 40):
+        monkeypatch.setattr("lorarlhf.training.sft.tokens_of_similar_rows", lambda _, tokens=tokens: tokens)
+        summary, backbone, logged, _ = train("sft.max_steps=2", name=str(tokens))
+        adapters.append([parameter.detach().clone() for parameter in backbone.role_parameters("policy")])
+        rows.append((summary["eval_loss"], logged[0]["loss"], logged[0]["grad_norm"]))
+    assert rows[1] == pytest.approx(rows[0], rel=1e-4)
+    for parts, whole in zip(*adapters, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-5)
+
+
 def test_held_out_loss_and_summary(train, tmp_path):
     summary, backbone, rows, _ = train()
     assert Run(tmp_path / "run").read_summary("sft") == summary

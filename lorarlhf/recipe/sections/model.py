@@ -11,7 +11,7 @@ from lorarlhf.recipe.sections.section import PositiveInt, Section
 Role = Literal["policy", "reference", "reward", "critic"]
 Quantization = Literal["nf4", "int8", "none"]
 TopLayers = Annotated[float, Field(gt=0, le=1)]
-TOP_LAYERS = 0.5  # of reward model and critic; docs/performance.md has the ablation
+TOP_LAYERS = 0.5  # of reward model and critic; docs/reward-model.md has the ablation
 
 
 class ModelConfig(Section):
