@@ -63,7 +63,12 @@ def _tried(task: Callable[[Path], Any], folder: Path) -> dict[str, Any]:
     folder = folder.with_name(folder.name.replace(" ", "-"))
     folder.mkdir(parents=True)
     start = time.perf_counter()
-    tally = task(folder)
+    from lorarlhf.errors import Stopped
+
+    try:
+        tally = task(folder)
+    except Stopped as stopped:  # the signal came while a stage was on, and it is the campaign that it was for
+        sys.exit(128 + stopped.number)
     return {
         "tried": tally.tried,
         "held": tally.tried - len(tally.failures),

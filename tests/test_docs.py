@@ -1,5 +1,6 @@
 """What pages of documentation point to is there: files, headings, Python objects. `make docs` builds the site."""
 
+import json
 import pkgutil
 import re
 import runpy
@@ -57,6 +58,12 @@ def test_documented_objects_exist():
     assert names
     for name in names:
         pkgutil.resolve_name(name)
+
+
+def test_what_the_campaign_of_faults_has_found_is_told():
+    totals = json.loads((ROOT / "benchmarks" / "results" / "faults-cpu.json").read_text(encoding="utf-8"))["totals"]
+    told = re.findall(r"^\| `(\w+)` \|.*\| ([\d,]+ of [\d,]+) \|$", (DOCS / "reliability.md").read_text(), re.MULTILINE)
+    assert dict(told) == {part: f"{count['held']:,} of {count['tried']:,}" for part, count in totals.items()}
 
 
 def test_the_licence_of_every_dependency_is_listed():

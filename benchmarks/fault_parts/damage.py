@@ -14,7 +14,7 @@ from write_faults import Begun, differences, left_by
 
 from fault_parts.tally import Tally, Task
 from fault_parts.writes import ESTIMATORS, settings_of
-from lorarlhf.errors import UserError
+from lorarlhf.errors import Stopped, UserError
 from lorarlhf.manifest import fault_of, numbered_checkpoints
 from lorarlhf.recipe.sections import Stage
 from lorarlhf.run import Run
@@ -83,6 +83,8 @@ def _goes_on(begun: Begun, stage: Stage, run: Run, damaged: str, before: str) ->
     try:
         fault = fault_of(run.stage(stage) / damaged)
         begun.train(stage, run, resume=True)
+    except Stopped:
+        raise
     except Exception as error:  # whatever it is, it is counted and told
         return [f"{type(error).__name__}: {error}"]
     finally:

@@ -10,6 +10,7 @@ from pathlib import Path
 from write_faults import Begun, export_fails_and_goes_on
 
 from fault_parts.tally import Tally, Task
+from lorarlhf.errors import Stopped
 from lorarlhf.recipe.sections import Stage
 
 ESTIMATORS = {"gae": (), "rloo": ("ppo.num_generations=4",), "grpo": ("ppo.num_generations=4",)}
@@ -32,6 +33,8 @@ def try_stage(stage: Stage, sets: tuple[str, ...], every: int, folder: Path) -> 
         run = folder / str(point)
         try:
             wrong = "; ".join(begun.fails_and_goes_on(stage, point, run, expected))
+        except Stopped:
+            raise
         except Exception as error:  # whatever it is, it is counted and told
             wrong = f"at {point}: {type(error).__name__}: {error}"
         tally.add(wrong)
