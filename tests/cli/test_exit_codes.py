@@ -176,6 +176,7 @@ def test_a_demo_that_was_stopped_goes_on_as_a_run(command, monkeypatch, error, o
     assert line.endswith(f"; to go on: lorarlhf run --output-dir {folder}")
     told = []
     monkeypatch.setattr("lorarlhf.stages.pipeline.run_recipe", lambda *args: told.append(args))
+    monkeypatch.setattr("lorarlhf.run.Run.last_stage", lambda _: "reward")
     code, _, err = command(*line.partition("to go on: lorarlhf ")[2].split())
     assert code == 0, err
     ((recipe, run, resume),) = told

@@ -61,7 +61,7 @@ def test_a_reward_model_is_as_good_as_its_training_said(evaluate, tmp_path):
     low, high = found["eval_accuracy_interval"]
     assert f"accuracy           {found['eval_accuracy']:.1%}  (95%: {low:.1%} to {high:.1%})" in out
     assert "reward on 12 comparisons of " in out
-    assert "scored 12/12" in out
+    assert "scored 24/24" in out  # both sides of twelve
     assert "\x1b" not in out
 
 
