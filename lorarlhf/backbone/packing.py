@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 PADDING = -1
 PROMPT = 0  # which branch a column is of: the prompt, or one of the responses from 1 on
 MULTIPLE = 8  # of a packed row's width: fused attention wants its masks aligned
-# Where configurations say how far a layer of theirs looks back. A mask from outside would be taken for all layers.
-WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "local_attention")
+# Where configurations say how far a layer of theirs looks back, or at how many tokens. A mask from outside would be
+# taken for all layers.
+WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "local_attention", "index_topk", "keep_window_size")
 
 
 @dataclass(frozen=True)

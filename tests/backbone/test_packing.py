@@ -112,6 +112,13 @@ def test_families_that_do_more_than_mask_and_positions_say(load_tiny, family):
     assert not load_tiny(family, compute_dtype="bfloat16").packs_prompts
 
 
+def test_layers_that_choose_the_tokens_they_look_at_have_a_window(load_tiny):
+    """DeepSeek's sparse attention takes all of the past only where that is no more than it may take."""
+    backbone, sequences = load_tiny("glm_moe_dsa", quantization="none"), some_sequences()
+    assert backbone.attention_window == 8
+    assert grouped(backbone, sequences).groups is None
+
+
 def test_a_window_that_a_packed_row_exceeds(load_tiny):
     backbone = load_tiny("mistral")
     backbone.packs_prompts = True  # as with a window that the few tokens of the check do not reach
