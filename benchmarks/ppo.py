@@ -48,7 +48,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--iterations", type=int, default=2, help="measured ones, after one to warm up")
     parser.add_argument("--micro-batch-tokens", type=int, default=4096)
     parser.add_argument("--top-layers", type=float, default=1.0, help="share of layers that reward and critic adapt")
-    parser.add_argument("--recompute-logprobs", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--recompute-logprobs", action=argparse.BooleanOptionalAction, default="auto")
     parser.add_argument("--packing", action=argparse.BooleanOptionalAction, default=True, help="of groups, by lorarlhf")
     parser.add_argument("--attention", choices=["sdpa", "eager"], help="default: what the engine takes by itself")
     parser.add_argument("--gradient-checkpointing", action=argparse.BooleanOptionalAction, default=False)

@@ -170,9 +170,7 @@ def _differ(
     error = (ours.float() - expected.float()).norm(dim=-1) / expected.float().norm(dim=-1)
     lengths: list[int] = sequences.lengths.tolist() if sequences else [error.shape[1]] * len(error)
     medians = torch.stack([row[:length].median() for row, length in zip(error, lengths, strict=True)])
-    # int8 rounds activations too, and by what else is in the batch.
-    exact = backbone.compute_dtype == torch.float32 and not getattr(backbone.causal_lm, "is_loaded_in_8bit", False)
-    tolerance = 0.01 if exact else rounding
+    tolerance = 0.01 if backbone.is_exact else rounding
     return not bool((medians < tolerance).all())  # which NaN is not
 
 

@@ -85,6 +85,14 @@ class SharedBackbone(nn.Module):
         return layers
 
     @property
+    def is_exact(self) -> bool:
+        """Whether a sequence's numbers are the same, to float32's rounding, in any batch, with a cache or without.
+
+        int8 rounds activations too, and by what else is in the batch.
+        """
+        return self.compute_dtype == torch.float32 and not getattr(self.causal_lm, "is_loaded_in_8bit", False)
+
+    @property
     def attention_window(self) -> int | None:
         """How many tokens back the layers that see least of them see; None where all see everything."""
         config = self.causal_lm.config.get_text_config(decoder=True)

@@ -91,9 +91,9 @@ def _iteration(
         with clock.phase("rollout"):  # 1. responses of the policy as it is now
             rollout = setup.sampler.sample([example.ids for example in prompts], uniforms[rows.start : rows.stop])
         with clock.phase("score"):  # 2. reward, reference, values
-            scored = score(
-                setup.passes, rollout, prompts, setup.reward, algorithm.has_critic, config.recompute_logprobs
-            )
+            again = config.recompute_logprobs
+            again = not learner.backbone.is_exact if again == "auto" else again
+            scored = score(setup.passes, rollout, prompts, setup.reward, algorithm.has_critic, again)
     fault = not_finite(scored)
     if learner.any(fault is not None):
         if config.on_nan == "stop":

@@ -82,9 +82,10 @@ class PPOConfig(TrainingConfig):
     """Temperature of sampling, and of the log-probabilities that are learnt from. 1 explores as the model itself would;
     lower is more careful."""
 
-    recompute_logprobs: bool = True
+    recompute_logprobs: bool | Literal["auto"] = "auto"
     """Whether the log-probabilities of what was sampled are computed once more, as the update does it, so that ratios
-    start at 1. false saves a pass; `rollout_gap` then says what that costs."""
+    start at 1. false saves a pass; `rollout_gap` then says what that costs. `auto` does without in float32, where it
+    is rounding of 1e-5."""
 
     # Optimisation
     num_ppo_epochs: PositiveInt = 4
