@@ -37,4 +37,5 @@ def announce(source: str, what: str, sizes: Mapping[str, int], folder: Path) -> 
 
 
 def readable_bytes(count: int) -> str:
+    """As `1.5 GiB`, or MiB below one."""
     return f"{count / GIB:,.1f} GiB" if count >= GIB else f"{count / MIB:,.1f} MiB"

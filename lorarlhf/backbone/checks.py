@@ -65,15 +65,18 @@ def check_model(backbone: SharedBackbone) -> None:
 def packing_fault(backbone: SharedBackbone) -> str | None:
     """Why responses cannot be computed behind one prompt, if they cannot: families read masks in their ways."""
     sequences = _sequences(backbone)
-    prompt, responses = sequences.lists()[0][:4], [row[-3:] for row in sequences.lists()]
-    alike = TokenBatch.from_lists([prompt] * 2, responses).to(sequences.tokens.device)
+    prompt, (first, second) = sequences.lists()[0][:4], [row[-3:] for row in sequences.lists()]
+    # A long one before it: what counts tokens by where they stand in a row is then far off.
+    alike = TokenBatch.from_lists([prompt] * 2, [first * 12, second]).to(sequences.tokens.device)
     by_row = backbone.hidden_states(BASE, alike)
     try:
         packed = backbone.hidden_states(BASE, replace(alike, groups=torch.zeros_like(alike.lengths)))
     except Exception as error:  # of any kind: a family may take no mask, or no positions
         return _quoted(error)
-    # Of the responses alone: in the second a wrong position or mask would show, and half a row is prompt.
-    differ = _differ(backbone, packed[:, len(prompt) :], by_row[:, len(prompt) :])
+    place = slice(len(prompt), len(prompt) + len(second))
+    # Of the second alone, where a wrong position or mask would show. What seeps into it from the first through a few
+    # layers moves it little, and to take rounding of more than a tenth for that costs nothing but time.
+    differ = _differ(backbone, packed[1:, place], by_row[1:, place], rounding=0.1)
     return "the states differ" if differ else None
 
 
@@ -151,16 +154,23 @@ def _sequences(backbone: SharedBackbone) -> TokenBatch:
     return TokenBatch.from_lists([ids[:4], ids[4:6]], [ids[6:9], ids[9:]]).to(device)
 
 
-def _differ(backbone: SharedBackbone, ours: Tensor, expected: Tensor, sequences: TokenBatch | None = None) -> bool:
+def _differ(
+    backbone: SharedBackbone,
+    ours: Tensor,
+    expected: Tensor,
+    sequences: TokenBatch | None = None,
+    rounding: float = 0.2,
+) -> bool:
     """Whether half of a row's tokens are off by more than rounding. Only half: in a mixture, rounding moves a few far.
 
     Args:
         ours, expected: [B, L, n], of which what lies beyond the lengths of `sequences` does not count.
+        rounding: what is taken for it, as a share, where the model does not compute in float32.
     """
     error = (ours.float() - expected.float()).norm(dim=-1) / expected.float().norm(dim=-1)
     lengths: list[int] = sequences.lengths.tolist() if sequences else [error.shape[1]] * len(error)
     medians = torch.stack([row[:length].median() for row, length in zip(error, lengths, strict=True)])
-    tolerance = 0.01 if backbone.is_exact else 0.2
+    tolerance = 0.01 if backbone.is_exact else rounding
     return not bool((medians < tolerance).all())  # which NaN is not
 
 

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 PADDING = -1
 PROMPT = 0  # which branch a column is of: the prompt, or one of the responses from 1 on
 MULTIPLE = 8  # of a packed row's width: fused attention wants its masks aligned
-# Where configurations say how far a layer of theirs looks back. A mask from outside would be taken for all layers.
-WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "local_attention")
+# Where configurations say how far a layer of theirs looks back, or at how many tokens. A mask from outside would be
+# taken for all layers.
+WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "local_attention", "index_topk", "keep_window_size")
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Packing:
 
     def unpack(self, states: Tensor) -> Tensor:
         """[G, W, H] back to [B, L, H]."""
-        return states.flatten(0, 1).index_select(0, self.places.flatten()).view(*self.places.shape, -1)
+        return states.flatten(0, 1).index_select(0, self.places.flatten()).unflatten(0, self.places.shape)
 
 
 def unpacked(states: Tensor, sequences: TokenBatch) -> Tensor:
@@ -96,7 +97,7 @@ def unpacked(states: Tensor, sequences: TokenBatch) -> Tensor:
 
 def grouped(backbone: SharedBackbone, sequences: TokenBatch) -> TokenBatch:
     """The same batch, told which rows to compute behind one prompt: those with the same, as far as it saves work."""
-    if not backbone.packs_prompts:
+    if not _can_pack(backbone, sequences.lengths.tolist()):
         return sequences
     groups: list[int] = []
     widths: list[int] = []  # of each group's row so far
@@ -121,7 +122,7 @@ def side_by_side(backbone: SharedBackbone, rows: Sequence[Sequence[int]]) -> Tok
     For scores, which are read at a sequence's end: where its prompt ends makes no difference to them, so what is shared
     counts as the prompt.
     """
-    if backbone.packs_prompts:
+    if _can_pack(backbone, [len(row) for row in rows]):
         found = _beginning_alike(backbone, rows)
     else:
         found = [([i], len(row)) for i, row in enumerate(rows)]
@@ -134,6 +135,12 @@ def side_by_side(backbone: SharedBackbone, rows: Sequence[Sequence[int]]) -> Tok
         [row[length:] for row, length in zip(rows, shared, strict=True)],
     )
     return replace(batch, groups=torch.tensor(groups)) if len(found) < len(rows) else batch
+
+
+def _can_pack(backbone: SharedBackbone, lengths: Sequence[int]) -> bool:
+    """Whether any of the rows can be packed: one that a window cuts off by itself would lose it to the others' mask."""
+    window = backbone.attention_window
+    return backbone.packs_prompts and (window is None or max(lengths, default=0) <= window)
 
 
 def _beginning_alike(backbone: SharedBackbone, rows: Sequence[Sequence[int]]) -> list[tuple[list[int], int]]:

@@ -94,7 +94,7 @@ class SharedBackbone(nn.Module):
 
     @property
     def attention_window(self) -> int | None:
-        """How far back the layers that look back least see; None where all see everything."""
+        """How many tokens back the layers that see least of them see; None where all see everything."""
         config = self.causal_lm.config.get_text_config(decoder=True)
         windows = [getattr(config, name, None) for name in WINDOWS]
         return min((window for window in windows if isinstance(window, int)), default=None)

@@ -54,7 +54,9 @@ class PolicySFTTrainer(SharedBatches, WholeCheckpoints, SFTTrainer):
     ) -> Any:
         """TRL's, of rows of similar length at a time where they add up: `num_items_in_batch` is of the whole step."""
         whole = functools.partial(super().compute_loss, model, num_items_in_batch=num_items_in_batch)
-        if return_outputs or num_items_in_batch is None:
+        # Processes exchange numbers pass by pass, so each must make as many; a mixture's loss of its router is a mean.
+        one_pass = self.accelerator.num_processes > 1 or self.aux_loss_enabled
+        if one_pass or return_outputs or num_items_in_batch is None:
             return whole(inputs, return_outputs=return_outputs)
         parts = of_similar_length(inputs, tokens_of_similar_rows(inputs["input_ids"].device))
         return torch.stack([whole(part) for part in parts]).sum()

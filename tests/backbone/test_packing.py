@@ -106,6 +106,19 @@ def test_layers_that_look_back_less_far_are_not_packed(load_tiny, family):
     assert grouped(backbone, some_sequences()).groups is None
 
 
+@pytest.mark.parametrize("family", ["falcon_h1", "gpt_neo", "mpt"])
+def test_families_that_do_more_than_mask_and_positions_say(load_tiny, family):
+    """A state from token to token, a local window, biases by distance: in bfloat16 too, that is no rounding."""
+    assert not load_tiny(family, compute_dtype="bfloat16").packs_prompts
+
+
+def test_layers_that_choose_the_tokens_they_look_at_have_a_window(load_tiny):
+    """DeepSeek's sparse attention takes all of the past only where that is no more than it may take."""
+    backbone, sequences = load_tiny("glm_moe_dsa", quantization="none"), some_sequences()
+    assert backbone.attention_window == 8
+    assert grouped(backbone, sequences).groups is None
+
+
 def test_a_window_that_a_packed_row_exceeds(load_tiny):
     backbone = load_tiny("mistral")
     backbone.packs_prompts = True  # as with a window that the few tokens of the check do not reach
@@ -113,6 +126,17 @@ def test_a_window_that_a_packed_row_exceeds(load_tiny):
     for window, groups in ((widest, 3), (widest - 1, 4)):  # the third response then begins a row
         backbone.causal_lm.config.sliding_window = window
         assert len(set(grouped(backbone, some_sequences()).groups.tolist())) == groups
+
+
+def test_a_row_that_exceeds_the_window_by_itself_keeps_it(load_tiny):
+    """A packed pass has one mask for all of its rows and layers, which knows no window."""
+    backbone, sequences = load_tiny("mistral"), some_sequences()
+    backbone.attach("reward", SHAPE)
+    backbone.packs_prompts = True
+    backbone.causal_lm.config.sliding_window = int(sequences.lengths.max()) - 1
+    expected = backbone.scores(sequences)
+    assert_close(backbone.scores(grouped(backbone, sequences)), expected)
+    assert_close(backbone.scores(side_by_side(backbone, sequences.lists())), expected)
 
 
 def test_rows_are_grouped_by_their_prompts_where_that_is_less_work(load_tiny):

@@ -69,6 +69,15 @@ def test_argilla_gives_a_row_a_response():
             record() | {"responses": {"preference": "response1"}},
             "responses to preference is text, not a list of objects",
         ),
+        (
+            record() | {"responses": [{"values": {}, "user_id": "ann"}]},
+            "responses is a list, not an object",
+        ),  # Argilla 1
+        (record() | {"metadata": "none"}, "metadata is text, not an object"),
+        (task(annotation() | {"result": "none"}), "result is text, not a list"),
+        (task(annotation(said("neither", "choices", choices="tie"))), "choices is text, not a list"),
+        (task(annotation(said("comment", "textarea", text=3))), "text is a number, not a list"),
+        (task(annotation(said("n", "choices") | {"value": "tie"})), "value is text, not an object"),
     ],
 )
 def test_bad_rows(row, reason):

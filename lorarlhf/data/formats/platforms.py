@@ -64,9 +64,9 @@ def label_studio(row: Row) -> Comparison:
 
 def argilla(row: Row) -> Comparison:
     """A record as `dataset.records.to_json` writes it. Raises BadRow for one that says something else."""
-    fields, metadata = row["fields"], row.get("metadata") or {}
+    fields, metadata = row["fields"], _object(row, "metadata")
     by_user: dict[str, dict[str, Any]] = {}
-    for question, responses in (row["responses"] or {}).items():
+    for question, responses in _object(row, "responses").items():
         if not isinstance(responses, list) or not all(isinstance(response, dict) for response in responses):
             raise BadRow(f"responses to {question} is {kind_of(responses)}, not a list of objects")
         for response in responses:
@@ -83,11 +83,11 @@ def argilla(row: Row) -> Comparison:
 
 def _annotation(annotation: Row) -> Judgement:
     """Without a selection nothing was said, nor where the task was skipped."""
-    parts = [part for part in annotation.get("result") or [] if isinstance(part, dict)]
-    values = {part.get("from_name"): part.get("value") or {} for part in parts}
-    selected = [part["value"].get("selected") for part in parts if part.get("type") == "pairwise" and part.get("value")]
-    chosen = [choice for value in values.values() for choice in value.get("choices") or []]
+    parts = [part for part in _listed(annotation, "result") if isinstance(part, dict)]
+    values = {str(part.get("from_name")): _object(part, "value") for part in parts}
+    chosen = [str(choice) for value in values.values() for choice in _listed(value, "choices")]
     said: Said = next((_NEITHER[choice] for choice in chosen if choice in _NEITHER), "skip")
+    selected = [_object(part, "value").get("selected") for part in parts if part.get("type") == "pairwise"]
     if selected and selected[0] in ("left", "right"):
         said = selected[0]
     who = annotation.get("completed_by")
@@ -97,7 +97,7 @@ def _annotation(annotation: Row) -> Judgement:
         "annotator" if who is None else str(who),
         "skip" if annotation.get("was_cancelled") else said,
         _strength(values.get("strength", {}).get("rating")),
-        "\n".join(map(str, values.get("comment", {}).get("text") or [])) or None,
+        "\n".join(map(str, _listed(values.get("comment", {}), "text"))) or None,
         _seconds(annotation.get("lead_time")),
         str(annotation.get("created_at") or ""),
     )
@@ -116,6 +116,22 @@ def _response(user: str, values: dict[str, Any]) -> Judgement:
 
 def _prompt(fields: Row) -> list[Message]:
     return messages(fields, "prompt") if isinstance(fields.get("prompt"), list) else asked(fields, "prompt")
+
+
+def _object(row: Row, column: str) -> Row:
+    """An empty one where there is nothing."""
+    value = row.get(column) or {}
+    if not isinstance(value, dict):
+        raise BadRow(f"{column} is {kind_of(value)}, not an object")
+    return value
+
+
+def _listed(row: Row, column: str) -> list[Any]:
+    """An empty list where there is nothing."""
+    value = row.get(column) or []
+    if not isinstance(value, list):
+        raise BadRow(f"{column} is {kind_of(value)}, not a list")
+    return value
 
 
 def _text_or_none(value: object) -> str | None:
