@@ -87,7 +87,8 @@ class Packing:
 
     def unpack(self, states: Tensor) -> Tensor:
         """[G, W, H] back to [B, L, H]."""
-        return states.flatten(0, 1).index_select(0, self.places.flatten()).unflatten(0, self.places.shape)
+        found = states.flatten(0, 1).index_select(0, self.places.flatten())
+        return found.view(*self.places.shape, *states.shape[2:])
 
 
 def unpacked(states: Tensor, sequences: TokenBatch) -> Tensor:
