@@ -51,7 +51,7 @@ def test_a_run_and_what_it_leaves_behind(run, tmp_path):
         (2, False),
         (2, True),
     ]
-    assert rows[1]["kl"] == 0, "the policy starts as its reference"
+    assert rows[1]["kl"] == pytest.approx(0, abs=1e-5), "the policy starts as its reference"
     assert summary["before"]["eval_reward"] == rows[0]["eval_reward"]
     evaluations = [row for row in rows if "eval_reward" in row]
     best = max(evaluations, key=lambda row: row["eval_objective"])
