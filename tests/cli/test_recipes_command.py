@@ -43,7 +43,7 @@ def test_list_says_what_headers_know_of_time_and_result():
     demo, *_, smollm = [line for line in run("list").stdout.splitlines() if "CPU" in line]
     assert "  time: minutes on two CPU cores.  expect: by the rule" in demo
     assert demo.endswith("at a KL of 3.5 nats.")  # a header's lines made one
-    assert "  time: 65 minutes on one core" in smollm
+    assert "  time: 48 minutes on one core" in smollm
     assert smollm.endswith("docs/results.md.")
 
 
