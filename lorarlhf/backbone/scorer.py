@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from lorarlhf.backbone.batch import tokens_of_similar_rows
-from lorarlhf.backbone.packing import side_by_side
+from lorarlhf.backbone.grouping import side_by_side
 from lorarlhf.backbone.shared import SharedBackbone
 
 

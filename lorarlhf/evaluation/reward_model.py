@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lorarlhf.backbone.budget import FORWARD_TOKENS, TokenBudget, in_micro_batches
+from lorarlhf.backbone.grouping import side_by_side
 from lorarlhf.backbone.load import load_backbone
-from lorarlhf.backbone.packing import side_by_side
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.formats.values import messages
 from lorarlhf.data.rows import BadRow, Demonstration, Prompt, in_turns, is_text

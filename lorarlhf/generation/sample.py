@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.budget import TokenBudget
+from lorarlhf.backbone.grouping import grouped
 from lorarlhf.backbone.logprobs import Softmax
-from lorarlhf.backbone.packing import grouped
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.generation.decode import make_decoder
 from lorarlhf.generation.draw import draw

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from lorarlhf.backbone.batch import TokenBatch
-from lorarlhf.backbone.packing import Packing, grouped, side_by_side
+from lorarlhf.backbone.grouping import grouped, side_by_side
+from lorarlhf.backbone.packing import Packing
 from lorarlhf.backbone.shared import SharedBackbone
 
 PROMPTS = (7, 3, 5)  # tokens of each prompt
