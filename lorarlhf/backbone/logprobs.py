@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,20 @@ from torch.autograd.function import once_differentiable
 CHUNK_BYTES = 2**26
 CPU_CHUNK_BYTES = 2**24  # a chunk should stay in the CPU's cache: half the time, measured
 Head = Callable[[Tensor], Tensor]
+
+
+class Predictions(NamedTuple):
+    """What the states before [N] tokens say of them.
+
+    Attributes:
+        logprobs: [N] float32, of each token.
+        entropy: [N] float32, of the distribution it was drawn from; 0 where it was not asked for.
+        is_likeliest: [N] bool, whether no other token was likelier; carries no gradient.
+    """
+
+    logprobs: Tensor
+    entropy: Tensor
+    is_likeliest: Tensor
 
 
 def rows_a_chunk(vocabulary: int, device: torch.device) -> int:
@@ -27,8 +41,8 @@ def chunked_logprobs(
     temperature: float,
     chunk: int = 1024,
     with_entropy: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target and entropy of the distribution it was drawn from.
+) -> Predictions:
+    """Log-probability of each target, entropy of the distribution it was drawn from, and whether it was the likeliest.
 
     The distribution is softmax(logits / temperature), reduced in float32. The head is frozen and rows do not mix, so
     forward already knows each row's gradient with respect to its hidden state: it keeps that [N, H] tensor, and
@@ -40,14 +54,10 @@ def chunked_logprobs(
         logits_of: the language-model head, [n, H] -> [n, V].
         chunk: rows at a time.
         with_entropy: off saves a quarter of the time, half again in training: another product with the head.
-
-    Returns:
-        logprobs [N] and entropy [N] (0 without), both float32.
     """
     if torch.is_grad_enabled() and hidden.requires_grad:
-        logprobs, entropy = _ChunkedLogprobs.apply(hidden, targets, logits_of, temperature, chunk, with_entropy)
-        return logprobs, entropy
-    results: list[tuple[Tensor, Tensor]] = []
+        return Predictions(*_ChunkedLogprobs.apply(hidden, targets, logits_of, temperature, chunk, with_entropy))
+    results: list[Predictions] = []
     workspace = None
     for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True):
         softmax = Softmax(logits_of(h), temperature, workspace)
@@ -60,8 +70,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, targets: Tensor, logits_of: Head, temperature: float, chunk: int, with_entropy: bool
-    ) -> tuple[Tensor, Tensor]:
-        results: list[tuple[Tensor, Tensor]] = []
+    ) -> Predictions:
+        results: list[Predictions] = []
         slopes: list[list[Tensor]] = []
         workspace = None
         for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True):
@@ -75,15 +85,14 @@ class _ChunkedLogprobs(torch.autograd.Function):
             scale = -1 / (temperature * softmax.total)
             slopes.append([])
             if with_entropy:  # d entropy / d logits = -p (log p + entropy)
-                surprise = softmax.shifted + (results[-1][1] - softmax.total.log()).unsqueeze(1)
+                surprise = softmax.shifted + (results[-1].entropy - softmax.total.log()).unsqueeze(1)
                 slopes[-1].append(_product(logits, h, surprise.mul_(softmax.exp), scale))
             # d log p(target) / d logits = one_hot(target) - p; p x total is `exp`, which is not needed again.
             softmax.exp[torch.arange(len(t), device=t.device), t] -= softmax.total
             slopes[-1].insert(0, _product(logits, h, softmax.exp, scale))
         ctx.save_for_backward(*(torch.cat(column) for column in zip(*slopes, strict=True)))
         outputs = _stack(results)
-        if not with_entropy:
-            ctx.mark_non_differentiable(outputs[1])
+        ctx.mark_non_differentiable(outputs.is_likeliest, *([] if with_entropy else [outputs.entropy]))
         return outputs
 
     @staticmethod
@@ -121,6 +130,10 @@ class Softmax:
         """[n] log-probability of one token a row."""
         return self.shifted.gather(1, targets.unsqueeze(1)).squeeze(1) - self.total.log()
 
+    def is_likeliest(self, targets: Tensor) -> Tensor:
+        """[n] whether no other token has a greater probability."""
+        return self.shifted.gather(1, targets.unsqueeze(1)).squeeze(1) == 0
+
     def entropy(self) -> Tensor:
         """[n] log total - E[shifted]."""
         with _as_stored(self.exp.device.type):
@@ -134,9 +147,10 @@ def _as_stored(device: str) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast(device, enabled=False) if available else contextlib.nullcontext()
 
 
-def _results(softmax: Softmax, targets: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor]:
+def _results(softmax: Softmax, targets: Tensor, with_entropy: bool) -> Predictions:
     logprobs = softmax.logprobs(targets)
-    return logprobs, softmax.entropy() if with_entropy else torch.zeros_like(logprobs)
+    entropy = softmax.entropy() if with_entropy else torch.zeros_like(logprobs)
+    return Predictions(logprobs, entropy, softmax.is_likeliest(targets))
 
 
 def _product(logits: Tensor, hidden: Tensor, d_logits: Tensor, scale: Tensor) -> Tensor:
@@ -145,6 +159,5 @@ def _product(logits: Tensor, hidden: Tensor, d_logits: Tensor, scale: Tensor) ->
     return grad * scale.unsqueeze(1)
 
 
-def _stack(pieces: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    logprobs, entropy = (torch.cat(column) for column in zip(*pieces, strict=True))
-    return logprobs, entropy
+def _stack(pieces: list[Predictions]) -> Predictions:
+    return Predictions(*(torch.cat(column) for column in zip(*pieces, strict=True)))

@@ -19,7 +19,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokeniz
 from lorarlhf.backbone.adapters import BASE, Adapters, ScalarHead
 from lorarlhf.backbone.base import BaseModel
 from lorarlhf.backbone.batch import TokenBatch
-from lorarlhf.backbone.logprobs import chunked_logprobs, rows_a_chunk
+from lorarlhf.backbone.logprobs import Predictions, chunked_logprobs, rows_a_chunk
 from lorarlhf.backbone.packing import WINDOWS, Packing, unpacked
 from lorarlhf.backbone.trunk import (
     TrunkStates,
@@ -301,9 +301,15 @@ class SharedBackbone(nn.Module):
         # Only states that predict a response token go through the head, as one list [N, H]: prompts and padding are
         # most of a batch, and a row of the vocabulary is some forty times as wide as a hidden state.
         targets = _response_tokens(drawn or sequences)[mask]
-        chunk = rows_a_chunk(self.causal_lm.get_output_embeddings().out_features, self.device)
-        logprobs, entropy = chunked_logprobs(before[mask], targets, self.logits, temperature, chunk, with_entropy)
+        logprobs, entropy, _ = self.predictions(before[mask], targets, temperature, with_entropy)
         return _scatter(logprobs, mask), _scatter(entropy, mask)
+
+    def predictions(
+        self, states: Tensor, targets: Tensor, temperature: float = 1.0, with_entropy: bool = True
+    ) -> Predictions:
+        """What last hidden states [N, H] say of the [N] tokens that come next: scores are only made in chunks."""
+        chunk = rows_a_chunk(self.causal_lm.get_output_embeddings().out_features, self.device)
+        return chunked_logprobs(states, targets, self.logits, temperature, chunk, with_entropy)
 
     def values(self, sequences: TokenBatch, below: TrunkStates | None = None) -> Tensor:
         """[B, R] the critic's value of the state in which each response token was chosen, 0 at padding."""

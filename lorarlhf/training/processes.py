@@ -35,11 +35,16 @@ class SharedBatches(Trainer):
         # Autocast as ever, and nothing wrapped: what transformers asks for where a model does its own exchange.
         self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        loss = super().training_step(*args, **kwargs)
+    def passes(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Parts of a batch, one after the other of which goes forward and backward; their losses add up."""
+        yield batch
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        step = super().training_step
+        loss = torch.stack([step(model, part, *args, **kwargs) for part in self.passes(inputs)]).sum()
         if self.accelerator.sync_gradients and self.accelerator.num_processes > 1:
             average_gradients(
-                [parameter for parameter in args[0].parameters() if parameter.requires_grad],
+                [parameter for parameter in model.parameters() if parameter.requires_grad],
                 self.accelerator.num_processes,
             )
         return loss

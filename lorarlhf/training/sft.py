@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,15 @@ from lorarlhf.training.checkpoint import WholeCheckpoints
 from lorarlhf.training.processes import SharedBatches
 
 IGNORED = -100  # the label of a token that no loss counts
+LIKELIEST = "likeliest_tokens"  # among the numbers to be logged: how many labels were the likeliest token, of how many
 
 
 class PolicySFTTrainer(SharedBatches, WholeCheckpoints, SFTTrainer):
-    """TRL's SFTTrainer on tokenised rows with labels."""
+    """TRL's SFTTrainer on tokenised rows with labels, with a loss that is read where labels are.
+
+    TRL's head multiplies every token with the output layer, and again in backward; here what is counted is, once. Of a
+    mixture whose router has a loss of its own, TRL computes all of it.
+    """
 
     def __init__(
         self, backbone: SharedBackbone, config: SFTConfig, train: Dataset, test: Dataset, folder: Path, seed: int
@@ -46,39 +50,82 @@ class PolicySFTTrainer(SharedBatches, WholeCheckpoints, SFTTrainer):
         )
         backbone.train_roles("policy")  # TRL has cast the adapter to bfloat16: back to float32
         self.remove_callback(PrinterCallback)
-        tokens = tokens_of_similar_rows(backbone.device)
-        self.budget = TokenBudget("evaluation", tokens, "lower data.max_length or take a smaller model")
+        self.model_accepts_loss_kwargs = True  # the loss is divided by the tokens of the whole step here
+        self.tokens_a_pass = tokens_of_similar_rows(backbone.device)
+        self.budget = TokenBudget("evaluation", self.tokens_a_pass, "lower data.max_length or take a smaller model")
+        self._seen = self._nothing_seen()
+
+    def passes(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Rows of similar length at a time; of a mixture all of them, as the loss of its router is a mean."""
+        return iter([batch]) if self.aux_loss_enabled else of_similar_length(batch, self.tokens_a_pass)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """TRL's, of rows of similar length at a time where they add up: `num_items_in_batch` is of the whole step."""
-        whole = functools.partial(super().compute_loss, model, num_items_in_batch=num_items_in_batch)
-        # Processes exchange numbers pass by pass, so each must make as many; a mixture's loss of its router is a mean.
-        one_pass = self.accelerator.num_processes > 1 or self.aux_loss_enabled
-        if one_pass or return_outputs or num_items_in_batch is None:
-            return whole(inputs, return_outputs=return_outputs)
-        parts = of_similar_length(inputs, tokens_of_similar_rows(inputs["input_ids"].device))
-        return torch.stack([whole(part) for part in parts]).sum()
+        """The negative log-probability of labelled tokens, summed and divided by `num_items_in_batch`, or by theirs."""
+        if self.aux_loss_enabled or return_outputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs["labels"][:, 1:]
+        counted = labels != IGNORED
+        lengths = inputs["attention_mask"].sum(1)
+        states = self.backbone.hidden_states(
+            "policy", TokenBatch(inputs["input_ids"], lengths, torch.zeros_like(lengths))
+        )
+        found = self.backbone.predictions(states[:, :-1][counted], labels[counted], with_entropy=False)
+        self._seen += torch.stack([found.is_likeliest.sum(), counted.sum(), lengths.sum()])
+        if num_items_in_batch is None:
+            return -found.logprobs.sum() / counted.sum().clamp(min=1)
+        # `num_items_in_batch` is of all processes, whose gradients are averaged.
+        items = torch.as_tensor(num_items_in_batch).clamp(min=1)
+        return -found.logprobs.sum() / items * self.accelerator.num_processes
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self._count("train")
+        return loss
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> Any:
         """The mean loss a token of a batch of the evaluation, computed in parts once memory has run out."""
-        whole = functools.partial(
-            super().prediction_step, model, prediction_loss_only=prediction_loss_only, ignore_keys=ignore_keys
-        )
-        if self.accelerator.num_processes > 1:  # they exchange numbers batch by batch: one alone cannot take two
-            return whole(inputs)
-        ids = inputs["input_ids"]
+        if self.aux_loss_enabled and self.accelerator.num_processes > 1:  # they exchange numbers batch by batch
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        batch = self._prepare_inputs(self._without_repeats(inputs, self.args.per_device_eval_batch_size))
+        ids = batch["input_ids"]
 
+        @torch.no_grad()
         def attempt(tokens: int) -> Tensor:
-            parts = list(of_similar_length(inputs, tokens))
-            losses = torch.stack([whole(part)[0] for part in parts])
+            self._seen = self._nothing_seen()
+            parts = list(of_similar_length(batch, tokens))
+            losses = torch.stack([self.compute_loss(model, part) for part in parts])
             counted = torch.stack([(part["labels"][:, 1:] != IGNORED).sum() for part in parts]).to(losses)
             return (losses * (counted / counted.sum().clamp(min=1))).sum()
 
-        return self.budget.run(attempt, most=ids.numel(), least=ids.shape[1]), None, None
+        with self.compute_loss_context_manager():
+            loss = self.budget.run(attempt, most=ids.numel(), least=ids.shape[1])
+        self._count("eval")
+        return loss, None, None
+
+    # Numbers that are logged: of all tokens since the last time, of all processes
+
+    def _nothing_seen(self) -> Tensor:
+        """[3] of a batch: labelled tokens that were the likeliest, labelled tokens, tokens."""
+        return torch.zeros(3, dtype=torch.long, device=self.accelerator.device)
+
+    def _count(self, mode: str) -> None:
+        """Add up what was seen; processes may have made other numbers of passes over a batch, so once for each batch."""
+        likeliest, labelled, tokens = self.accelerator.reduce(self._seen).tolist()
+        self._seen = self._nothing_seen()
+        before = self._metrics[mode].get(LIKELIEST, [0, 0])
+        self._metrics[mode][LIKELIEST] = [before[0] + likeliest, before[1] + labelled]
+        self._total_train_tokens += tokens if mode == "train" else 0
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        likeliest, labelled = metrics.pop(LIKELIEST, [0, 0])
+        if labelled:  # none where TRL computes the loss
+            metrics |= {"mean_token_accuracy": [likeliest / labelled], "num_tokens": [self._total_train_tokens]}
+        super().log(logs, start_time)
 
     def leave_out(self, batch: dict[str, Any], rows: int) -> dict[str, Any]:
         if rows:

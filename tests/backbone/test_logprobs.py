@@ -42,10 +42,10 @@ def test_logprobs_worked_by_hand():
     # Scores (0, ln 3) are probabilities 1/4 and 3/4; at temperature 1/2 they are 1/10 and 9/10.
     hidden, targets = torch.tensor([[1.0], [1.0]]), torch.tensor([0, 1])
     head = Head(torch.tensor([[0.0], [math.log(3)]]))
-    logprobs, entropy = chunked_logprobs(hidden, targets, head, temperature=1.0)
+    logprobs, entropy, _ = chunked_logprobs(hidden, targets, head, temperature=1.0)
     assert_close(logprobs, torch.tensor([0.25, 0.75]).log())
     assert_close(entropy, torch.full((2,), 0.25 * math.log(4) + 0.75 * math.log(4 / 3)))
-    logprobs, entropy = chunked_logprobs(hidden, targets, head, temperature=0.5)
+    logprobs, entropy, _ = chunked_logprobs(hidden, targets, head, temperature=0.5)
     assert_close(logprobs, torch.tensor([0.1, 0.9]).log())
     assert_close(entropy, torch.full((2,), 0.1 * math.log(10) + 0.9 * math.log(10 / 9)))
 
@@ -54,7 +54,7 @@ def test_logprobs_worked_by_hand():
 @pytest.mark.parametrize("chunk", [1, 3, TOKENS, 2 * TOKENS])
 def test_logprobs_and_entropy_equal_the_reference(case, chunk, temperature):
     hidden, targets, head = case
-    logprobs, entropy = chunked_logprobs(hidden, targets, head, temperature=temperature, chunk=chunk)
+    logprobs, entropy, _ = chunked_logprobs(hidden, targets, head, temperature=temperature, chunk=chunk)
     scores = F.linear(hidden.double(), head.weight.double()).tolist()
     expected = [reference.logprob(row, t, temperature) for row, t in zip(scores, targets.tolist(), strict=True)]
     assert logprobs.dtype == entropy.dtype == torch.float32
@@ -75,7 +75,7 @@ def test_gradients_equal_those_without_chunks(case, chunk, temperature, weights)
         lambda x: plain(x, targets, head.weight, temperature),
     ):
         leaf = hidden.clone().requires_grad_()
-        logprobs, entropy = results(leaf)
+        logprobs, entropy, *_ = results(leaf)
         (each * (weights[0] * logprobs + weights[1] * entropy)).sum().backward()
         gradients.append(leaf.grad)
     assert gradients[0].abs().max() > 0.01
@@ -94,7 +94,7 @@ def test_no_more_than_a_chunk_of_scores_is_made_or_kept(case, chunk):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        logprobs, entropy = chunked_logprobs(hidden, targets, head, temperature=1.0, chunk=chunk)
+        logprobs, entropy, _ = chunked_logprobs(hidden, targets, head, temperature=1.0, chunk=chunk)
     assert not [shape for shape in kept if math.prod(shape) >= VOCABULARY and shape[-1] == VOCABULARY]
     (logprobs.sum() + entropy.sum()).backward()
     assert max(head.calls) <= chunk
@@ -104,7 +104,7 @@ def test_no_more_than_a_chunk_of_scores_is_made_or_kept(case, chunk):
 def test_without_entropy_the_logprobs_are_the_same(case):
     hidden, targets, head = case
     leaf = hidden.clone().requires_grad_()
-    logprobs, entropy = chunked_logprobs(leaf, targets, head, temperature=0.7, chunk=3, with_entropy=False)
+    logprobs, entropy, _ = chunked_logprobs(leaf, targets, head, temperature=0.7, chunk=3, with_entropy=False)
     assert not entropy.requires_grad
     assert not entropy.any()
     logprobs.sum().backward()
@@ -119,11 +119,11 @@ def test_without_entropy_the_logprobs_are_the_same(case):
 def test_without_gradients_scores_are_made_once(case):
     hidden, targets, head = case
     with torch.no_grad():
-        logprobs, entropy = chunked_logprobs(hidden, targets, head, temperature=1.0, chunk=3)
+        logprobs, entropy, _ = chunked_logprobs(hidden, targets, head, temperature=1.0, chunk=3)
     assert not logprobs.requires_grad
     assert not entropy.requires_grad
     assert sum(head.calls) == TOKENS
-    with_gradients, _ = chunked_logprobs(hidden.clone().requires_grad_(), targets, head, temperature=1.0, chunk=3)
+    with_gradients, _, _ = chunked_logprobs(hidden.clone().requires_grad_(), targets, head, temperature=1.0, chunk=3)
     assert with_gradients.requires_grad
     assert torch.equal(with_gradients.detach(), logprobs)
 
@@ -134,7 +134,7 @@ def test_bfloat16_scores_are_reduced_in_float32():
     hidden = torch.randint(-2, 3, (TOKENS, HIDDEN), generator=generator).bfloat16().requires_grad_()
     weight = torch.randint(-1, 2, (VOCABULARY, HIDDEN), generator=generator).bfloat16()
     targets = torch.randint(VOCABULARY, (TOKENS,), generator=generator)
-    logprobs, entropy = chunked_logprobs(hidden, targets, Head(weight), temperature=0.7, chunk=3)
+    logprobs, entropy, _ = chunked_logprobs(hidden, targets, Head(weight), temperature=0.7, chunk=3)
     expected, expected_entropy = plain(hidden, targets, weight, 0.7)
     assert logprobs.dtype == entropy.dtype == torch.float32
     assert_close(logprobs, expected.float(), atol=2e-6, rtol=2e-6)
@@ -162,7 +162,7 @@ def test_temperature_divides_the_scores(case):
         strict=True,
     ):
         assert_close(hot, halved)
-    _, entropy = chunked_logprobs(hidden, targets, head, temperature=1e4)
+    _, entropy, _ = chunked_logprobs(hidden, targets, head, temperature=1e4)
     assert_close(entropy, torch.full((TOKENS,), math.log(VOCABULARY)), atol=1e-4, rtol=0)
 
 
@@ -171,7 +171,7 @@ def test_probabilities_of_all_tokens_sum_to_one_and_give_the_entropy(case, tempe
     hidden, _, head = case
     every = torch.arange(VOCABULARY)
     for row in hidden:
-        logprobs, entropy = chunked_logprobs(
+        logprobs, entropy, _ = chunked_logprobs(
             row.expand(VOCABULARY, HIDDEN), every, head, temperature=temperature, chunk=4
         )
         assert_close(logprobs.exp().sum().item(), 1.0, atol=1e-5, rtol=0)
@@ -180,7 +180,7 @@ def test_probabilities_of_all_tokens_sum_to_one_and_give_the_entropy(case, tempe
 
 def test_large_scores_stay_finite():
     hidden = torch.tensor([[1000.0], [-1000.0]], requires_grad=True)
-    logprobs, entropy = chunked_logprobs(
+    logprobs, entropy, _ = chunked_logprobs(
         hidden, torch.tensor([1, 1]), Head(torch.tensor([[0.0], [1.0]])), temperature=0.5
     )
     assert_close(logprobs, torch.tensor([0.0, -2000.0]))
@@ -189,9 +189,20 @@ def test_large_scores_stay_finite():
     assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("with_gradients", [True, False])
+def test_a_target_is_the_likeliest_where_no_score_is_greater(case, with_gradients):
+    hidden, targets, head = case
+    scores = F.linear(hidden, head.weight)
+    targets = torch.where(torch.arange(TOKENS) % 2 == 0, scores.argmax(-1), scores.argmin(-1))
+    leaf = hidden.clone().requires_grad_(with_gradients)
+    found = chunked_logprobs(leaf, targets, head, temperature=0.7, chunk=3, with_entropy=False)
+    assert found.is_likeliest.tolist() == [k % 2 == 0 for k in range(TOKENS)]
+    assert not found.is_likeliest.requires_grad
+
+
 def test_no_tokens_at_all():
     head = Head(torch.randn(VOCABULARY, HIDDEN))
     hidden = torch.zeros(0, HIDDEN, requires_grad=True)
-    logprobs, entropy = chunked_logprobs(hidden, torch.zeros(0, dtype=torch.long), head, temperature=1.0, chunk=3)
+    logprobs, entropy, _ = chunked_logprobs(hidden, torch.zeros(0, dtype=torch.long), head, temperature=1.0, chunk=3)
     assert logprobs.shape == entropy.shape == (0,)
     assert logprobs.dtype == entropy.dtype == torch.float32

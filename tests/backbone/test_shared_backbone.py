@@ -286,7 +286,7 @@ def test_logits_have_gradients_in_chunks_and_leave_the_model_as_it_was(load_tiny
     backbone.causal_lm.config.logits_scaling = 0.25
     hidden = torch.randn(5, 32, requires_grad=True)
     targets = torch.arange(5)
-    logprobs, _ = chunked_logprobs(hidden, targets, backbone.logits, 1.0, chunk=2)
+    logprobs, _, _ = chunked_logprobs(hidden, targets, backbone.logits, 1.0, chunk=2)
     (gradient,) = torch.autograd.grad(logprobs.sum(), hidden)
     scores = backbone.causal_lm.lm_head(hidden) / 0.25
     (expected,) = torch.autograd.grad(scores.log_softmax(-1)[range(5), targets].sum(), hidden)
