@@ -55,7 +55,8 @@ def main() -> None:
 def measure(script: Path, options: list[str]) -> dict[str, Any]:
     """One run in a process of its own."""
     environment = dict(os.environ)
-    if "trl" in options and "LORARLHF_TRL_112" in environment:
+    is_ppo = script.name == "ppo.py" and not {"rloo", "grpo"} & set(options)  # all else the installed TRL has
+    if "trl" in options and is_ppo and "LORARLHF_TRL_112" in environment:
         paths = [environment["LORARLHF_TRL_112"], environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     done = subprocess.run(

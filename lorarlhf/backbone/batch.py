@@ -110,6 +110,25 @@ def tokens_of_similar_rows(device: torch.device) -> int:
     return 512 if device.type == "cpu" else 4096
 
 
+def parts_of_similar_length(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Rows to pad and compute together, each part at most `tokens` once padded (or one row): what costs least in all.
+
+    More parts are less padding, but a pass has a cost of its own, as of a sixteenth of `tokens`: on a CPU, passes of
+    SmolLM2-135M took 5 ms a token and 150 besides.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    best = [(0, 0)]  # for the first rows: the least cost, and where the last part begins
+    for end in range(1, len(order) + 1):
+        sizes = ((start, (end - start) * lengths[order[start]]) for start in range(end))
+        best.append(min((best[k][0] + n + tokens // 16, k) for k, n in sizes if n <= tokens or k == end - 1))
+    parts = []
+    while order:
+        start = best[len(order)][1]
+        parts.append(order[start:])
+        order = order[:start]
+    return parts[::-1]
+
+
 def with_end(batch: TokenBatch, end_id: int) -> TokenBatch:
     """The same sequences with `end_id` for the last token of each response, whatever stopped it.
 

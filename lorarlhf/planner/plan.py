@@ -13,9 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from lorarlhf.backbone.batch import tokens_of_similar_rows
 from lorarlhf.backbone.budget import FORWARD_TOKENS
 from lorarlhf.errors import UserError, first_line
 from lorarlhf.memory import CUDA_CONTEXT
@@ -24,6 +26,7 @@ from lorarlhf.planner.shadow import Allocations, ShadowBackbone, shadow_model, s
 from lorarlhf.recipe.sections import Recipe, Role, ScalarLoraOverride, Stage, SupervisedConfig, TrainingConfig
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.rl.algorithms import ALGORITHMS
+from lorarlhf.training.arguments import has_router_loss
 from lorarlhf.training.objectives import OBJECTIVES
 
 Target = Literal["cuda", "cpu"]
@@ -118,20 +121,24 @@ class Planner:
         layers = self._role_layers(role)
         scores = STAGES[stage].scores
         sequences = len(OBJECTIVES[self.recipe.reward.objective].sequences) if scores else 1
-        rows = config.per_device_train_batch_size * sequences
+        rows = most = config.per_device_train_batch_size * sequences
+        a_pass = max(1, tokens_of_similar_rows(torch.device(self.target)) // length)
+        if not scores and not has_router_loss(self.model_config):  # then each pass goes backward by itself
+            rows = min(most, a_pass)
         resident = {**self._weights(), **self._adapters([role], config)}
         step = functools.partial(
             shadow_steps.reward_step if scores else shadow_steps.sft_step,
             rows=rows,
             length=length,
-            again=config.gradient_accumulation_steps > 1,
+            again=config.gradient_accumulation_steps > 1 or rows < most,
         )
         training = self._run(step, layers, config.gradient_checkpointing, padded=True)
         phases = [self._phase("training", resident, training)]
         if evaluation:
             work = functools.partial(shadow_steps.reward_scores, rows=max(1, FORWARD_TOKENS // length), length=length)
             if not scores:
-                work = functools.partial(shadow_steps.sft_loss, rows=config.per_device_eval_batch_size, length=length)
+                rows = min(config.per_device_eval_batch_size, a_pass)
+                work = functools.partial(shadow_steps.sft_loss, rows=rows, length=length)
             phases.append(self._phase("evaluation", resident, self._run(work, layers, padded=not scores)))
         return StagePlan(stage, phases)
 

@@ -17,6 +17,7 @@ from lorarlhf.backbone.logprobs import Softmax
 from lorarlhf.generation.decode import Decoder, GrowingDecoder, StaticDecoder, capture_fault
 from lorarlhf.planner.shadow import Allocations, FullBatch, ShadowBackbone
 from lorarlhf.recipe.sections import Role
+from lorarlhf.training.arguments import has_router_loss
 
 
 @torch.no_grad()
@@ -85,7 +86,7 @@ def critic_step(
 
 
 def sft_step(shadow: ShadowBackbone, allocations: Allocations, rows: int, length: int, again: bool) -> None:
-    """One batch of TRL's SFTTrainer."""
+    """One pass of fine-tuning, with the whole row labelled."""
     shadow.train()
     _keep_gradients(shadow, "policy", again, allocations)
     _backward(_sft_loss(shadow, rows, length), shadow, "policy", allocations)
@@ -93,12 +94,14 @@ def sft_step(shadow: ShadowBackbone, allocations: Allocations, rows: int, length
 
 @torch.no_grad()
 def sft_loss(shadow: ShadowBackbone, allocations: Allocations, rows: int, length: int) -> None:
-    """One batch of its evaluation."""
+    """One pass of its evaluation."""
     shadow.eval()
     _sft_loss(shadow, rows, length)
 
 
 def _sft_loss(shadow: ShadowBackbone, rows: int, length: int) -> Tensor:
+    if not has_router_loss(shadow.causal_lm.config):
+        return -shadow.logprobs("policy", FullBatch(rows, 1, length - 1), with_entropy=False)[0].sum()
     tokens = torch.empty(rows, length, dtype=torch.long, device="meta")
     with shadow.role("policy"):
         if not hasattr(trl_utils, "add_fused_lm_head"):  # TRL before 1.16 makes all logits at once

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lorarlhf.backbone.load import load_backbone
+from lorarlhf.backbone.load import load_backbone, load_model_config
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.examples import SPLITS
 from lorarlhf.data.tokenized import sft_examples
@@ -24,6 +24,7 @@ from lorarlhf.stages.beginning import check_room, checkpoint_to_go_on_from
 from lorarlhf.stages.gpus import mention_other_gpus
 from lorarlhf.stages.inputs import check_inputs
 from lorarlhf.trackers import Trackers
+from lorarlhf.training.arguments import has_router_loss
 from lorarlhf.training.checkpoint import move_aside
 from lorarlhf.training.progress import show_progress
 from lorarlhf.training.results import NOTHING_HELD_OUT, save_results, training_summary
@@ -47,10 +48,10 @@ def train_sft(
 
 def _train_sft(recipe: Recipe, run: Run, resume: bool, backbone: SharedBackbone | None) -> dict[str, Any]:
     start = time.perf_counter()
-    if recipe.model.quantize_head:
+    if recipe.model.quantize_head and has_router_loss(load_model_config(recipe.model)):
         raise UserError(
-            "model.quantize_head: TRL's SFT trainer multiplies with the output layer itself and takes it in full only; "
-            "use --set model.quantize_head=false for this stage"
+            "model.quantize_head: of a mixture of experts, TRL's SFT trainer multiplies with the output layer itself and "
+            "takes it in full only; use --set model.quantize_head=false for this stage"
         )
     check_inputs("sft", recipe, run.path)
     folder = run.stage("sft")

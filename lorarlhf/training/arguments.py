@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from transformers import TrainingArguments
+from transformers import PreTrainedConfig, TrainingArguments
 
 from lorarlhf.memory import accelerator
 from lorarlhf.recipe.sections import SupervisedConfig, TrainingConfig
@@ -49,6 +49,12 @@ def supervised_arguments(config: SupervisedConfig, folder: Path, seed: int, dtyp
         "save_steps": config.save_steps,
         "bf16": dtype == torch.bfloat16,
     }
+
+
+def has_router_loss(config: PreTrainedConfig) -> bool:
+    """Whether TRL's SFTTrainer adds a loss that keeps a mixture's experts evenly used; as TRL finds out."""
+    text = config.get_text_config()
+    return hasattr(text, "output_router_logits") and getattr(text, "router_aux_loss_coef", 0.0) != 0
 
 
 def one_device(args: Arguments) -> Arguments:

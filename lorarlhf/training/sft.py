@@ -13,7 +13,7 @@ from transformers import PrinterCallback
 from trl import SFTConfig as TRLSFTConfig
 from trl import SFTTrainer
 
-from lorarlhf.backbone.batch import TokenBatch, tokens_of_similar_rows
+from lorarlhf.backbone.batch import TokenBatch, parts_of_similar_length, tokens_of_similar_rows
 from lorarlhf.backbone.budget import TokenBudget
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.recipe.sections import SFTConfig
@@ -136,7 +136,7 @@ class PolicySFTTrainer(SharedBatches, WholeCheckpoints, SFTTrainer):
 
 def of_similar_length(batch: dict[str, Tensor], tokens: int) -> Iterator[dict[str, Tensor]]:
     """A right-padded batch in parts of at most so many tokens (or one row), each cut to its longest row."""
-    lengths = batch["attention_mask"].sum(1)
-    for rows in TokenBatch(batch["input_ids"], lengths, torch.zeros_like(lengths)).micro_batches(tokens):
-        width = int(lengths[rows].max())
+    lengths = batch["attention_mask"].sum(1).tolist()
+    for rows in parts_of_similar_length(lengths, tokens):
+        width = max(lengths[row] for row in rows)
         yield {key: value[rows, :width] for key, value in batch.items()}

@@ -166,9 +166,9 @@ def test_nothing_held_out(train):
     assert "eval_loss" not in summary
 
 
-def test_a_quantised_output_layer_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
+def test_a_quantised_output_layer_of_a_mixture_is_refused_before_anything_is_loaded(tmp_path, tiny_model, monkeypatch):
     monkeypatch.setattr("lorarlhf.stages.sft.load_backbone", None)
-    recipe = small_recipe(tmp_path, "model.quantize_head=true")
+    recipe = small_recipe(tmp_path, f"model.name={tiny_model('mixtral')}", "model.quantize_head=true")
     with pytest.raises(
         UserError, match=r"model\.quantize_head: .*; use --set model\.quantize_head=false for this stage"
     ):
@@ -191,7 +191,8 @@ def test_evaluation_goes_on_in_parts_where_memory_runs_out(tmp_path, monkeypatch
 
     monkeypatch.setattr(PolicySFTTrainer, "compute_loss", compute_loss)
     assert train_sft(recipe, tmp_path / "parts")["eval_loss"] == pytest.approx(expected, rel=1e-5)
-    assert seen == [7, 3, 3, 1]
+    assert seen[0] == sum(seen[1:]) == 7
+    assert max(seen[1:]) == 3
 
 
 @pytest.mark.parametrize("where", ["compute_loss", "optimizer_step"])

@@ -32,7 +32,7 @@ class ModelConfig(Section):
 
     quantize_head: bool = False
     """Whether the output layer is quantised too: saves memory with a large vocabulary. Not for models whose output
-    layer is their embedding, and not for `lorarlhf sft`."""
+    layer is their embedding, and not for `lorarlhf sft` of a mixture of experts."""
 
     compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """What is computed in. `auto` is bfloat16 where the hardware is fast at it, else float32, which takes more memory
