@@ -113,7 +113,7 @@ class PolicySFTTrainer(SharedBatches, WholeCheckpoints, SFTTrainer):
         return torch.zeros(3, dtype=torch.long, device=self.accelerator.device)
 
     def _count(self, mode: str) -> None:
-        """Add up what was seen; processes may have made other numbers of passes over a batch, so once for each batch."""
+        """Add up what was seen, once a batch: processes may have made other numbers of passes over it."""
         likeliest, labelled, tokens = self.accelerator.reduce(self._seen).tolist()
         self._seen = self._nothing_seen()
         before = self._metrics[mode].get(LIKELIEST, [0, 0])
@@ -121,7 +121,7 @@ class PolicySFTTrainer(SharedBatches, WholeCheckpoints, SFTTrainer):
         self._total_train_tokens += tokens if mode == "train" else 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics = self._metrics["train" if self.backbone.causal_lm.training else "eval"]
         likeliest, labelled = metrics.pop(LIKELIEST, [0, 0])
         if labelled:  # none where TRL computes the loss
             metrics |= {"mean_token_accuracy": [likeliest / labelled], "num_tokens": [self._total_train_tokens]}

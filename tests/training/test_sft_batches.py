@@ -95,7 +95,7 @@ def test_a_mixture_whose_router_has_a_loss_is_trls(load_tiny, trainer_of):
 
 
 def test_logged_accuracy_is_of_all_tokens_of_all_batches(load_tiny, trainer_of, monkeypatch):
-    trainer, batch = trainer_of(load_tiny("qwen2", quantization="none", compute_dtype="float32"))
+    trainer, _ = trainer_of(load_tiny("qwen2", quantization="none", compute_dtype="float32"))
     monkeypatch.setattr(
         trainer, "state", SimpleNamespace(log_history=[], epoch=None, num_input_tokens_seen=0, global_step=1)
     )
