@@ -50,8 +50,8 @@ def _train_sft(recipe: Recipe, run: Run, resume: bool, backbone: SharedBackbone 
     start = time.perf_counter()
     if recipe.model.quantize_head and has_router_loss(load_model_config(recipe.model)):
         raise UserError(
-            "model.quantize_head: of a mixture of experts, TRL's SFT trainer multiplies with the output layer itself, in "
-            "full only; use --set model.quantize_head=false for this stage"
+            "model.quantize_head: of a mixture of experts, TRL's SFT trainer multiplies with the output layer itself, "
+            "in full only; use --set model.quantize_head=false for this stage"
         )
     check_inputs("sft", recipe, run.path)
     folder = run.stage("sft")
