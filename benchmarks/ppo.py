@@ -57,7 +57,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--optim", default="adamw_torch", help="of lorarlhf; paged_adamw_8bit needs CUDA")
     parser.add_argument("--quantize-head", action="store_true", help="the output layer in NF4 too")
     parser.add_argument("--memory-cap", type=float, help="GiB of the GPU that may be used, to stand for a smaller card")
-    parser.add_argument("--processor-time", action="store_true", help="of this process, which work beside it counts for little in; one thread, lorarlhf")
+    parser.add_argument("--processor-time", action="store_true", help="not the clock's, if other work runs beside")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 

@@ -55,16 +55,17 @@ def main() -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--times", type=int, default=2, help="runs of each point")
     parser.add_argument("--plan", action="store_true", help="plan instead")
-    parser.add_argument("--plot", type=Path, help="draw what there is instead")
+    parser.add_argument("--plot", type=Path, help="draw what there is instead, and print it as tables")
     parser.add_argument("options", nargs="*", default=shlex.split(OPTIONS), help="of ppo.py")
     args = parser.parse_args()
     results = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
     if args.plot:
-        from growth_figure import draw  # which needs matplotlib
+        from growth_figure import draw, tables  # which need matplotlib
 
         args.plot.write_text(draw(results), encoding="utf-8")
+        print(tables(results))
     elif args.plan:
-        results["planned"] = [planned(name, budget) for name in PLANNED for budget in BUDGETS]
+        results["planned"] = [row for name in PLANNED for row in planned(name)]
         write(args.out, results)
     else:
         axes = {name: getattr(args, name) for name in Point.__annotations__}
@@ -102,22 +103,30 @@ def run(point: Point, options: str, results: dict[str, Any]) -> dict[str, Any]:
     return {name: slowest[name] for name in KEPT} | {"peak_memory_gb": max(one["peak_memory_gb"] for one in found)}
 
 
-def planned(name: str, budget: int) -> dict[str, Any]:
-    """The largest phase of PPO on a GPU, by the planner."""
+def planned(name: str) -> list[dict[str, Any]]:
+    """GB of each phase of PPO on a GPU, by the planner, for each size of a micro-batch."""
     recipe = Recipe(
         model=ModelConfig(name=name, compute_dtype="bfloat16"),
         data=DataConfig(max_prompt_length=256),
         ppo=PPOConfig(
             batch_size=32,
             response_length=256,
-            micro_batch_tokens=budget,
-            optim="paged_adamw_8bit",
             gradient_checkpointing=True,
+            optim="paged_adamw_8bit",
+            eval_every=0,  # which would decode more than a batch at a time
         ),
     )
-    peak = Planner(recipe, architecture(name), "cuda").ppo(budget).peak
-    parts = {kind: round(size / 1e9, 3) for kind, size in peak.parts.items()}
-    return {"model": name, "weights": weights(name), "budget": budget, "phase": peak.name, "parts_gb": parts}
+    planner, size = Planner(recipe, architecture(name), "cuda"), weights(name)
+    rows = []
+    for budget in BUDGETS:
+        phases = planner.ppo(budget).phases
+        sizes = {"weights": phases[0].parts["backbone"], **{phase.name: phase.total for phase in phases}}
+        rows.append({"model": name, "weights": size, "budget": budget, "gb": in_gb(sizes)})
+    return rows
+
+
+def in_gb(sizes: dict[str, int]) -> dict[str, float]:
+    return {name: round(size / 1e9, 3) for name, size in sizes.items()}
 
 
 def write(out: Path, results: dict[str, Any]) -> None:

@@ -97,7 +97,7 @@ def run_trl_ppo(args: argparse.Namespace, prompts: list[list[int]], folder: Path
 
 
 def run_trl_groups(args: argparse.Namespace, prompts: list[list[int]], folder: Path) -> Seconds:
-    """RLOO and GRPO: every prompt is answered `--generations` times, and what would be a prompt each is a group each."""
+    """RLOO and GRPO: every prompt is answered several times, and what would be a prompt each is a group each."""
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
     trainer_class, config_class = {
