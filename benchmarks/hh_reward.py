@@ -33,8 +33,11 @@ from lorarlhf.evaluation.reward_model import score_tokens
 from lorarlhf.intervals import bootstrap, wilson
 from lorarlhf.memory import peak_memory_bytes
 from lorarlhf.recipe.load import load_recipe
+from lorarlhf.recipe.sections import ModelConfig
 from lorarlhf.run import Run
+from lorarlhf.stages.export import export_run
 from lorarlhf.stages.reward import train_reward
+from lorarlhf.stages.sft import train_sft
 from lorarlhf.training.baselines import bag_of_words
 from lorarlhf.training.reward_metrics import longer_wins, preference_metrics, reliability, share_won
 
@@ -62,7 +65,12 @@ ROWS: dict[str, tuple[str, ...]] = {
     "two epochs": ("reward.num_train_epochs=2",),
     "bfloat16": ("model.compute_dtype=bfloat16",),
     "nf4": ("model.quantization=nf4",),
+    "from sft": (),
 }
+SFT = (
+    *("sft.max_steps=-1", "sft.num_train_epochs=1", "sft.learning_rate=2e-4", "sft.warmup_steps=10"),
+    *("sft.per_device_train_batch_size=8", "sft.gradient_accumulation_steps=2", "sft.save_steps=10000"),
+)
 
 
 def main() -> None:
@@ -94,6 +102,8 @@ def one(args: argparse.Namespace, row: str, seed: int) -> dict[str, Any]:
     train, test = (subset(args, name, limit) for name, limit in zip(("train", "test"), limits, strict=True))
     sets = (f"seed={seed}", f"model.name={args.model}", f"data.preferences={train}", *COMMON, *ROWS[row])
     recipe = load_recipe("smollm2-135m-cpu", sets=sets)
+    if row == "from sft":
+        recipe = recipe.model_copy(update={"model": after_sft(args, train, seed)})
     layers = recipe.lora.for_role("reward").top_layers
     backbone = load(recipe.model, 0 if row == "head only" else layers)
     start = time.perf_counter()
@@ -115,6 +125,17 @@ def one(args: argparse.Namespace, row: str, seed: int) -> dict[str, Any]:
         "scoring_seconds": round(time.perf_counter() - start - seconds),
         "peak_gib": round(peak_memory_bytes() / 2**30, 2),  # of this process so far, rows before it included
     }
+
+
+def after_sft(args: argparse.Namespace, train: Path, seed: int) -> ModelConfig:
+    """The model trained on the chosen responses of the same pairs, merged, as the reward model's base."""
+    merged = args.folder / f"sft-{seed}-merged"
+    if not merged.is_dir():
+        run = Run(args.folder / f"sft-{seed}")
+        sets = (f"seed={seed}", f"model.name={args.model}", f"data.sft={train}", *COMMON, *SFT)
+        train_sft(load_recipe("smollm2-135m-cpu", sets=sets), run)
+        export_run(run, merged, "sft", merge=True, dtype="float32")
+    return load_recipe("smollm2-135m-cpu", sets=(f"model.name={merged}", *COMMON)).model
 
 
 def subset(args: argparse.Namespace, name: str, limit: int | None) -> Path:
