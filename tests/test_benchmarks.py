@@ -83,13 +83,13 @@ def test_what_is_measured_is_not_measured_again(script, monkeypatch, tmp_path):
 
     def run(point, options, results):
         if len(ran) == 3:
-            raise KeyboardInterrupt
+            raise RuntimeError
         ran.append(point.batch)
         return {"seconds_an_iteration": 1.0}
 
     monkeypatch.setattr(scaling, "run", run)
     out = tmp_path / "out.json"
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(RuntimeError):
         scaling.measure(wanted, 2, "--epochs 1", {}, out)
     scaling.measure(wanted, 1, "--epochs 1", json.loads(out.read_text()), out)
     assert ran == [4, 8, 4]
