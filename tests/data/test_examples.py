@@ -1,6 +1,5 @@
 """From a recipe's data section to rows: splits, fallbacks, bad rows, and the real files where they are there."""
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
