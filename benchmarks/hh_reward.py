@@ -45,7 +45,8 @@ LONGEST = 120  # tokens of a transcript; the chat template and its system prompt
 SIDE = (1500, 1000)  # pairs to learn from and to be judged on, of all rows but the main ones
 COMMON = (
     *("model.quantization=none", "model.compute_dtype=float32", "lora.r=16", "lora.alpha=32", "data.max_length=192"),
-    *("data.test_split=none", "data.test_size=0", "reward.num_train_epochs=1", "reward.max_steps=-1"),
+    *("data.test_split=none", "data.test_size=0", "data.max_examples=null", "data.eval_examples=null"),
+    *("reward.num_train_epochs=1", "reward.max_steps=-1"),
     *("reward.learning_rate=2e-4", "reward.warmup_steps=10", "reward.center_rewards_coefficient=0.01"),
     *("reward.per_device_train_batch_size=8", "reward.gradient_accumulation_steps=2", "reward.save_steps=10000"),
 )
@@ -107,7 +108,11 @@ def one(args: argparse.Namespace, row: str, seed: int) -> dict[str, Any]:
     layers = recipe.lora.for_role("reward").top_layers
     backbone = load(recipe.model, 0 if row == "head only" else layers)
     start = time.perf_counter()
-    summary = train_reward(recipe, Run(args.folder / f"{row.replace(' ', '-')}-{seed}"), backbone=backbone)
+    run = Run(args.folder / f"{row.replace(' ', '-')}-{seed}")
+    if summary := run.read_summary("reward"):  # trained, and stopped before it was judged
+        backbone.load_role("reward", run.stage("reward"))
+    else:
+        summary = train_reward(recipe, run, backbone=backbone)
     seconds = time.perf_counter() - start
     learnt = preference_examples(recipe.data, backbone.tokenizer, "train").dataset
     asked = recipe.data.model_copy(update={"preferences_test": str(test)})
@@ -121,7 +126,7 @@ def one(args: argparse.Namespace, row: str, seed: int) -> dict[str, Any]:
         "baselines": baselines(learnt, pairs),
         "reliability": reliability(margins),
         "right": np.packbits((margins > 0).numpy()).tobytes().hex(),
-        "seconds": round(seconds),
+        "seconds": round(summary["seconds"]),
         "scoring_seconds": round(time.perf_counter() - start - seconds),
         "peak_gib": round(peak_memory_bytes() / 2**30, 2),  # of this process so far, rows before it included
     }

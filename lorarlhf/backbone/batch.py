@@ -70,6 +70,7 @@ class TokenBatch:
         )
 
     def to(self, device: torch.device) -> TokenBatch:
+        """The same on another device."""
         groups = None if self.groups is None else self.groups.to(device)
         return TokenBatch(
             self.tokens.to(device), self.prompt_lengths.to(device), self.response_lengths.to(device), groups
