@@ -279,7 +279,8 @@ class SharedBackbone(nn.Module):
         It is the model's own forward, with hidden states in place of its trunk: families scale and cap before and after
         their heads.
         """
-        rows = hidden.reshape(-1, 1, hidden.shape[-1])
+        # Side by side: where rows are apart, as each prompt's last are, torch copies the head's weight for every row.
+        rows = hidden.reshape(-1, 1, hidden.shape[-1]).contiguous()
         tokens = torch.zeros(rows.shape[:2], dtype=torch.long, device=hidden.device)  # nothing reads them
         # Which module a model calls for its trunk differs: the outermost that contains it, or the trunk itself.
         parts = self._trunk_path.split(".")

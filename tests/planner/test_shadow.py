@@ -111,6 +111,15 @@ def test_a_rollout_allocates_what_its_shadow_does(both):
     assert planned == pytest.approx(real_peak(rollout), rel=0.1)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_scores_after_prompts_take_no_copy_of_the_head_a_row(load_tiny, dtype):
+    backbone = load_tiny("llama", compute_dtype=dtype)
+    head = backbone.causal_lm.get_output_embeddings().weight
+    hidden = torch.randn(32, 5, head.shape[1]).to(backbone.compute_dtype)
+    with torch.no_grad():
+        assert real_peak(lambda: backbone.logits(hidden[:, -1])) < 16 * head.nbytes
+
+
 @pytest.mark.parametrize(
     "options",
     [
