@@ -13,9 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from lorarlhf.backbone.batch import tokens_of_similar_rows
 from lorarlhf.backbone.budget import FORWARD_TOKENS
 from lorarlhf.errors import UserError, first_line
 from lorarlhf.memory import CUDA_CONTEXT
@@ -28,9 +30,10 @@ from lorarlhf.training.objectives import OBJECTIVES
 
 Target = Literal["cuda", "cpu"]
 # Resident memory of a Linux process that has imported everything and trained a model of no size: measured.
-LIBRARIES = 660_000_000
-# A CPU's heap keeps holes between what is freed and what is allocated next: measured, of what comes and goes.
-HEAP_HOLES = 0.8
+LIBRARIES = 720_000_000
+# A CPU's heap keeps holes between what is freed and what is allocated next: measured, of what comes and goes. Scores
+# over a vocabulary leave none: glibc maps blocks of more than 32 MiB by themselves and gives them back whole.
+HEAP_HOLES = 0.45
 CPU_BUDGET = 4096  # tokens a micro-batch where `ppo.micro_batch_tokens` is auto: larger ones are no faster on a CPU
 LAYERS_RUN = (2, 4)  # of the shadows: two points give the line that every further layer goes on along
 SHADOW_ROLES: tuple[Role, ...] = ("policy", "reward", "critic")  # the reference is of the policy's shape
@@ -119,11 +122,13 @@ class Planner:
         scores = STAGES[stage].scores
         sequences = len(OBJECTIVES[self.recipe.reward.objective].sequences) if scores else 1
         rows = config.per_device_train_batch_size * sequences
+        at_once = max(1, tokens_of_similar_rows(torch.device(self.target)) // length)  # rows of a pass
         resident = {**self._weights(), **self._adapters([role], config)}
         step = functools.partial(
             shadow_steps.reward_step if scores else shadow_steps.sft_step,
             rows=rows,
             length=length,
+            at_once=at_once,
             again=config.gradient_accumulation_steps > 1,
         )
         training = self._run(step, layers, config.gradient_checkpointing, padded=True)
@@ -131,7 +136,8 @@ class Planner:
         if evaluation:
             work = functools.partial(shadow_steps.reward_scores, rows=max(1, FORWARD_TOKENS // length), length=length)
             if not scores:
-                work = functools.partial(shadow_steps.sft_loss, rows=config.per_device_eval_batch_size, length=length)
+                evaluated = min(config.per_device_eval_batch_size, at_once)
+                work = functools.partial(shadow_steps.sft_loss, rows=evaluated, length=length)
             phases.append(self._phase("evaluation", resident, self._run(work, layers, padded=not scores)))
         return StagePlan(stage, phases)
 
@@ -223,7 +229,7 @@ class Planner:
             parts["context"] = CUDA_CONTEXT
         else:
             parts["libraries"] = LIBRARIES
-            parts["heap"] = int(HEAP_HOLES * work.total())
+            parts["heap"] = int(HEAP_HOLES * (work.total() - work["logits"]))
         return Phase(name, {kind: size for kind, size in parts.items() if size})
 
     def _weights(self) -> dict[str, int]:
