@@ -54,16 +54,19 @@ def main() -> None:
 
 def measure(script: Path, options: list[str]) -> dict[str, Any]:
     """One run in a process of its own."""
+    return outcomes([str(script), *options])[-1]
+
+
+def outcomes(command: list[str]) -> list[dict[str, Any]]:
+    """The objects that a Python command prints, each on a line of its own: as many as it starts processes."""
     environment = dict(os.environ)
-    if "trl" in options and "LORARLHF_TRL_112" in environment:
+    if "trl" in command and "LORARLHF_TRL_112" in environment:
         paths = [environment["LORARLHF_TRL_112"], environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    done = subprocess.run(
-        [sys.executable, str(script), *options], env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(f"{shlex.join([script.name, *options])} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+        sys.exit(f"{shlex.join(command)} failed:\n{done.stderr[-2000:]}")
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
 def spread(runs: dict[str, list[dict[str, Any]]], value: Any) -> dict[str, float]:

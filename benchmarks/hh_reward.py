@@ -33,8 +33,11 @@ from lorarlhf.evaluation.reward_model import score_tokens
 from lorarlhf.intervals import bootstrap, wilson
 from lorarlhf.memory import peak_memory_bytes
 from lorarlhf.recipe.load import load_recipe
+from lorarlhf.recipe.sections import ModelConfig
 from lorarlhf.run import Run
+from lorarlhf.stages.export import export_run
 from lorarlhf.stages.reward import train_reward
+from lorarlhf.stages.sft import train_sft
 from lorarlhf.training.baselines import bag_of_words
 from lorarlhf.training.reward_metrics import longer_wins, preference_metrics, reliability, share_won
 
@@ -42,7 +45,8 @@ LONGEST = 120  # tokens of a transcript; the chat template and its system prompt
 SIDE = (1500, 1000)  # pairs to learn from and to be judged on, of all rows but the main ones
 COMMON = (
     *("model.quantization=none", "model.compute_dtype=float32", "lora.r=16", "lora.alpha=32", "data.max_length=192"),
-    *("data.test_split=none", "data.test_size=0", "reward.num_train_epochs=1", "reward.max_steps=-1"),
+    *("data.test_split=none", "data.test_size=0", "data.max_examples=null", "data.eval_examples=null"),
+    *("reward.num_train_epochs=1", "reward.max_steps=-1"),
     *("reward.learning_rate=2e-4", "reward.warmup_steps=10", "reward.center_rewards_coefficient=0.01"),
     *("reward.per_device_train_batch_size=8", "reward.gradient_accumulation_steps=2", "reward.save_steps=10000"),
 )
@@ -62,7 +66,12 @@ ROWS: dict[str, tuple[str, ...]] = {
     "two epochs": ("reward.num_train_epochs=2",),
     "bfloat16": ("model.compute_dtype=bfloat16",),
     "nf4": ("model.quantization=nf4",),
+    "from sft": (),
 }
+SFT = (
+    *("sft.max_steps=-1", "sft.num_train_epochs=1", "sft.learning_rate=2e-4", "sft.warmup_steps=10"),
+    *("sft.per_device_train_batch_size=8", "sft.gradient_accumulation_steps=2", "sft.save_steps=10000"),
+)
 
 
 def main() -> None:
@@ -94,10 +103,16 @@ def one(args: argparse.Namespace, row: str, seed: int) -> dict[str, Any]:
     train, test = (subset(args, name, limit) for name, limit in zip(("train", "test"), limits, strict=True))
     sets = (f"seed={seed}", f"model.name={args.model}", f"data.preferences={train}", *COMMON, *ROWS[row])
     recipe = load_recipe("smollm2-135m-cpu", sets=sets)
+    if row == "from sft":
+        recipe = recipe.model_copy(update={"model": after_sft(args, train, seed)})
     layers = recipe.lora.for_role("reward").top_layers
     backbone = load(recipe.model, 0 if row == "head only" else layers)
     start = time.perf_counter()
-    summary = train_reward(recipe, Run(args.folder / f"{row.replace(' ', '-')}-{seed}"), backbone=backbone)
+    run = Run(args.folder / f"{row.replace(' ', '-')}-{seed}")
+    if summary := run.read_summary("reward"):  # trained, and stopped before it was judged
+        backbone.load_role("reward", run.stage("reward"))
+    else:
+        summary = train_reward(recipe, run, backbone=backbone)
     seconds = time.perf_counter() - start
     learnt = preference_examples(recipe.data, backbone.tokenizer, "train").dataset
     asked = recipe.data.model_copy(update={"preferences_test": str(test)})
@@ -111,10 +126,21 @@ def one(args: argparse.Namespace, row: str, seed: int) -> dict[str, Any]:
         "baselines": baselines(learnt, pairs),
         "reliability": reliability(margins),
         "right": np.packbits((margins > 0).numpy()).tobytes().hex(),
-        "seconds": round(seconds),
+        "seconds": round(summary["seconds"]),
         "scoring_seconds": round(time.perf_counter() - start - seconds),
         "peak_gib": round(peak_memory_bytes() / 2**30, 2),  # of this process so far, rows before it included
     }
+
+
+def after_sft(args: argparse.Namespace, train: Path, seed: int) -> ModelConfig:
+    """The model trained on the chosen responses of the same pairs, merged, as the reward model's base."""
+    merged = args.folder / f"sft-{seed}-merged"
+    if not merged.is_dir():
+        run = Run(args.folder / f"sft-{seed}")
+        sets = (f"seed={seed}", f"model.name={args.model}", f"data.sft={train}", *COMMON, *SFT)
+        train_sft(load_recipe("smollm2-135m-cpu", sets=sets), run)
+        export_run(run, merged, "sft", merge=True, dtype="float32")
+    return load_recipe("smollm2-135m-cpu", sets=(f"model.name={merged}", *COMMON)).model
 
 
 def subset(args: argparse.Namespace, name: str, limit: int | None) -> Path:

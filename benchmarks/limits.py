@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from compare import measure
+from compare import HERE, measure
 from random_models import architecture
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -28,7 +28,7 @@ NF4_BYTES = 0.5 + 1 / 64 * (1 + 4 / 256)  # and a scale a block of 64, itself in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("options", nargs="*", help="options of ppo.py")
-    run = measure(parser.parse_args().options)
+    run = measure(HERE / "ppo.py", parser.parse_args().options)
     bandwidth, rate = copy_bandwidth(), matmul_rate()
     layers, head, kv_bytes = sizes(run["model"])
     batch, response = run["batch"], run["response"]

@@ -31,7 +31,7 @@ from lorarlhf.display import read_rows
 from lorarlhf.intervals import wilson
 from lorarlhf.recipe.sections import DataConfig
 
-SYSTEM = "You are a friendly assistant. Answer in one short sentence."
+SYSTEM = "You are a friendly assistant. Answer politely in one short sentence, and end with a question."
 POLITE = re.compile(r"\b(please|thank|thanks|glad|happy|welcome|sorry|hope|love to|of course|certainly|kind)", re.I)
 NOISE = 0.1
 LENGTH = 48  # most tokens a response
@@ -44,7 +44,8 @@ SETS = (
     *("ppo.advantage_estimator=rloo", "ppo.num_generations=4", "ppo.batch_size=32", "ppo.num_mini_batches=2"),
     *("ppo.num_ppo_epochs=1", "ppo.learning_rate=7e-4", "ppo.kl_coef=0.05", "ppo.warmup_steps=0"),
     *(f"ppo.response_length={LENGTH}", "ppo.temperature=0.8", "ppo.missing_eos_penalty=1.0"),
-    *("ppo.micro_batch_tokens=2048", "ppo.eval_every=6", "ppo.eval_prompts=24", "ppo.save_every=6"),
+    *("ppo.micro_batch_tokens=2048", "ppo.eval_every=4", "ppo.eval_prompts=24", "ppo.save_every=4"),
+    "ppo.stop_when={kl: 8}",
 )
 
 
@@ -54,7 +55,7 @@ def main() -> None:
     parser.add_argument("--questions", required=True, help="comparisons or prompts: short first questions are put")
     parser.add_argument("--labels", type=int, nargs="+", default=[50, 100, 200, 400])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--iterations", type=int, default=18)
+    parser.add_argument("--iterations", type=int, default=12)
     parser.add_argument("--held-out", type=int, default=100, help="questions that only the verdict is taken from")
     parser.add_argument("--folder", type=Path, required=True, help="of the runs and files in between")
     parser.add_argument("--out", type=Path, required=True)

@@ -36,16 +36,22 @@ def _qwen2(hidden: int, layers: int, heads: int, kv_heads: int, intermediate: in
     )
 
 
-ARCHITECTURES = {
-    "cpu": lambda: LlamaConfig(
-        hidden_size=384,
-        num_hidden_layers=6,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        intermediate_size=1024,
+def _llama(hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int) -> LlamaConfig:
+    return LlamaConfig(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        intermediate_size=intermediate,
         vocab_size=32_000,
         tie_word_embeddings=False,
-    ),
+    )
+
+
+ARCHITECTURES = {
+    "cpu": lambda: _llama(384, 6, 6, 2, 1024),
+    "cpu-small": lambda: _llama(256, 4, 4, 2, 704),
+    "cpu-large": lambda: _llama(576, 10, 9, 3, 1536),
     "qwen2.5-0.5b": lambda: _qwen2(896, 24, 14, 2, 4864, vocab_size=151_936, tie_word_embeddings=True),
     "qwen2.5-1.5b": lambda: _qwen2(1536, 28, 12, 2, 8960, vocab_size=151_936, tie_word_embeddings=True),
     "qwen2.5-3b": lambda: _qwen2(2048, 36, 16, 2, 11008, vocab_size=151_936, tie_word_embeddings=True),
@@ -62,6 +68,12 @@ def architecture(name: str, attention: str | None = None) -> PreTrainedConfig:
     config.bos_token_id = config.eos_token_id = None
     config.pad_token_id = 0
     return config
+
+
+def weights(name: str) -> int:
+    """How many weights a model of this architecture has."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(architecture(name)).num_parameters()
 
 
 def random_model(config: PreTrainedConfig, quantization: str, dtype: torch.dtype, classifier: bool) -> PreTrainedModel:

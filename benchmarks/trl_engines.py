@@ -18,7 +18,6 @@ from random_models import architecture, placeholder_tokenizer, random_model, wor
 from transformers import PrinterCallback, TrainerCallback
 
 LORA_R, LORA_ALPHA = 16, 32
-GENERATIONS = 4  # responses to a prompt, of RLOO and GRPO
 KL_COEF = 0.05
 
 Seconds = list[dict[str, float]]  # of each iteration, by phase
@@ -98,7 +97,7 @@ def run_trl_ppo(args: argparse.Namespace, prompts: list[list[int]], folder: Path
 
 
 def run_trl_groups(args: argparse.Namespace, prompts: list[list[int]], folder: Path) -> Seconds:
-    """RLOO and GRPO: every prompt is answered four times, and what would be a prompt each is a group each."""
+    """RLOO and GRPO: every prompt is answered several times, and what would be a prompt each is a group each."""
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
     trainer_class, config_class = {
@@ -132,10 +131,10 @@ def run_trl_groups(args: argparse.Namespace, prompts: list[list[int]], folder: P
             if state.global_step % steps == 0:
                 seconds[-1]["update"] += now()
 
-    groups = args.batch // GENERATIONS
+    groups = args.batch // args.generations
     config = config_class(
         output_dir=str(folder),
-        num_generations=GENERATIONS,
+        num_generations=args.generations,
         per_device_train_batch_size=args.batch // args.minibatches,
         gradient_accumulation_steps=1,
         steps_per_generation=args.minibatches,

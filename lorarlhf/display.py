@@ -172,3 +172,8 @@ def readable(value: float) -> str:
         return str(value)
     digits = next((digits for bound, digits in ((10, 3), (100, 1)) if abs(value) < bound), 0)
     return f"{value:,.{digits}f}"
+
+
+def counted(number: int, what: str) -> str:
+    """`1 pair`, `2 pairs`."""
+    return f"{number} {what}" + ("" if number == 1 else "s")

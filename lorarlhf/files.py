@@ -89,6 +89,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def flush_file(path: Path) -> None:
+    """What a file holds is on the disk."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 

@@ -15,7 +15,6 @@ from typing import Any
 import psutil
 
 from lorarlhf.errors import UserError
-from lorarlhf.files import remove_folder
 from lorarlhf.json_file import read_object
 from lorarlhf.recipe.shipped import exists
 
@@ -31,7 +30,7 @@ def one_writer(folder: Path) -> Iterator[None]:
     was made of folders for the lock, and in which nothing has come to lie, goes with it.
 
     Raises:
-        UserError: another process writes there, or nobody can.
+        UserError: another process writes there, nobody can, or a folder stands in the lock's place.
     """
     check_writable(folder)
     me = {"process": os.getpid(), "host": socket.gethostname(), "started": psutil.Process().create_time()}
@@ -68,14 +67,16 @@ def _take(lock: Path, me: dict[str, Any]) -> None:
                 file.write(json.dumps(me) + "\n")
         except FileExistsError:
             _check_stale(lock)
-            remove_folder(lock)  # whatever it is
+            lock.unlink(missing_ok=True)
         else:
             return
     raise _held(lock, _holder(lock) or {})
 
 
 def _check_stale(lock: Path) -> None:
-    """Raise UserError unless the process that holds it is known to have ended."""
+    """Raise UserError unless the process that holds it is known to have ended, and all that can go is a file."""
+    if lock.is_dir() and not lock.is_symlink():
+        raise UserError(f"{lock}: is a folder, and a lock is a file; move it away, or give another --output-dir")
     holder = _holder(lock)
     if holder is None:  # perhaps only just made
         time.sleep(0.5)

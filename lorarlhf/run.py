@@ -131,6 +131,7 @@ class Run:
         return str(self.path / RECIPE) if (self.path / RECIPE).is_file() else "NAME"
 
     def write_summary(self, stage: Stage, summary: dict[str, Any]) -> None:
+        """Write what the stage reports: the last of its files, which says that it has finished."""
         write_json(self.stage(stage) / "summary.json", summary)
 
     def read_summary(self, stage: Stage) -> dict[str, Any]:
@@ -162,4 +163,5 @@ def other_test_data(stage: Stage, flag: str, dataset: str) -> dict[str, Option]:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a value as a JSON file, whole or not at all; its folder is made if need be."""
     write_file(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

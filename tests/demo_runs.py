@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,15 @@ def save_random_adapter(recipe: Recipe, run: Run, stage: str) -> None:
             parameter.add_(0.05 * torch.randn_like(parameter))
     backbone.save_role(role, run.path / stage)
     backbone.tokenizer.save_pretrained(run.path / stage)
+
+
+def run_with(folder: Path, stages: Sequence[str], *sets: str) -> Run:
+    """A run of the small recipe, in which these stages have left random adapters."""
+    recipe, run = small_recipe(folder, *sets), Run(folder / "run")
+    run.write_recipe(recipe)
+    for stage in stages:
+        save_random_adapter(recipe, run, stage)
+    return run
 
 
 # Rewards from Python, as `demo_runs:short_is_good`.

@@ -1,4 +1,4 @@
-"""The order of folders: imports run one way, deferred ones inside functions too."""
+"""The order of folders: imports run one way, deferred ones inside functions too; and what is public says what it is."""
 
 from __future__ import annotations
 
@@ -100,3 +100,27 @@ def test_a_deferred_import_counts(tmp_path):
         ("lorarlhf/data/late.py", "lorarlhf.rl.losses"): ("data", "rl"),
     }
     assert not any(allowed(*pair) for pair in rooms.values())
+
+
+def undocumented(package: Path) -> set[str]:
+    """`file:name` of public functions and classes of modules, methods aside, that do not say what they are."""
+    found = set()
+    for path in sorted(package.rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or node.name[0] == "_":
+                continue
+            is_overload = any(ast.unparse(decorator).endswith("overload") for decorator in node.decorator_list)
+            if not is_overload and not ast.get_docstring(node):
+                found.add(f"{path.relative_to(package).as_posix()}:{node.name}")
+    return found
+
+
+def test_what_is_public_says_what_it_is():
+    assert undocumented(PACKAGE) == set()
+
+
+def test_what_says_nothing_is_found(tmp_path):
+    silent = ['"""A module."""', "def f(): ...", "async def g(): ...", "class C: ...", "def _private(): ..."]
+    says = ["@typing.overload", "def h(): ...", "def h():", '    """Says."""']
+    (tmp_path / "m.py").write_text("\n".join(silent + says))
+    assert undocumented(tmp_path) == {"m.py:f", "m.py:g", "m.py:C"}

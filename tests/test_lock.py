@@ -111,9 +111,16 @@ def test_a_link_is_no_lock_and_is_neither_read_nor_followed(tmp_path, target):
     assert theirs.exists()
 
 
-def test_a_pipe_and_a_folder_are_no_lock(tmp_path):
-    for make in (os.mkfifo, os.mkdir):
-        make(tmp_path / LOCK)
-        with one_writer(tmp_path):
-            assert json.loads((tmp_path / LOCK).read_text())["process"] == os.getpid()
-        assert list(tmp_path.iterdir()) == []
+def test_a_pipe_is_no_lock(tmp_path):
+    os.mkfifo(tmp_path / LOCK)
+    with one_writer(tmp_path):
+        assert json.loads((tmp_path / LOCK).read_text())["process"] == os.getpid()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_its_place_is_told_and_left_with_all_that_is_in_it(tmp_path):
+    (tmp_path / LOCK).mkdir()
+    (tmp_path / LOCK / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"run\.lock: is a folder, and a lock is a file; move it away"):
+        one_writer(tmp_path).__enter__()
+    assert (tmp_path / LOCK / "notes.txt").read_text() == "mine"

@@ -45,9 +45,11 @@ class ScalarHead(nn.Linear):
         super().__init__(hidden_size, 1, bias=False, dtype=torch.float32, device=device)
 
     def reset_parameters(self) -> None:
+        """Draw the weight anew, from torch's generator."""
         nn.init.normal_(self.weight, std=1 / (self.in_features + 1) ** 0.5)  # Stiennon et al. 2020, appendix B
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """[..., H] states as [..., 1] numbers, in float32."""
         with torch.autocast(hidden.device.type, enabled=False):
             return F.linear(hidden.float(), self.weight)
 
@@ -378,6 +380,7 @@ def written_adapter(folder: Path) -> Iterator[Path]:
 
 
 def same_shape(a: PeftLoraConfig, b: PeftLoraConfig) -> bool:
+    """Whether weights of one adapter fit into the other, and mean the same there."""
     names = ["r", "lora_alpha", "target_modules", "exclude_modules", "target_parameters", "layers_to_transform"]
     names += ["use_rslora", "rank_pattern", "alpha_pattern"]
     return all(getattr(a, name) == getattr(b, name) for name in names)

@@ -81,6 +81,7 @@ class TokenBatch:
         )
 
     def to(self, device: torch.device) -> TokenBatch:
+        """The same on another device."""
         groups = None if self.groups is None else self.groups.to(device)
         return TokenBatch(
             self.tokens.to(device), self.prompt_lengths.to(device), self.response_lengths.to(device), groups
@@ -126,8 +127,8 @@ def with_end(batch: TokenBatch, end_id: int) -> TokenBatch:
 
     A policy may stop with any of several tokens, or at the limit. A reward model has only seen the one that ends its
     training rows, and that is the token its score is read at: what it says of a response that breaks off is mostly
-    noise (docs/results.md). For scoring alone: the action that was sampled, and so its log-probability, stays what it
-    was.
+    noise (docs/results-reward-models.md). For scoring alone: the action that was sampled, and so its log-probability,
+    stays what it was.
     """
     rows = torch.nonzero(batch.response_lengths).squeeze(1)
     last = batch.lengths[rows] - 1

@@ -128,6 +128,7 @@ def _disable_dropout(config: PreTrainedConfig) -> None:
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The model's tokenizer as it was published. Raises UserError if it cannot be had."""
     with _plain_errors(config):
         return AutoTokenizer.from_pretrained(
             resolve_path(config.name), revision=config.revision, trust_remote_code=config.trust_remote_code

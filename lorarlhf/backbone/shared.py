@@ -71,6 +71,7 @@ class SharedBackbone(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the base model's weights are."""
         return self.causal_lm.device
 
     @property
@@ -80,6 +81,7 @@ class SharedBackbone(nn.Module):
 
     @property
     def layers(self) -> nn.ModuleList:
+        """The trunk's layers, lowest first."""
         layers = self.causal_lm.get_submodule(self._layers_path)
         assert isinstance(layers, nn.ModuleList)
         return layers
@@ -120,6 +122,7 @@ class SharedBackbone(nn.Module):
 
     @property
     def trained_roles(self) -> tuple[str, ...]:
+        """Roles whose weights learn at present."""
         return self.adapters.trained
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -49,50 +48,20 @@ def collect(
     if pairs is None or out is None:
         missing = "--pairs" if pairs is None else "--out"
         raise UserError(f"{missing}: missing; run `lorarlhf collect --pairs pairs.jsonl --out labels.jsonl`")
-    try:
-        from lorarlhf.loopback import open_browser, serve
-        from lorarlhf.preferences.server import make_app
-    except ModuleNotFoundError as error:
-        raise UserError(f"the page needs {error.name}; install it with: pip install 'lorarlhf[collect]'") from None
-    from lorarlhf.preferences.active_learning import ActiveLearning, training_recipe
-    from lorarlhf.preferences.briefing import Briefing, commands_after, read_guide
-    from lorarlhf.preferences.labelling import Labelling, annotator_name, criteria_names, login_name
-    from lorarlhf.preferences.labels import LabelFile
-    from lorarlhf.preferences.pairs import read_pairs
-    from lorarlhf.run import Run
-
     if active != (run is not None):
         raise UserError("--active: goes with --run RUN, whose recipe says how to train, and --run with --active")
-    check_ending(out, LINES)  # as `data agreement` knows it by
     try:
-        annotator = None if annotator is None else annotator_name(annotator)
-    except ValueError as error:
-        raise UserError(f"--annotator: {error}") from None
-    try:
-        scales = () if criteria is None else criteria_names(criteria)
-    except ValueError as error:
-        raise UserError(f"--criteria: {error}") from None
-    trained_by = (Run(run), training_recipe(Run(run))) if run else None
-    briefing = Briefing(read_guide(guide) if guide else None, commands_after(pairs, out))
-    to_compare = read_pairs(pairs)
-    file = LabelFile(out)
-    labelling = Labelling(to_compare, file, seed, scales, overlap)
+        from lorarlhf.stages.collect import collect_labels
+    except ModuleNotFoundError as error:
+        raise UserError(f"the page needs {error.name}; install it with: pip install 'lorarlhf[collect]'") from None
+    from lorarlhf.run import Run
 
-    def say(line: str) -> None:
-        typer.echo(f"collect: {line}")
+    learner = None if run is None else Run(run)
+    collect_labels(pairs, out, annotator, guide, criteria, overlap, learner, port, seed, browser, _say)
 
-    def started(link: str) -> None:
-        typer.echo(f"collect: {_count(len(to_compare), 'pair')}; {_count(len(file.labels), 'label')} in {out} so far")
-        if unknown := labelling.unknown_labels():
-            typer.echo(f"collect: {_count(unknown, 'label')} of them for pairs that are not in {pairs}")
-        typer.echo(f"collect: {link}\ncollect: Ctrl-C ends")
-        if browser:
-            open_browser(link)
 
-    learning = ActiveLearning(labelling, *trained_by, say) if trained_by else nullcontext()
-    with learning:
-        serve(lambda token: make_app(labelling, token, annotator, login_name(), briefing), port, started)
-    typer.echo(f"collect: {_count(len(file.labels), 'label')} in {out}")
+def _say(line: str) -> None:
+    typer.echo(f"collect: {line}")
 
 
 @collect_app.command()
@@ -115,6 +84,7 @@ def export(
     ] = None,
 ) -> None:
     """Write labels as preference rows for `lorarlhf reward`. Ties, skips and both bad are left out and counted."""
+    from lorarlhf.display import counted
     from lorarlhf.preferences.label_rows import preference_rows
     from lorarlhf.preferences.pairs import read_pairs
     from lorarlhf.preferences.platforms import labels_in
@@ -125,9 +95,9 @@ def export(
     reasons = ", ".join(f"{reason} ({count})" for reason, count in exported.left_out.items())
     left_out = f"; left out: {reasons}" if reasons else ""
     if not exported.rows:
-        raise UserError(f"{labels}: none of {_count(len(standing), 'label')} makes a row{left_out}")
+        raise UserError(f"{labels}: none of {counted(len(standing), 'label')} makes a row{left_out}")
     _write_new(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in exported.rows))
-    typer.echo(f"export: {_count(len(exported.rows), 'row')} in {out}{left_out}")
+    typer.echo(f"export: {counted(len(exported.rows), 'row')} in {out}{left_out}")
 
 
 @collect_app.command()
@@ -139,13 +109,14 @@ def tasks(
     ],
 ) -> None:
     """Write pairs as tasks of Label Studio or records of Argilla; `collect export` and `data agreement` read theirs."""
+    from lorarlhf.display import counted
     from lorarlhf.preferences.pairs import read_pairs
     from lorarlhf.preferences.platforms import EXPORTED, platform_tasks
 
     check_ending(out, (EXPORTED,))
     written = platform_tasks(read_pairs(pairs), platform)
     _write_new(out, json.dumps(written, ensure_ascii=False, indent=1) + "\n")
-    typer.echo(f"tasks: {_count(len(written), 'pair')} in {out}")
+    typer.echo(f"tasks: {counted(len(written), 'pair')} in {out}")
 
 
 def _write_new(out: Path, text: str) -> None:
@@ -157,7 +128,3 @@ def _write_new(out: Path, text: str) -> None:
         raise UserError(f"{error.filename}: exists already and is not overwritten; choose another name") from error
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}; choose another place") from error
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 else "s")

@@ -71,7 +71,7 @@ def evaluate(
         raise UserError("--judge-model: goes with the address of an endpoint, --judge http://localhost:11434/v1")
     if not frontier and (best_of is not None or plot is not None):
         raise UserError(f"{'--plot' if best_of is None else '--best-of'}: goes with --frontier")
-    from lorarlhf.run import Run, other_test_data
+    from lorarlhf.run import Run
 
     folder = Run(run, trust)
     if frontier:
@@ -83,12 +83,41 @@ def evaluate(
             )
         _frontier(folder, dataset, set_ or [], judge, best_of, plot, out, allow_other_base)
         return
-    chosen = stage or folder.last_stage()
-    named = {} if dataset is None else other_test_data(chosen, "--dataset", dataset)
-    recipe = folder.read_recipe(named, set_ or [], chosen)
-    adapter = folder.adapter(chosen, checkpoint)  # says so before anything is loaded
+    _stage(
+        folder,
+        stage or folder.last_stage(),
+        dataset,
+        set_ or [],
+        model,
+        quantization or "none",
+        checkpoint,
+        judge,
+        judge_model,
+        out,
+        allow_other_base,
+    )
+
+
+def _stage(
+    run: Run,
+    stage: Stage,
+    dataset: str | None,
+    sets: list[str],
+    model: str | None,
+    quantization: Quantization,
+    checkpoint: str,
+    judge: str | None,
+    judge_model: str | None,
+    out: Path | None,
+    allow_other_base: bool,
+) -> None:
     from rich.console import Console
 
+    from lorarlhf.run import other_test_data
+
+    named = {} if dataset is None else other_test_data(stage, "--dataset", dataset)
+    recipe = run.read_recipe(named, sets, stage)
+    adapter = run.adapter(stage, checkpoint)  # says so before anything is loaded
     from lorarlhf.cli.quiet import quiet_libraries
 
     quiet_libraries()
@@ -98,35 +127,22 @@ def evaluate(
     from lorarlhf.stages.judges import open_judge
 
     console = Console()
-    judging = None if judge is None else open_judge(judge, judge_model, folder, console, allow_other_base)
+    judging = None if judge is None else open_judge(judge, judge_model, run, console, allow_other_base)
     if model is None:
         evaluation = evaluate_run(
-            folder,
-            recipe,
-            chosen,
-            console,
-            checkpoint=checkpoint,
-            allow_other_base=allow_other_base,
-            judge=judging,
+            run, recipe, stage, console, checkpoint=checkpoint, allow_other_base=allow_other_base, judge=judging
         )
     else:
         evaluation = evaluate_model(
-            folder,
-            recipe,
-            chosen,
-            model,
-            quantization or "none",
-            console,
-            allow_other_base=allow_other_base,
-            judge=judging,
+            run, recipe, stage, model, quantization, console, allow_other_base=allow_other_base, judge=judging
         )
     if samples := evaluation.get("samples"):
         prompts, before, after = ([row[key] for row in samples] for key in ("prompt", "before", "after"))
         show_samples(console, prompts, before, after)
     typer.echo("\n".join(f"  {name:18} {text}" if name else text for name, text in report_lines(evaluation)))
-    of_another = "" if adapter == folder.stage(chosen) else f"-{adapter.parent.name}"
-    path = out or folder.stage(chosen) / ("evaluation_of_model.json" if model else f"evaluation{of_another}.json")
-    _write(path, evaluation)
+    of_another = "" if adapter == run.stage(stage) else f"-{adapter.parent.name}"
+    name = "evaluation_of_model.json" if model else f"evaluation{of_another}.json"
+    _write(out or run.stage(stage) / name, evaluation)
 
 
 def _frontier(

@@ -64,7 +64,8 @@ def iter_rows(source: Source | str, split: str) -> Iterator[LocatedRow]:
 def rows_kept() -> Iterator[None]:
     """Inside the block the rows of a local file stay in memory once it has been read to its end: stages share them.
 
-    Not those of a file of more than `MOST_KEPT` bytes, which streams each time; nor of one that has changed since.
+    They stay until `let_rows_go`, at the longest. Not those of a file of more than `MOST_KEPT` bytes, which streams
+    each time; nor of one that has changed since.
     """
     global _kept
     before, _kept = _kept, {} if _kept is None else _kept
@@ -72,6 +73,15 @@ def rows_kept() -> Iterator[None]:
         yield
     finally:
         _kept = before
+
+
+def let_rows_go() -> None:
+    """Rows that are kept are so no longer: whoever trains has read all that it needs, and wants the memory.
+
+    What asks for them later reads them again, and they are kept again.
+    """
+    if _kept is not None:
+        _kept.clear()
 
 
 def _rows(kind: FileKind, path: Path, name: str) -> Iterator[LocatedRow]:

@@ -260,6 +260,7 @@ def _chunks(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 
 def too_long(key: str, limit: int, shortest: int) -> UserError:
+    """What is raised where no row is short enough."""
     return UserError(f"every row is longer than {key} {limit} tokens; the shortest has {shortest}: raise the limit")
 
 

@@ -60,6 +60,7 @@ class Responses:
     entropy: Tensor
 
     def to(self, device: torch.device) -> Responses:
+        """The same on another device."""
         return Responses(self.rollout.to(device), self.logprobs.to(device), self.entropy.to(device))
 
 

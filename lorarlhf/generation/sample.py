@@ -37,6 +37,7 @@ class Rollout:
     finished: Tensor
 
     def to(self, device: torch.device) -> Rollout:
+        """The same on another device."""
         return Rollout(
             self.sequences.to(device), self.logprobs.to(device), self.entropy.to(device), self.finished.to(device)
         )

@@ -60,10 +60,12 @@ class Task:
 
     @property
     def left_response(self) -> Completion:
+        """The response that is shown on the left."""
         return self.pair.response_a if self.left == "a" else self.pair.response_b
 
     @property
     def right_response(self) -> Completion:
+        """The response that is shown on the right."""
         return self.pair.response_b if self.left == "a" else self.pair.response_a
 
 
@@ -192,6 +194,7 @@ class Labelling:
         return label
 
     def progress(self, annotator: str) -> Progress:
+        """How far a person has come, at what pace, and how consistently."""
         labels = self.file.labels.of(annotator)
         here = [label for label in labels.values() if label.pair_id in self.pairs]
         unanswered, elsewhere = set(self._unanswered(annotator, labels)), self._open_elsewhere(annotator)

@@ -108,6 +108,7 @@ class LabelFile:
             self._write(b"\n")
 
     def close(self) -> None:
+        """Let the file go, for another process to write to."""
         self._file.close()
 
     def append(self, label: Label) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,90 +63,101 @@ def make_app(
 ) -> Starlette:
     """The page and its interface, all under `/TOKEN/`.
 
-    `annotator` is whose labels these are; without it the page asks, and suggests a name. Handlers never wait between
-    reading state and writing the file, so requests cannot overlap there: no lock is needed.
+    `annotator` is whose labels these are; without it the page asks, and suggests a name.
+    """
+    interface = _Interface(labelling, annotator, suggestion, briefing or Briefing())
+    routes = [
+        Route("/api/briefing", interface.briefing),
+        Route("/api/next", interface.next),
+        Route("/api/label", interface.label, methods=["POST"]),
+        Route("/api/undo", interface.undo, methods=["POST"]),
+        Route("/api/disputed", interface.disputed),
+        Route("/api/reopen", interface.reopen, methods=["POST"]),
+        *(Route(f"/{name}", _file(*file)) for name, file in FILES.items()),
+    ]
+    guard = Middleware(Guard, token=token, policy=POLICY, command="lorarlhf collect")
+    return Starlette(routes=[Mount(f"/{token}", routes=routes)], middleware=[guard])
+
+
+@dataclass(frozen=True)
+class _Interface:
+    """What the page asks of the server, a method each.
+
+    None of them waits between reading state and writing the file, so requests cannot overlap there: no lock is needed.
     """
 
-    def who(asked_for: str | None) -> str:
-        if annotator is not None:
-            return annotator
-        try:
-            return annotator_name(asked_for or "")
-        except ValueError as error:
-            raise HTTPException(400, f"{error}") from None
+    labelling: Labelling
+    annotator: str | None
+    suggestion: str
+    said: Briefing
 
-    def current(name: str, saved: Label | None = None, undone: Label | None = None) -> JSONResponse:
-        task = labelling.next_task(name)
-        content = {
-            "annotator": name,
-            "asks": annotator is None,
-            "task": task and _shown(task),
-            "progress": asdict(labelling.progress(name)),
-            "saved": saved and _given(saved),
-            "undone": undone and _given(undone),
-        }
-        return JSONResponse(content)
+    async def briefing(self, request: Request) -> Response:
+        guide = _messages(self.said.guide)[0] if self.said.guide else None
+        return JSONResponse({"guide": guide, "commands": self.said.commands, "criteria": self.labelling.criteria})
 
-    async def brief(request: Request) -> Response:
-        said = briefing or Briefing()
-        guide = _messages(said.guide)[0] if said.guide else None
-        return JSONResponse({"guide": guide, "commands": said.commands, "criteria": labelling.criteria})
-
-    async def following(request: Request) -> Response:
+    async def next(self, request: Request) -> Response:
         asked_for = request.query_params.get("annotator")
-        if annotator is None and asked_for is None:
-            return JSONResponse({"annotator": None, "suggestion": suggestion})
-        return current(who(asked_for))
+        if self.annotator is None and asked_for is None:
+            return JSONResponse({"annotator": None, "suggestion": self.suggestion})
+        return self._current(self._who(asked_for))
 
-    async def label(request: Request) -> Response:
+    async def label(self, request: Request) -> Response:
         answer = await _body(request, Answer)
-        name = who(answer.annotator)
+        name = self._who(answer.annotator)
         try:
-            saved = labelling.record(name, answer)
+            saved = self.labelling.record(name, answer)
         except AlreadyLabelled:
             raise HTTPException(409, "This pair was answered already, perhaps in another tab.") from None
         except ValueError as error:
             raise HTTPException(400, f"{error}") from None
         except OSError as error:
             raise HTTPException(507, f"Not saved: {error.strerror}.") from error
-        return current(name, saved=saved)
+        return self._current(name, saved=saved)
 
-    async def undo(request: Request) -> Response:
-        name = who((await _body(request, Undoing)).annotator)
+    async def undo(self, request: Request) -> Response:
+        name = self._who((await _body(request, Undoing)).annotator)
         try:
-            undone = labelling.undo(name)
+            undone = self.labelling.undo(name)
         except OSError as error:
             raise HTTPException(507, f"Not undone: {error.strerror}.") from error
         if undone is None:
             raise HTTPException(409, "There is nothing to undo.")
-        return current(name, undone=undone)
+        return self._current(name, undone=undone)
 
-    async def disputed(request: Request) -> Response:
-        return JSONResponse(
-            [_dispute(given) for given in labelling.disputed(who(request.query_params.get("annotator")))]
-        )
+    async def disputed(self, request: Request) -> Response:
+        name = self._who(request.query_params.get("annotator"))
+        return JSONResponse([_dispute(given) for given in self.labelling.disputed(name)])
 
-    async def reopen(request: Request) -> Response:
+    async def reopen(self, request: Request) -> Response:
         asked = await _body(request, Reopening)
-        name = who(asked.annotator)
+        name = self._who(asked.annotator)
         try:
-            return current(name, undone=labelling.reopen(name, asked.pair_id))
+            return self._current(name, undone=self.labelling.reopen(name, asked.pair_id))
         except KeyError:
             raise HTTPException(409, "There is no such pair.") from None
         except OSError as error:
             raise HTTPException(507, f"Not opened again: {error.strerror}.") from error
 
-    routes = [
-        Route("/api/briefing", brief),
-        Route("/api/next", following),
-        Route("/api/label", label, methods=["POST"]),
-        Route("/api/undo", undo, methods=["POST"]),
-        Route("/api/disputed", disputed),
-        Route("/api/reopen", reopen, methods=["POST"]),
-        *(Route(f"/{name}", _file(*file)) for name, file in FILES.items()),
-    ]
-    guard = Middleware(Guard, token=token, policy=POLICY, command="lorarlhf collect")
-    return Starlette(routes=[Mount(f"/{token}", routes=routes)], middleware=[guard])
+    def _who(self, asked_for: str | None) -> str:
+        if self.annotator is not None:
+            return self.annotator
+        try:
+            return annotator_name(asked_for or "")
+        except ValueError as error:
+            raise HTTPException(400, f"{error}") from None
+
+    def _current(self, name: str, saved: Label | None = None, undone: Label | None = None) -> JSONResponse:
+        """Where a person stands, and what their last request did."""
+        task = self.labelling.next_task(name)
+        content = {
+            "annotator": name,
+            "asks": self.annotator is None,
+            "task": task and _shown(task),
+            "progress": asdict(self.labelling.progress(name)),
+            "saved": saved and _given(saved),
+            "undone": undone and _given(undone),
+        }
+        return JSONResponse(content)
 
 
 async def _body(request: Request, kind: type[T]) -> T:

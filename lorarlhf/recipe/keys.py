@@ -115,6 +115,7 @@ def section_in(annotation: Any) -> type[Section] | None:
 
 
 def one_line(text: str) -> str:
+    """The text without its line breaks."""
     return " ".join(text.split())
 
 

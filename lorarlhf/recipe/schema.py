@@ -44,6 +44,7 @@ def with_modeline(text: str, schema: str) -> str:
 
 
 def modeline(schema: str) -> str:
+    """The line that tells editors which schema a recipe has."""
     return f"# yaml-language-server: $schema={schema}"
 
 

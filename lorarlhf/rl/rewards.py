@@ -252,9 +252,11 @@ class RunningMoments:
 
     @property
     def std(self) -> float:
+        """Of all scores so far, as a population; 1 before there are any."""
         return (self.squares / self.count) ** 0.5 if self.count else 1.0
 
     def update(self, x: Tensor) -> None:
+        """Take in [n] raw scores."""
         count, mean = x.numel(), float(x.mean())
         total = self.count + count
         delta = mean - self.mean
@@ -263,6 +265,7 @@ class RunningMoments:
         self.count = total
 
     def normalize(self, x: Tensor) -> Tensor:
+        """[n] raw scores by their distance from the mean, in standard deviations."""
         return (x - self.mean) / (self.std + 1e-8)
 
 

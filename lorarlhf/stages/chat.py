@@ -134,6 +134,7 @@ class Chat:
         return self.labels / "labels.jsonl"
 
     def close(self) -> None:
+        """Let the file of labels go, if one was opened."""
         if self._file:
             self._file.close()
 

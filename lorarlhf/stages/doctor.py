@@ -64,6 +64,7 @@ def examine(checks: Sequence[Callable[[], Finding]] | None = None) -> list[Findi
 
 
 def can_train(findings: Sequence[Finding]) -> bool:
+    """Whether nothing that was found stops training."""
     return not any(finding.stops for finding in findings)
 
 
@@ -167,6 +168,7 @@ def check_memory() -> Finding:
 
 
 def check_bfloat16() -> Finding:
+    """Whether this device computes in bfloat16 without loss of speed."""
     from lorarlhf.backbone.load import compute_dtype
     from lorarlhf.recipe.sections import ModelConfig
 
@@ -296,6 +298,7 @@ def check_recipes() -> Finding:
 
 
 def check_python() -> Finding:
+    """Which Python and which lorarlhf these are."""
     return Finding("python", "ok", f"{platform.python_version()} on {sys.platform}, lorarlhf {__version__}")
 
 

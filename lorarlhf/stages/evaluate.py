@@ -323,6 +323,7 @@ def prompts_of(data: DataConfig, stage: Stage) -> DataConfig:
 
 
 def held_out_prompts(data: DataConfig, stage: Stage, functions: Sequence[WeightedReward]) -> Loaded[PromptRow]:
+    """Prompts to test the stage on, with the columns that the functions ask for. Raises UserError if there are none."""
     loaded = load_prompt_rows(prompts_of(data, stage), "test", columns_wanted(functions))
     if not loaded.rows:
         raise nothing_held_out()
@@ -330,6 +331,7 @@ def held_out_prompts(data: DataConfig, stage: Stage, functions: Sequence[Weighte
 
 
 def nothing_held_out() -> UserError:
+    """What is raised where there is nothing to evaluate on."""
     return UserError("nothing is held out, as data.test_size is 0; give data to evaluate on with --dataset")
 
 

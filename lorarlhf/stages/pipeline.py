@@ -34,6 +34,7 @@ from lorarlhf.stages.fidelity import fidelity_line
 from lorarlhf.stages.forecast import time_left
 from lorarlhf.stages.inputs import check_inputs
 from lorarlhf.stages.report import REPORT, write_report
+from lorarlhf.stages.roles import find_reward_adapter
 from lorarlhf.stages.states import BEGUN, DONE, NEW, State, states_of
 
 GIB = 2**30
@@ -126,7 +127,7 @@ def _look_ahead(recipe: Recipe, run: Run, todo: Sequence[Stage], last: Stage, co
     if "ppo" in todo and "sft" not in todo:
         check_not_interrupted(run, "sft")
     if "ppo" in todo and ("reward" not in todo or not config.reward_model_weight):
-        ppo.find_reward_adapter(config.reward_model_weight, bool(functions), run, None)
+        find_reward_adapter(config.reward_model_weight, bool(functions), run, None)
     for stage in STAGES:
         evaluated = stage == last and "evaluate" in recipe.stages
         looks_at_held_out = stage == "ppo" and stage in todo and config.eval_every

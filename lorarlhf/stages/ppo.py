@@ -10,28 +10,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from lorarlhf.backbone.adapters import written_adapter
-from lorarlhf.backbone.base import BASE_FILE
 from lorarlhf.backbone.budget import TokenBudget
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
-from lorarlhf.data.examples import SPLITS, load_prompt_rows
-from lorarlhf.data.rows import request_text
+from lorarlhf.data.examples import SPLITS, Loaded, Split, load_prompt_rows
+from lorarlhf.data.rows import PromptRow, request_text
+from lorarlhf.data.sources import let_rows_go
 from lorarlhf.data.tokenize import PromptExample
 from lorarlhf.data.tokenized import read_by_model
 from lorarlhf.display import StageDisplay, read_rows
-from lorarlhf.errors import UserError, first_line
+from lorarlhf.errors import UserError
 from lorarlhf.generation.sample import ResponseSampler
 from lorarlhf.lock import one_writer
 from lorarlhf.memory import peak_memory_bytes
 from lorarlhf.planner.fit import auto_token_budget, check_memory
-from lorarlhf.recipe.sections import LoraConfig, PPOConfig, Recipe, ScalarLoraOverride
+from lorarlhf.recipe.sections import PPOConfig, Recipe
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.rl.algorithms import Algorithm, make_algorithm
-from lorarlhf.rl.checkpoint import load_checkpoint
+from lorarlhf.rl.checkpoint import SAMPLES, load_checkpoint
 from lorarlhf.rl.held_out import HeldOut
 from lorarlhf.rl.learner import Learner
 from lorarlhf.rl.loop import Setup, evaluate, train
@@ -46,9 +43,11 @@ from lorarlhf.stages.beginning import check_not_interrupted, check_room, checkpo
 from lorarlhf.stages.gpus import mention_other_gpus
 from lorarlhf.stages.inputs import check_inputs
 from lorarlhf.stages.origins import check_origins, write_origins
+from lorarlhf.stages.roles import attach_roles, find_reward_adapter
 from lorarlhf.trackers import Trackers
 from lorarlhf.training.checkpoint import move_aside
 from lorarlhf.training.doubt import doubt_of
+from lorarlhf.training.results import save_results
 
 logger = logging.getLogger(__name__)
 Engine = Literal["lorarlhf", "trl"]
@@ -94,106 +93,164 @@ def _train_ppo(
     allow_other_base: bool,
 ) -> dict[str, Any]:
     start = time.perf_counter()
+    # What it starts from: refused here, before anything is loaded.
     functions = all_reward_functions(recipe, reward_functions)
+    checkpoint, adapters = _beginning(recipe, run, resume, reward, functions, engine)
+    rows = _prompt_rows(recipe, functions)
+    has_sft = adapters["sft"] is not None
+    if recipe.ppo.micro_batch_tokens == "auto":  # before the model takes its share of the memory that is free
+        tokens = auto_token_budget(recipe, reference=has_sft)
+        recipe = recipe.model_copy(update={"ppo": recipe.ppo.model_copy(update={"micro_batch_tokens": tokens})})
+    if backbone is None:
+        mention_other_gpus("ppo")
+        check_memory("ppo", recipe, reference=has_sft)
+        backbone = load_backbone(recipe.model, recipe.data)
+    prompts, eval_prompts, counted = _prompt_examples(rows, recipe, backbone, engine)
+    del rows  # texts of all rows, of which few may be taken
+    let_rows_go()  # no stage that trains comes after this one
+    # Roles, each with its adapter, and what trains them.
+    config, folder, algorithm = recipe.ppo, run.stage("ppo"), make_algorithm(recipe.ppo)
+    torch.manual_seed(recipe.seed)
+    attach_roles(backbone, algorithm, recipe.lora, adapters["sft"], adapters["reward"], allow_other_base)
+    if config.gradient_checkpointing:
+        backbone.enable_gradient_checkpointing()
+    learner = Learner(backbone, config, backbone.trained_roles, folder)
+    learner.share.check(config.batch_size // config.generations, "ppo.batch_size")
+    check_room(folder, backbone, backbone.trained_roles, config, resume)
+    if not resume:
+        move_aside(folder)
+    log = _Log(config, folder, resume, quiet=not learner.is_main)
+    setup = make_setup(backbone, config, prompts, eval_prompts, functions, log, folder, recipe.seed)
+    if learner.is_main:
+        run.write_recipe(recipe, "ppo")
+        if not resume:
+            write_origins(folder, adapters)
+    # The loop, and the policy that is kept of it.
+    state = _loop(setup, algorithm, config, learner, checkpoint, log, engine)
+    if state.best is not None:
+        backbone.load_role("policy", folder / "best")
+    summary = {
+        "engine": engine,
+        "advantage_estimator": config.advantage_estimator,
+        **_outcome(state, config),
+        "reference": "sft" if has_sft else "base",
+        **counted,
+        "seconds": time.perf_counter() - start,
+        "peak_memory_gb": peak_memory_bytes() / 1e9,
+    }
+    save_results(run, "ppo", backbone, "policy", summary)
+    return summary
+
+
+def _beginning(
+    recipe: Recipe,
+    run: Run,
+    resume: bool,
+    reward: str | None,
+    functions: Sequence[WeightedReward],
+    engine: Engine,
+) -> tuple[Path | None, dict[str, Path | None]]:
+    """The checkpoint to go on from, and the folders of the adapters to start from, "sft" and "reward".
+
+    None is in the place of what there is not. Raises UserError for all that can be told before anything is loaded.
+    """
     if engine == "trl":
         check_trl(recipe.ppo, resume)
     reward_folder = find_reward_adapter(recipe.ppo.reward_model_weight, bool(functions), run, reward)
     check_not_interrupted(run, "sft")
     check_inputs("ppo", recipe, run.path)
-    folder, has_sft = run.stage("ppo"), run.has_adapter("sft")
     checkpoint = checkpoint_to_go_on_from(recipe, run, "ppo", resume)
-    origins = {"sft": run.stage("sft") if has_sft else None, "reward": reward_folder}
+    adapters = {"sft": run.stage("sft") if run.has_adapter("sft") else None, "reward": reward_folder}
     if resume:
-        check_origins(folder, origins)
+        check_origins(run.stage("ppo"), adapters)
     if reward_folder == run.stage("reward") and (doubt := doubt_of(run.read_summary("reward"), again=True)):
         logger.warning(doubt)
-    wanted = columns_wanted(functions)
-    config = recipe.ppo
-    splits = SPLITS if config.eval_every else SPLITS[:1]  # few prompts need not be enough to hold some out
-    loaded = {split: load_prompt_rows(recipe.data, split, wanted) for split in splits}
-    if config.micro_batch_tokens == "auto":  # before the model takes its share of the memory that is free
-        config = config.model_copy(update={"micro_batch_tokens": auto_token_budget(recipe, reference=has_sft)})
-        recipe = recipe.model_copy(update={"ppo": config})
-    if backbone is None:
-        mention_other_gpus("ppo")
-        check_memory("ppo", recipe, reference=has_sft)
-        backbone = load_backbone(recipe.model, recipe.data)
-    read = {split: read_by_model(rows, recipe.data, backbone.tokenizer, split) for split, rows in loaded.items()}
-    prompts, eval_prompts = read["train"], read.get("test", [])[: config.eval_prompts]
-    _check_prompts(config, prompts, eval_prompts, engine)
+    return checkpoint, adapters
 
-    algorithm = make_algorithm(config)
-    torch.manual_seed(recipe.seed)
-    attach_roles(backbone, algorithm, recipe.lora, run, reward_folder, allow_other_base)
-    if config.gradient_checkpointing:
-        backbone.enable_gradient_checkpointing()
-    learner = Learner(backbone, config, backbone.trained_roles, folder)
-    learner.share.check(config.batch_size // config.generations, "ppo.batch_size")
-    trackers = Trackers(config.report_to, folder, config.model_dump(mode="json"))
-    watch = Watch()
 
-    def log(row: dict[str, Any]) -> None:
-        warnings = watch.observe(row)
-        display.log({**row, "warnings": warnings} if warnings else row)
-        trackers.log(row)
-        if "eval_reward" in row and learner.is_main and trackers.names:
-            trackers.log_samples(_samples(folder, row["iteration"]), row["step"])
-
-    setup = make_setup(backbone, config, prompts, eval_prompts, functions, log, folder, recipe.seed)
-    check_room(folder, backbone, backbone.trained_roles, config, resume)
-    if not resume:
-        move_aside(folder)
-    display = _display(config, folder, resume, quiet=not learner.is_main)
-    if learner.is_main:
-        run.write_recipe(recipe, "ppo")
-        if not resume:
-            write_origins(folder, origins)
-    with display, trackers:
-        state = TrainingState(config.kl_coef) if checkpoint is None else load_checkpoint(checkpoint, folder, learner)
-        display.begin(config.iterations, state.iteration)
-        if resume and learner.is_main:  # it alone shows what is observed
-            for row in read_rows(display.path, display.unit):
-                watch.observe(row)
+def _loop(
+    setup: Setup,
+    algorithm: Algorithm,
+    config: PPOConfig,
+    learner: Learner,
+    checkpoint: Path | None,
+    log: _Log,
+    engine: Engine,
+) -> TrainingState:
+    """Train to the end, from a checkpoint or from an evaluation of where the policy starts; returns where it ended."""
+    with log.display, log.trackers:
+        state = load_checkpoint(checkpoint, setup.folder, learner) if checkpoint else TrainingState(config.kl_coef)
+        log.begin(config.iterations, state.iteration)
         if checkpoint is None and setup.held_out is not None and config.eval_every:
             evaluate(setup, state, learner)
         if engine == "trl":
             train_with_trl(setup, config, state, learner)
         else:
             train(setup, algorithm, config, state, learner)
-    if state.best is not None:
-        backbone.load_role("policy", folder / "best")
-    backbone.train_roles()
-    summary = {
-        "engine": engine,
-        "advantage_estimator": config.advantage_estimator,
-        **_outcome(state, config),
-        "reference": "sft" if has_sft else "base",
+    return state
+
+
+def _prompt_rows(recipe: Recipe, functions: Sequence[WeightedReward]) -> dict[Split, Loaded[PromptRow]]:
+    """Prompts by split, with the columns that reward functions ask for."""
+    wanted = columns_wanted(functions)
+    splits = SPLITS if recipe.ppo.eval_every else SPLITS[:1]  # few prompts need not be enough to hold some out
+    return {split: load_prompt_rows(recipe.data, split, wanted) for split in splits}
+
+
+def _prompt_examples(
+    rows: Mapping[Split, Loaded[PromptRow]], recipe: Recipe, backbone: SharedBackbone, engine: Engine
+) -> tuple[list[PromptExample], list[PromptExample], dict[str, int]]:
+    """Prompts to train on, held-out ones, and how many these are, of how many rows. Raises UserError for too few."""
+    config = recipe.ppo
+    read = {split: read_by_model(rows[split], recipe.data, backbone.tokenizer, split) for split in rows}
+    prompts, eval_prompts = read["train"], read.get("test", [])[: config.eval_prompts]
+    if config.eval_every and not eval_prompts:
+        raise UserError(
+            "ppo.eval_every: data.test_size 0 leaves no held-out prompts to evaluate on; raise it, set "
+            "data.prompts_test, or set ppo.eval_every to 0"
+        )
+    if engine == "trl" and len(prompts) < config.batch_size:  # it would wait for a full batch for ever
+        raise UserError(f"ppo.batch_size: TRL needs as many prompts, and there are {len(prompts)}; lower it")
+    counted = {
         "train_prompts": len(prompts),
-        "train_rows": len(loaded["train"].rows),
+        "train_rows": len(rows["train"].rows),
         "eval_prompts": len(eval_prompts),
-        "eval_rows": len(loaded["test"].rows) if "test" in loaded else 0,
-        "seconds": time.perf_counter() - start,
-        "peak_memory_gb": peak_memory_bytes() / 1e9,
+        "eval_rows": len(rows["test"].rows) if "test" in rows else 0,
     }
-    if learner.is_main:
-        with written_adapter(folder) as part:
-            backbone.save_role("policy", part)
-            backbone.tokenizer.save_pretrained(part)
-        run.write_summary("ppo", summary)
-    learner.wait()
-    return summary
+    return prompts, eval_prompts, counted
 
 
-def _display(config: PPOConfig, folder: Path, resume: bool, quiet: bool) -> StageDisplay:
-    stage = STAGES["ppo"]
-    title = stage.name if config.advantage_estimator == "gae" else config.advantage_estimator
-    return StageDisplay(title, stage.unit, stage.columns, folder, resume, quiet=quiet, phase=partial(_phase, config))
+class _Log:
+    """Where each row of numbers goes: on the display, with the symptoms that it brings, and to the trackers.
 
+    Made once the stage's folder is free: the display writes there.
 
-def _samples(folder: Path, iteration: int) -> list[dict[str, Any]]:
-    """What an evaluation has sampled, as a table for trackers."""
-    rows = [row for row in read_rows(folder / "samples.jsonl", "iteration") if row["iteration"] == iteration]
-    return [{**row, "prompt": request_text(row["prompt"])} for row in rows]
+    Args:
+        quiet: show nothing, as every process but the first does.
+    """
+
+    def __init__(self, config: PPOConfig, folder: Path, resume: bool, quiet: bool) -> None:
+        stage, phase = STAGES["ppo"], partial(_phase, config)
+        title = stage.name if config.advantage_estimator == "gae" else config.advantage_estimator
+        self.display = StageDisplay(title, stage.unit, stage.columns, folder, resume, quiet=quiet, phase=phase)
+        self.trackers = Trackers(config.report_to, folder, config.model_dump(mode="json"))
+        self.samples = folder / SAMPLES
+        self.watch = Watch()
+
+    def begin(self, iterations: int, done: int) -> None:
+        """Go on after so many iterations of so many, with what their rows have shown already."""
+        self.display.begin(iterations, done)
+        if not self.display.quiet:
+            for row in read_rows(self.display.path, self.display.unit):
+                self.watch.observe(row)
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        warnings = self.watch.observe(row)
+        self.display.log({**row, "warnings": warnings} if warnings else row)
+        self.trackers.log(row)
+        if "eval_reward" in row and self.trackers.started:
+            sampled = [r for r in read_rows(self.samples, "iteration") if r["iteration"] == row["iteration"]]
+            self.trackers.log_samples([{**r, "prompt": request_text(r["prompt"])} for r in sampled], row["step"])
 
 
 def _outcome(state: TrainingState, config: PPOConfig) -> dict[str, Any]:
@@ -258,82 +315,3 @@ def make_setup(
         folder=folder,
         seed=seed,
     )
-
-
-def _check_prompts(
-    config: PPOConfig, prompts: Sequence[PromptExample], eval_prompts: Sequence[PromptExample], engine: Engine
-) -> None:
-    if config.eval_every and not eval_prompts:
-        raise UserError(
-            "ppo.eval_every: data.test_size 0 leaves no held-out prompts to evaluate on; raise it, set "
-            "data.prompts_test, or set ppo.eval_every to 0"
-        )
-    if engine == "trl" and len(prompts) < config.batch_size:  # it would wait for a full batch for ever
-        raise UserError(f"ppo.batch_size: TRL needs as many prompts, and there are {len(prompts)}; lower it")
-
-
-def find_reward_adapter(weight: float, has_functions: bool, run: Run, reward: str | None) -> Path | None:
-    """Folder of the reward adapter; None where Python functions alone give the reward.
-
-    Args:
-        weight: of the reward model (`ppo.reward_model_weight`).
-
-    Raises:
-        UserError: there is no adapter and nothing in its place.
-    """
-    if weight == 0:
-        if not has_functions:
-            raise UserError("ppo.reward_model_weight is 0 and ppo.reward_functions is empty: nothing gives a reward")
-        return None
-    if reward is None:
-        if run.has_adapter("reward"):
-            return run.stage("reward")
-        check_not_interrupted(run, "reward")
-        if has_functions:
-            return None
-        raise UserError(
-            f"{run.stage('reward')}: no reward adapter there; run `lorarlhf reward --recipe NAME --output-dir "
-            f"{run.path}` first, or give one with --reward"
-        )
-    folder = Path(reward).expanduser()
-    if not folder.is_dir():
-        try:
-            folder = Path(snapshot_download(reward, allow_patterns=["adapter_*", BASE_FILE]))
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-            raise UserError(
-                f"--reward {reward}: neither a folder nor a Hub id that can be read: {first_line(error)}"
-            ) from error
-    if not (folder / "adapter_config.json").is_file():
-        raise UserError(f"--reward {reward}: no adapter_config.json there; give the folder `lorarlhf reward` wrote")
-    return folder
-
-
-def attach_roles(
-    backbone: SharedBackbone,
-    algorithm: Algorithm,
-    lora: LoraConfig,
-    run: Run,
-    reward_folder: Path | None,
-    allow_other_base: bool = False,
-) -> None:
-    """Policy, reference, reward model and critic, each where it starts from; only policy and critic train.
-
-    The critic begins as a copy of the reward model, unless the recipe gives it a shape of its own; where the algorithm
-    has none, there is none.
-    """
-    if run.has_adapter("sft"):
-        backbone.load_role("policy", run.stage("sft"), allow_other_base=allow_other_base)
-        backbone.copy_role("policy", "reference")
-    else:
-        backbone.attach("policy", lora.for_role("policy"))
-    if reward_folder is not None:
-        backbone.load_role("reward", reward_folder, allow_other_base=allow_other_base)
-    if not algorithm.has_critic:
-        backbone.train_roles("policy")
-        return
-    if reward_folder is not None and lora.critic == ScalarLoraOverride():
-        backbone.copy_role("reward", "critic")
-    else:
-        backbone.attach("critic", lora.for_role("critic"))
-        backbone.value_head.reset_parameters()  # drawn anew, from the recipe's seed
-    backbone.train_roles("policy", "critic")

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
+from datasets import Dataset, interleave_datasets
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -69,9 +69,11 @@ class Objective(ABC):
     def scores(self, rows: Dataset, score: Callable[[Sequence[Sequence[int]]], Tensor]) -> list[Tensor]:
         """[N] scores of each of `sequences` by a scorer that gives [M] for M sequences.
 
-        It is asked for all of a row's one after the other: the sides of a pair begin alike, which saves work.
+        It is asked for all of a row's one after the other: the sides of a pair begin alike, which saves work. They stay
+        on the disk until it takes them.
         """
-        asked = [ids for row in zip(*(rows[column] for column in self.sequences), strict=True) for ids in row]
+        sides = [rows.select_columns(column).rename_column(column, "ids") for column in self.sequences]
+        asked = interleave_datasets(sides)["ids"]
         return list(score(asked).view(len(rows), len(self.sequences)).unbind(1))
 
     @abstractmethod

@@ -1,6 +1,5 @@
 """From a recipe's data section to rows: splits, fallbacks, bad rows, and the real files where they are there."""
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,6 @@ from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import DataConfig
 
 PAIRS = [{"prompt": f"Question {i}?", "chosen": f"Yes {i}.", "rejected": "No."} for i in range(400)]
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write(rows, name="pairs.jsonl"):
-        path = tmp_path / name
-        path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
-        return str(path)
-
-    return write
 
 
 def load_prompts(config, split):
@@ -131,7 +120,7 @@ def test_bad_rows_are_skipped_and_counted(write):
 def test_a_bad_first_row_does_not_decide_the_format(write, first):
     path = write([first, *PAIRS[:5]])
     assert len(load_preferences(DataConfig(preferences=path, on_bad_row="skip", test_size=0.0), "train").rows) == 5
-    with pytest.raises(UserError, match=r"pairs\.jsonl:1: "):
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: "):
         load_preferences(DataConfig(preferences=path), "train")
 
 
@@ -141,7 +130,7 @@ def test_unknown_columns_are_an_error_whatever_happens_to_bad_rows(write, on_bad
     rows = [{"question": "a", "answer": "b"}] * count + (PAIRS if count > 100 else [])  # too many to be bad rows
     config = DataConfig(preferences=write(rows), on_bad_row=on_bad_row)
     with pytest.raises(
-        UserError, match=r"pairs\.jsonl:1: columns not recognised as comparisons: found question, answer; say"
+        UserError, match=r"rows\.jsonl:1: columns not recognised as comparisons: found question, answer; say"
     ):
         load_preferences(config, "train")
 
@@ -162,7 +151,7 @@ def test_what_is_left_out_of_training_is_said_once(write, caplog):
     said = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
     assert len(said) == 2, "twice read to train on"
     assert said[0].endswith(
-        "pairs.jsonl: left out: chosen and rejected are identical (2); not valid JSON "
+        "rows.jsonl: left out: chosen and rejected are identical (2); not valid JSON "
         "(Invalid control character at) (1); rejected is missing (1)"
     )
 

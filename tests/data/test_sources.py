@@ -10,7 +10,7 @@ import pytest
 
 from lorarlhf.data import hub, sources
 from lorarlhf.data.rows import BadRow
-from lorarlhf.data.sources import is_path, iter_rows, rows_kept, splits_of
+from lorarlhf.data.sources import is_path, iter_rows, let_rows_go, rows_kept, splits_of
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import Source
 
@@ -212,6 +212,16 @@ def test_rows_are_kept_where_that_is_asked_for(tmp_path, whole_reads):
     assert len(whole_reads) == 3
     read(path)
     assert len(whole_reads) == 4
+
+
+def test_rows_that_were_let_go_are_read_again(tmp_path, whole_reads):
+    path = write(tmp_path, "a.jsonl", lines(ROWS))
+    let_rows_go()  # nothing is kept, and nothing happens
+    with rows_kept():
+        expected = read(path)
+        let_rows_go()
+        assert read(path) == read(path) == expected
+    assert len(whole_reads) == 2
 
 
 def test_rows_of_a_large_file_are_not_kept(tmp_path, whole_reads, monkeypatch):

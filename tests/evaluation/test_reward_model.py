@@ -7,6 +7,7 @@ from demo_runs import small_recipe
 from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.errors import UserError
+from lorarlhf.evaluation import reward_model
 from lorarlhf.evaluation.reward_model import score_tokens
 
 
@@ -26,6 +27,21 @@ def test_scores_keep_their_order_in_batches_of_any_size(backbone, token_budget):
         alone = [backbone.scores(TokenBatch.from_lists([row], [[]])).item() for row in rows]
     assert len(set(alone)) == len(rows)
     assert score_tokens(backbone, rows, token_budget=token_budget).tolist() == pytest.approx(alone, abs=1e-5)
+
+
+def test_of_many_rows_few_are_in_memory_at_once(backbone, monkeypatch):
+    class OnDisk(list):
+        def __getitem__(self, rows):
+            assert rows.stop - rows.start == 2
+            return super().__getitem__(rows)
+
+        def __iter__(self):
+            raise AssertionError("read as a whole")
+
+    rows = [[1, 40, 41], [1, 50], [1, 60, 61]]
+    expected = score_tokens(backbone, rows)
+    monkeypatch.setattr(reward_model, "ROWS_AT_ONCE", 2)
+    torch.testing.assert_close(score_tokens(backbone, OnDisk(rows)), expected)
 
 
 def test_scoring_goes_on_with_less_at_a_time_where_memory_runs_out(backbone, monkeypatch):

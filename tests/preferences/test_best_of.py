@@ -8,7 +8,7 @@ from statistics import mean
 
 import numpy as np
 import pytest
-from demo_runs import DEMO, read_jsonl, save_random_adapter, small_recipe, write_jsonl
+from demo_runs import DEMO, read_jsonl, run_with, save_random_adapter, write_jsonl
 
 from lorarlhf.cli.main import main
 from lorarlhf.evaluation.reward_model import RewardModel
@@ -19,12 +19,7 @@ from lorarlhf.stages.sample import of_start
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("best_of")
-    recipe, run = small_recipe(folder), Run(folder / "run")
-    run.write_recipe(recipe)
-    for stage in ("sft", "reward"):
-        save_random_adapter(recipe, run, stage)
-    return run
+    return run_with(tmp_path_factory.mktemp("best_of"), ("sft", "reward"))
 
 
 @pytest.fixture

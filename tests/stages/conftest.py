@@ -5,7 +5,7 @@ import shutil
 import sys
 
 import pytest
-from demo_runs import DEMO, read_jsonl, save_random_adapter, small_recipe, write_jsonl
+from demo_runs import DEMO, read_jsonl, run_with, write_jsonl
 
 from lorarlhf.cli.main import main
 from lorarlhf.run import Run
@@ -17,12 +17,7 @@ from lorarlhf.stages.sample import load_respondent
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run whose sft and reward stages are done."""
-    folder = tmp_path_factory.mktemp("finished")
-    recipe = small_recipe(folder)
-    run = Run(folder / "run")
-    for stage in ("sft", "reward"):
-        save_random_adapter(recipe, run, stage)
-    return run
+    return run_with(tmp_path_factory.mktemp("finished"), ("sft", "reward"))
 
 
 @pytest.fixture
@@ -40,12 +35,7 @@ def run(finished, tmp_path):
 @pytest.fixture(scope="module")
 def chat_run(tmp_path_factory):
     """A run with all three stages."""
-    folder = tmp_path_factory.mktemp("chat")
-    recipe, run = small_recipe(folder), Run(folder / "run")
-    run.write_recipe(recipe)
-    for stage in ("sft", "reward", "ppo"):
-        save_random_adapter(recipe, run, stage)
-    return run
+    return run_with(tmp_path_factory.mktemp("chat"), ("sft", "reward", "ppo"))
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,10 @@
 import json
 import shutil
 import sys
+from functools import partial
 
 import pytest
-from demo_runs import DEMO, read_jsonl, save_random_adapter, small_recipe, write_jsonl
+from demo_runs import DEMO, read_jsonl, run_with, small_recipe, write_jsonl
 
 from lorarlhf.cli.main import main
 from lorarlhf.data.examples import in_test_part
@@ -34,14 +35,7 @@ def evaluate(monkeypatch, capsys):
 def make_run(tmp_path):
     """`make_run(stages, *sets)`: a run with random adapters of these stages."""
 
-    def make(stages, *sets):
-        recipe, run = small_recipe(tmp_path, *sets), Run(tmp_path / "run")
-        run.write_recipe(recipe)
-        for stage in stages:
-            save_random_adapter(recipe, run, stage)
-        return run
-
-    return make
+    return partial(run_with, tmp_path)
 
 
 def written(run, stage):

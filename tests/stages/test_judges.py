@@ -7,7 +7,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from demo_runs import DEMO, read_jsonl, save_random_adapter, small_recipe
+from demo_runs import DEMO, read_jsonl, run_with, save_random_adapter, small_recipe
 
 from lorarlhf.cli.main import main
 from lorarlhf.data.tokenize import encode_completion
@@ -25,11 +25,7 @@ PROMPTS = 4  # as many as `evaluation.json` shows
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run with sft, reward and ppo, which says that PPO started from the base."""
-    folder = tmp_path_factory.mktemp("judged")
-    recipe, run = small_recipe(folder), Run(folder / "run")
-    run.write_recipe(recipe)
-    for stage in ("sft", "reward", "ppo"):
-        save_random_adapter(recipe, run, stage)
+    run = run_with(tmp_path_factory.mktemp("judged"), ("sft", "reward", "ppo"))
     run.write_summary("ppo", {"reference": "base"})
     return run
 

@@ -19,7 +19,8 @@ from lorarlhf.generation.sample import Rollout
 from lorarlhf.rl.algorithms import make_algorithm
 from lorarlhf.rl.score import ScoringPasses, response_scorer
 from lorarlhf.run import Run
-from lorarlhf.stages.ppo import attach_roles, find_reward_adapter, train_ppo
+from lorarlhf.stages.ppo import train_ppo
+from lorarlhf.stages.roles import attach_roles, find_reward_adapter
 
 FUNCTION = 'ppo.reward_functions=["demo_runs:short_is_good"]'
 
@@ -132,7 +133,8 @@ def test_functions_alone(scored, stages):
 def give_roles(backbone, recipe, run):
     config = recipe.ppo
     folder = find_reward_adapter(config.reward_model_weight, bool(config.reward_functions), run, None)
-    attach_roles(backbone, make_algorithm(config), recipe.lora, run, folder)
+    sft = run.stage("sft") if run.has_adapter("sft") else None
+    attach_roles(backbone, make_algorithm(config), recipe.lora, sft, folder)
 
 
 def started(run, recipe):

@@ -10,7 +10,8 @@ from lorarlhf.manifest import written_whole
 from lorarlhf.run import Run
 from lorarlhf.stages import outputs, pipeline, ppo, reward, sft
 from lorarlhf.stages.beginning import checkpoint_to_go_on_from
-from lorarlhf.stages.ppo import find_reward_adapter, train_ppo
+from lorarlhf.stages.ppo import train_ppo
+from lorarlhf.stages.roles import find_reward_adapter
 from lorarlhf.stages.settings import other_settings
 from lorarlhf.stages.sft import train_sft
 

@@ -15,7 +15,7 @@ from lorarlhf.data import sources
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.load import load_recipe
 from lorarlhf.run import Run
-from lorarlhf.stages import pipeline
+from lorarlhf.stages import pipeline, ppo
 
 
 @pytest.fixture
@@ -51,17 +51,23 @@ def test_the_whole_recipe_and_again(tmp_path, capsys, loads):
     assert json.loads((run.stage("ppo") / "evaluation.json").read_text()) == evaluation
 
 
-def test_each_file_of_data_is_read_once(tmp_path, monkeypatch):
-    read = Counter()
+def test_each_file_of_data_is_read_once_by_all_that_trains_and_none_stays_in_memory(tmp_path, monkeypatch):
+    read, kept = Counter(), []
+
+    def train(*args, real=ppo.train):
+        kept.append(dict(sources._kept))
+        real(*args)
 
     def reader(path, name, real=sources.READERS["jsonl"]):
         yield from real(path, name)
         read[path.name] += 1
 
     monkeypatch.setitem(sources.READERS, "jsonl", reader)
+    monkeypatch.setattr(ppo, "train", train)
     sets = ("stages=[reward,ppo,evaluate]", "data.prompts=null", "data.prompts_test=null")  # all of the comparisons
     pipeline.run_recipe(small_recipe(tmp_path, *sets), tmp_path / "run")
-    assert read == {"preferences.jsonl": 1, "preferences_test.jsonl": 1}
+    assert read == {"preferences.jsonl": 1, "preferences_test.jsonl": 2}, "once more to evaluate on"
+    assert kept == [{}]
 
 
 @pytest.fixture(scope="module")

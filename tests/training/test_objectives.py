@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
+from datasets.arrow_dataset import Column
 from torch.testing import assert_close
 
 from lorarlhf.recipe.sections import ObjectiveName, RewardConfig
@@ -125,6 +126,23 @@ def test_every_objective_of_the_recipe_is_in_the_table(name):
     metrics = {**objective.held_out(data, scores), **objective.baselines(lambda: data, data)}
     assert "held-out" in objective.result({**metrics, "eval_examples": 2})
     assert objective.report({**metrics, "examples": 2, "data": "d.jsonl"})[0][1].startswith("reward on 2 ")
+
+
+@pytest.mark.parametrize(("name", "asked"), [("bradley_terry", [3, 9, 1, 4, 7, 2]), ("regression", [3, 1, 7])])
+def test_scores_are_asked_for_row_by_row_and_rows_stay_on_the_disk(name, asked):
+    rows = Dataset.from_dict(
+        {"chosen_ids": [[3], [1], [7]], "rejected_ids": [[9], [4], [2]], "input_ids": [[3], [1], [7]]}
+    )
+    lazily = []
+
+    def score(sequences):
+        lazily.append(isinstance(sequences, Column))
+        return torch.tensor([float(ids[0]) for ids in sequences])
+
+    objective = OBJECTIVES[name]
+    scores = objective.scores(rows, score)
+    assert lazily == [True]
+    assert [score.tolist() for score in scores] == [asked[n :: len(scores)] for n in range(len(objective.sequences))]
 
 
 def test_numbers_of_a_batch_of_pairs():

@@ -24,6 +24,7 @@ def all_pairs(
 def attempted(
     prompt: list[Message], first: list[Message], second: list[Message], verdict: float, margin: float | None = None
 ) -> Preference | BadRow:
+    """`judged`, with what is wrong with one pair in its place: the other pairs of a list may be sound."""
     try:
         return judged(prompt, first, second, verdict, margin)
     except BadRow as bad:

@@ -25,18 +25,22 @@ def kind_of(value: object) -> str:
 
 
 def is_text(*columns: str) -> Callable[[Row], bool]:
+    """Whether all of these columns hold text that is not blank."""
     return lambda row: all(isinstance(row[column], str) and row[column].strip() for column in columns)
 
 
 def is_list(*columns: str) -> Callable[[Row], bool]:
+    """Whether all of these columns hold lists that are not empty."""
     return lambda row: all(isinstance(row[column], list) and row[column] for column in columns)
 
 
 def is_object(*columns: str) -> Callable[[Row], bool]:
+    """Whether all of these columns hold objects that are not empty."""
     return lambda row: all(isinstance(row[column], dict) and row[column] for column in columns)
 
 
 def text(row: Mapping[str, Any], column: str) -> str:
+    """Text that is not blank."""
     value = row.get(column)
     if not isinstance(value, str) or not value.strip():
         reason = "" if value is None or isinstance(value, str) else ", not text"
@@ -45,6 +49,7 @@ def text(row: Mapping[str, Any], column: str) -> str:
 
 
 def number(row: Mapping[str, Any], column: str) -> float:
+    """A finite number; text that spells one, too."""
     value = row.get(column)
     try:  # in CSV, numbers are text
         parsed = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
@@ -97,6 +102,7 @@ def texts(row: Mapping[str, Any], column: str) -> list[str]:
 
 
 def messages(row: Mapping[str, Any], column: str) -> list[Message]:
+    """A conversation: each turn with a known role and text that is not blank."""
     value = row.get(column)
     if not isinstance(value, list) or not value:
         raise BadRow(f"{column} is {kind_of(value)}" + (", not a list of messages" if value else ""))
