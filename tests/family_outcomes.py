@@ -18,7 +18,10 @@ from every_family import EVERY_FAMILY, NOT_TRIED
 from tiny_models import attach_all, make_model, mixed_sequences
 from torch.testing import assert_close
 
+from lorarlhf.backbone.batch import TokenBatch
+from lorarlhf.backbone.grouping import grouped
 from lorarlhf.backbone.load import load_backbone
+from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.errors import UserError
 from lorarlhf.generation.draw import uniform_table
 from lorarlhf.generation.sample import sample_responses
@@ -49,6 +52,8 @@ def outcome(family: str, folder: Path) -> str:
         reason = str(error).removeprefix("model.name: ").split(" cannot be trained: ")[-1].split("; choose ")[0]
         return f"refused: {html.escape(reason, quote=False)}"
     attach_all(backbone).train()
+    if backbone.packs_prompts:
+        check_packing(backbone)
     sequences = mixed_sequences()
     (backbone.logprobs("policy", sequences)[0].sum() + backbone.values(sequences).sum()).backward()
     for role in ("policy", "critic"):
@@ -58,6 +63,17 @@ def outcome(family: str, folder: Path) -> str:
         logprobs, _ = backbone.logprobs("policy", rollout.sequences)
     assert_close(rollout.logprobs, logprobs, rtol=1e-2, atol=1e-2)
     return "works" if backbone.shares_trunk else "works without sharing"
+
+
+@torch.no_grad()
+def check_packing(backbone: SharedBackbone) -> None:
+    """Raise AssertionError if responses behind one prompt are not what they are by themselves."""
+    prompts = [PROMPTS[0]] * 3 + [PROMPTS[2]]
+    rows = TokenBatch.from_lists(prompts, [[8, 9, 10, 11] * 4, [12, 13], [14, 15, 16], [17, 18]])
+    packed = grouped(backbone, rows)
+    assert packed.groups is not None or backbone.attention_window is not None
+    for of in (lambda batch: backbone.logprobs("policy", batch)[0], backbone.values, backbone.scores):
+        assert_close(of(packed), of(rows), rtol=1e-3, atol=1e-3)
 
 
 def table() -> dict[str, str]:

@@ -50,6 +50,17 @@ class TokenBatch:
         width = int(self.response_lengths.max()) if len(self) else 0
         return torch.arange(width, device=self.tokens.device) < self.response_lengths.unsqueeze(1)
 
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens that one pass over all rows computes, padding and all."""
+        if self.groups is None:
+            return self.tokens.numel()
+        widths: dict[int, int] = {}  # of each group's packed row
+        sizes = torch.stack([self.groups, self.prompt_lengths, self.response_lengths])
+        for group, prompt, response in sizes.t().tolist():
+            widths[group] = widths.get(group, prompt) + response
+        return len(widths) * max(widths.values())
+
     def lists(self) -> list[list[int]]:
         """The ids of each row, prompt and response."""
         return [row[:end] for row, end in zip(self.tokens.tolist(), self.lengths.tolist(), strict=True)]

@@ -138,4 +138,4 @@ def in_micro_batches(
                 result[rows, : piece.shape[1]] = piece
         return tuple(results)
 
-    return budget.run(attempt, most=sequences.tokens.numel(), least=int(sequences.lengths.max()))
+    return budget.run(attempt, most=sequences.computed_tokens, least=int(sequences.lengths.max()))

@@ -43,9 +43,10 @@ class Packing:
         """A row for each of the batch's groups."""
         assert sequences.groups is not None
         length = sequences.tokens.shape[1]
-        prompts, ends = sequences.prompt_lengths.tolist(), sequences.lengths.tolist()
+        sizes = torch.stack([sequences.groups, sequences.prompt_lengths, sequences.lengths])
+        groups, prompts, ends = sizes.tolist()  # a GPU is waited for once
         rows: dict[int, list[int]] = defaultdict(list)
-        for row, group in enumerate(sequences.groups.tolist()):
+        for row, group in enumerate(groups):
             rows[group].append(row)
         sources, branches = [], []
         for members in rows.values():
@@ -80,10 +81,11 @@ class Packing:
         """[B, L, H] of the batch to [G, W, H]."""
         return states.flatten(0, 1)[self.sources]
 
-    def unpack(self, states: Tensor) -> Tensor:
-        """[G, W, H] back to [B, L, H]."""
-        found = states.flatten(0, 1).index_select(0, self.places.flatten())
-        return found.view(*self.places.shape, *states.shape[2:])
+    def unpack(self, states: Tensor, columns: Tensor | None = None) -> Tensor:
+        """[G, W, H] back to [B, L, H]; or to [B, N, H], of the columns [B, N] of each row alone."""
+        places = self.places if columns is None else self.places.gather(1, columns)
+        found = states.flatten(0, 1).index_select(0, places.flatten())
+        return found.view(*places.shape, *states.shape[2:])
 
 
 def unpacked(states: Tensor, sequences: TokenBatch) -> Tensor:

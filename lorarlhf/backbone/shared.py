@@ -214,11 +214,15 @@ class SharedBackbone(nn.Module):
         """Adapters are stored in float32 and multiplied in the compute type."""
         return torch.autocast(self.device.type, dtype=self.compute_dtype, enabled=self.compute_dtype != torch.float32)
 
-    def hidden_states(self, role: str, sequences: TokenBatch, below: TrunkStates | None = None) -> Tensor:
+    def hidden_states(
+        self, role: str, sequences: TokenBatch, below: TrunkStates | None = None, columns: Tensor | None = None
+    ) -> Tensor:
         """[B, L, H] last hidden states. Attention is causal, so right padding needs no mask; its rows are garbage.
 
         Args:
             below: where to go on from, at most as high as the role's `first_layer`.
+            columns: [B, N] of each row, for [B, N, H] of those alone: rows that were packed take several times as much
+                memory once each has its prompt again.
         """
         # No attention mask: with none, attention takes its causal kernel, which is faster than one that reads a mask.
         inputs, packing = {"input_ids": sequences.tokens}, None
@@ -231,7 +235,11 @@ class SharedBackbone(nn.Module):
             start = starting_from(states, self.layers, below.layer)
         with self.role(role), self.autocast(), start:
             hidden: Tensor = self.trunk(**inputs, use_cache=False).last_hidden_state
-        return packing.unpack(hidden) if packing else hidden
+        if packing:
+            return packing.unpack(hidden, columns)
+        if columns is None:
+            return hidden
+        return hidden[torch.arange(len(columns), device=columns.device).unsqueeze(1), columns]
 
     def trunk_states(self, sequences: TokenBatch, layer: int) -> TrunkStates:
         """What the bare base model computes below a layer. Raises IndexError if there is no such layer."""
@@ -274,7 +282,8 @@ class SharedBackbone(nn.Module):
         It is the model's own forward, with hidden states in place of its trunk: families scale and cap before and after
         their heads.
         """
-        rows = hidden.reshape(-1, 1, hidden.shape[-1])
+        # Side by side: where rows are apart, as each prompt's last are, torch copies the head's weight for every row.
+        rows = hidden.reshape(-1, 1, hidden.shape[-1]).contiguous()
         tokens = torch.zeros(rows.shape[:2], dtype=torch.long, device=hidden.device)  # nothing reads them
         # Which module a model calls for its trunk differs: the outermost that contains it, or the trunk itself.
         parts = self._trunk_path.split(".")
@@ -325,22 +334,20 @@ class SharedBackbone(nn.Module):
         Args:
             role: an adapter with a head: the policy is trained against one reward model and may be judged by another.
         """
-        hidden = self.hidden_states(role, sequences, below)
-        rows = torch.arange(len(sequences), device=hidden.device)
-        scores: Tensor = self.head(role)(hidden[rows, sequences.lengths - 1]).squeeze(-1)
+        hidden = self.hidden_states(role, sequences, below, (sequences.lengths - 1).unsqueeze(1))
+        scores: Tensor = self.head(role)(hidden.squeeze(1)).squeeze(-1)
         return scores
 
     def _states_before_tokens(
         self, role: str, sequences: TokenBatch, below: TrunkStates | None = None
     ) -> tuple[Tensor, Tensor]:
         """[B, R, H] the hidden state that predicts each response token, and the response mask."""
-        hidden = self.hidden_states(role, sequences, below)
         mask = sequences.response_mask
         # The state at a token predicts the next one. The first response token is predicted by the prompt's last, so a
         # critic's value of it is that of the prompt alone.
         index = _response_index(sequences, mask.shape[1]) - 1
-        rows = torch.arange(len(sequences), device=hidden.device).unsqueeze(1)
-        return hidden[rows, index.clamp(max=hidden.shape[1] - 1)], mask  # padding may point beyond the end
+        index = index.clamp(max=sequences.tokens.shape[1] - 1)  # padding may point beyond the end
+        return self.hidden_states(role, sequences, below, index), mask
 
 
 # Lengths alone say where a response is: token ids never do, as pad and eos may stand anywhere.

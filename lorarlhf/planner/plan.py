@@ -31,9 +31,10 @@ from lorarlhf.training.objectives import OBJECTIVES
 
 Target = Literal["cuda", "cpu"]
 # Resident memory of a Linux process that has imported everything and trained a model of no size: measured.
-LIBRARIES = 660_000_000
-# A CPU's heap keeps holes between what is freed and what is allocated next: measured, of what comes and goes.
-HEAP_HOLES = 0.8
+LIBRARIES = 720_000_000
+# A CPU's heap keeps holes between what is freed and what is allocated next: measured, of what comes and goes. Scores
+# over a vocabulary leave none: glibc maps blocks of more than 32 MiB by themselves and gives them back whole.
+HEAP_HOLES = 0.45
 CPU_BUDGET = 4096  # tokens a micro-batch where `ppo.micro_batch_tokens` is auto: larger ones are no faster on a CPU
 LAYERS_RUN = (2, 4)  # of the shadows: two points give the line that every further layer goes on along
 SHADOW_ROLES: tuple[Role, ...] = ("policy", "reward", "critic")  # the reference is of the policy's shape
@@ -121,24 +122,21 @@ class Planner:
         layers = self._role_layers(role)
         scores = STAGES[stage].scores
         sequences = len(OBJECTIVES[self.recipe.reward.objective].sequences) if scores else 1
-        rows = most = config.per_device_train_batch_size * sequences
-        a_pass = max(1, tokens_of_similar_rows(torch.device(self.target)) // length)
-        if not scores and not has_router_loss(self.model_config):  # then each pass goes backward by itself
-            rows = min(most, a_pass)
+        rows, again = config.per_device_train_batch_size * sequences, config.gradient_accumulation_steps > 1
+        at_once = max(1, tokens_of_similar_rows(torch.device(self.target)) // length)  # rows of a pass
         resident = {**self._weights(), **self._adapters([role], config)}
-        step = functools.partial(
-            shadow_steps.reward_step if scores else shadow_steps.sft_step,
-            rows=rows,
-            length=length,
-            again=config.gradient_accumulation_steps > 1 or rows < most,
-        )
+        if scores:  # passes go backward together
+            step = functools.partial(shadow_steps.reward_step, rows=rows, length=length, at_once=at_once, again=again)
+        else:  # each by itself, but those of a mixture, of which TRL computes a batch at once
+            of_pass = rows if has_router_loss(self.model_config) else min(rows, at_once)
+            step = functools.partial(shadow_steps.sft_step, rows=of_pass, length=length, again=again or of_pass < rows)
         training = self._run(step, layers, config.gradient_checkpointing, padded=True)
         phases = [self._phase("training", resident, training)]
         if evaluation:
             work = functools.partial(shadow_steps.reward_scores, rows=max(1, FORWARD_TOKENS // length), length=length)
             if not scores:
-                rows = min(config.per_device_eval_batch_size, a_pass)
-                work = functools.partial(shadow_steps.sft_loss, rows=rows, length=length)
+                evaluated = min(config.per_device_eval_batch_size, at_once)
+                work = functools.partial(shadow_steps.sft_loss, rows=evaluated, length=length)
             phases.append(self._phase("evaluation", resident, self._run(work, layers, padded=not scores)))
         return StagePlan(stage, phases)
 
@@ -230,7 +228,7 @@ class Planner:
             parts["context"] = CUDA_CONTEXT
         else:
             parts["libraries"] = LIBRARIES
-            parts["heap"] = int(HEAP_HOLES * work.total())
+            parts["heap"] = int(HEAP_HOLES * (work.total() - work["logits"]))
         return Phase(name, {kind: size for kind, size in parts.items() if size})
 
     def _weights(self) -> dict[str, int]:

@@ -123,29 +123,33 @@ class _TrlHead(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, vocabulary: int, target: str) -> Tensor:
         ctx.save_for_backward(hidden)
         ctx.sizes = vocabulary, target
-        _TrlHead._tile(hidden, vocabulary, target)
+        _TrlHead._tile(hidden, vocabulary, target, 3)
         return hidden.new_empty(len(hidden))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (hidden,) = ctx.saved_tensors
         d_hidden = torch.empty_like(hidden, dtype=torch.float32)
-        _TrlHead._tile(hidden, *ctx.sizes)
+        _TrlHead._tile(hidden, *ctx.sizes, 7)
         return d_hidden.to(hidden.dtype), None, None
 
     @staticmethod
-    def _tile(hidden: Tensor, vocabulary: int, target: str) -> None:
+    def _tile(hidden: Tensor, vocabulary: int, target: str, copies: int) -> None:
         width = 32768 if target == "cuda" else min(vocabulary, 32768)  # what a CPU does not touch takes no memory
         tile = hidden.new_empty(min(len(hidden), 4096), width)
-        # On a GPU one kernel folds a tile; elsewhere its scores, their exponentials and products are tensors.
-        [tile.to(torch.float32, copy=True) for _ in range(3 if target == "cpu" else 0)]
+        # On a GPU one kernel folds a tile; elsewhere its scores, their exponentials and their gradient are tensors.
+        [tile.to(torch.float32, copy=True) for _ in range(copies if target == "cpu" else 0)]
 
 
-def reward_step(shadow: ShadowBackbone, allocations: Allocations, rows: int, length: int, again: bool) -> None:
-    """One batch of TRL's RewardTrainer."""
+def reward_step(
+    shadow: ShadowBackbone, allocations: Allocations, rows: int, length: int, at_once: int, again: bool
+) -> None:
+    """One batch of TRL's RewardTrainer, in passes of `at_once` rows that go backward together."""
     shadow.train()
     _keep_gradients(shadow, "reward", again, allocations)
-    _backward(shadow.scores(FullBatch(rows, length, 0)).sum(), shadow, "reward", allocations)
+    passes = [min(at_once, rows - done) for done in range(0, rows, at_once)]
+    scores = [shadow.scores(FullBatch(part, length, 0)) for part in passes]
+    _backward(torch.cat(scores).sum(), shadow, "reward", allocations)
 
 
 @torch.no_grad()

@@ -119,7 +119,7 @@ def minibatch_gradients(
     if not len(sequences):  # all of this minibatch's responses are other processes'
         learner.discard_gradients()
         return {}, 0.0
-    return budget.run(attempt, most=sequences.tokens.numel(), least=int(sequences.lengths.max()))
+    return budget.run(attempt, most=sequences.computed_tokens, least=int(sequences.lengths.max()))
 
 
 def minibatches(config: PPOConfig, seed: int) -> Iterator[list[int]]:

@@ -40,6 +40,12 @@ def test_a_model_that_would_be_trained_wrongly_is_refused_in_one_line(load_tiny,
     assert str(error.value).endswith("choose another model")
 
 
+def test_bfloat16_is_no_excuse(load_tiny):
+    """Off by a tenth, which is more than rounding comes to."""
+    with pytest.raises(UserError, match="token by token, beside a padded prompt, it computes something else"):
+        load_tiny("blenderbot", quantization="none", compute_dtype="bfloat16")
+
+
 def test_a_base_with_nan_is_refused_for_that(load_tiny):
     backbone = load_tiny("llama", quantization="none")
     check_model(backbone)

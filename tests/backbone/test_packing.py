@@ -166,6 +166,24 @@ def test_where_the_tokens_stand():
         assert seen.sum(1).tolist() == list(range(1, len(row) + 1))  # each token sees those before it and itself
 
 
+def test_only_the_columns_that_are_asked_for_are_unpacked(halves):
+    """Whole rows, each with its prompt again, would take more than the packed pass that the budget allows for."""
+    backbone, sequences = halves("llama"), some_sequences()
+    columns = torch.stack([sequences.lengths - 1, torch.zeros_like(sequences.lengths)], 1)
+    expected = backbone.hidden_states("policy", sequences)[torch.arange(len(sequences)).unsqueeze(1), columns]
+    for batch in (sequences, in_groups(sequences)):
+        found = backbone.hidden_states("policy", batch, columns=columns)
+        assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_counts_what_its_single_pass_computes():
+    sequences = in_groups(some_sequences())
+    assert sequences.computed_tokens == 3 * (7 + 6 + 2 + 9)
+    assert len(list(sequences.micro_batches(sequences.computed_tokens))) == 1
+    assert len(list(sequences.micro_batches(sequences.computed_tokens - 1))) > 1
+    assert some_sequences().computed_tokens == 6 * 16
+
+
 def test_micro_batches_count_a_prompt_once_and_split_groups_only_where_they_must():
     sequences = in_groups(some_sequences())
     whole = [rows.tolist() for rows in sequences.micro_batches(24)]

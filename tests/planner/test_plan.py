@@ -231,14 +231,14 @@ def test_a_stage_that_cannot_fit_is_refused_before_the_model_is_loaded(tiny, mon
 
 def test_full_batches_that_may_not_fit_are_warned_of(tiny, monkeypatch, caplog):
     planner = Planner(tiny, load_model_config(tiny.model), "cpu")
-    least, full = planner.smallest("reward").peak.total, planner.supervised("reward").peak.total
+    least, full = planner.smallest("sft").peak.total, planner.supervised("sft").peak.total
     monkeypatch.setattr(fitting, "available_memory_bytes", lambda: (least + full) // 2)
     with caplog.at_level(logging.WARNING, logger="lorarlhf"):
-        check_memory("reward", tiny)
-    assert "lower reward.per_device_train_batch_size" in caplog.text
+        check_memory("sft", tiny)
+    assert "lower sft.per_device_train_batch_size" in caplog.text
     caplog.clear()
     monkeypatch.setattr(fitting, "available_memory_bytes", lambda: full)
-    check_memory("reward", tiny)
+    check_memory("sft", tiny)
     assert caplog.text == ""
 
 

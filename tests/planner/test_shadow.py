@@ -111,6 +111,15 @@ def test_a_rollout_allocates_what_its_shadow_does(both):
     assert planned == pytest.approx(real_peak(rollout), rel=0.1)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_scores_after_prompts_take_no_copy_of_the_head_a_row(load_tiny, dtype):
+    backbone = load_tiny("llama", compute_dtype=dtype)
+    head = backbone.causal_lm.get_output_embeddings().weight
+    hidden = torch.randn(32, 5, head.shape[1]).to(backbone.compute_dtype)
+    with torch.no_grad():
+        assert real_peak(lambda: backbone.logits(hidden[:, -1])) < 16 * head.nbytes
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -149,7 +158,7 @@ def test_every_family_can_be_run_without_weights(tiny_model, family):
     sizes = {"rows": 2, "prompt": 5, "response": 3}
     assert shadow_peak(shadow, functools.partial(shadow_steps.policy_step, **sizes, again=True, entropy=True)) > 0
     assert shadow_peak(shadow, functools.partial(shadow_steps.decode, **sizes)) > 0
-    assert shadow_peak(shadow, functools.partial(shadow_steps.sft_step, rows=2, length=8, again=False)) > 0
+    assert shadow_peak(shadow, functools.partial(shadow_steps.sft_step, rows=3, length=8, at_once=2, again=False)) > 0
 
 
 def test_what_is_let_go_is_not_counted():
