@@ -130,7 +130,8 @@ class _TrlHead(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (hidden,) = ctx.saved_tensors
         d_hidden = torch.empty_like(hidden, dtype=torch.float32)
-        _TrlHead._tile(hidden, *ctx.sizes, 7)
+        vocabulary, target = ctx.sizes
+        _TrlHead._tile(hidden, vocabulary, target, 7)
         return d_hidden.to(hidden.dtype), None, None
 
     @staticmethod
