@@ -51,9 +51,10 @@ def outcome(family: str, folder: Path) -> str:
     except UserError as error:
         reason = str(error).removeprefix("model.name: ").split(" cannot be trained: ")[-1].split("; choose ")[0]
         return f"refused: {html.escape(reason, quote=False)}"
-    attach_all(backbone).train()
+    attach_all(backbone)
     if backbone.packs_prompts:
-        check_packing(backbone)
+        check_packing(backbone)  # before `train`: the router of some mixtures draws noise then
+    backbone.train()
     sequences = mixed_sequences()
     (backbone.logprobs("policy", sequences)[0].sum() + backbone.values(sequences).sum()).backward()
     for role in ("policy", "critic"):
