@@ -319,7 +319,8 @@ def test_what_to_type_next_overwrites_nothing_and_can_be_typed(tmp_path):
 
 
 def test_without_the_extra(monkeypatch, write_pairs, labels_path):
-    monkeypatch.delitem(sys.modules, "lorarlhf.preferences.server", raising=False)
+    for module in ("lorarlhf.stages.collect", "lorarlhf.preferences.server"):  # they may have been imported with it
+        monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, "starlette.applications", None)
     message = refusal("--pairs", write_pairs(1), "--out", labels_path)
     assert message == "the page needs starlette.applications; install it with: pip install 'lorarlhf[collect]'"
