@@ -77,7 +77,9 @@ def assert_same(ours: Path, expected: Path) -> None:
     """Weights, logged numbers and samples, to rounding."""
     assert set(adapters(ours)) == set(adapters(expected))
     for name, x in adapters(expected).items():
-        torch.testing.assert_close(adapters(ours)[name], x, rtol=1e-3, atol=2e-5, msg=name)
+        torch.testing.assert_close(
+            adapters(ours)[name], x, rtol=1e-3, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
     rows, other_rows = (read_jsonl(folder / "metrics.jsonl") for folder in (ours, expected))
     assert [row["iteration"] for row in rows] == [row["iteration"] for row in other_rows] == [0, 1, 1, 2, 2, 3, 3]
     for row, other in zip(rows, other_rows, strict=True):
