@@ -15,6 +15,7 @@ import json
 import os
 import random
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from lorarlhf.stages.export import export_run
 from lorarlhf.stages.reward import train_reward
 from lorarlhf.stages.sft import train_sft
 from lorarlhf.training.baselines import bag_of_words
+from lorarlhf.training.objectives import OBJECTIVES
 from lorarlhf.training.reward_metrics import longer_wins, preference_metrics, reliability, share_won
 
 LONGEST = 120  # tokens of a transcript; the chat template and its system prompt make it 160
@@ -117,7 +119,7 @@ def one(args: argparse.Namespace, row: str, seed: int) -> dict[str, Any]:
     learnt = preference_examples(recipe.data, backbone.tokenizer, "train").dataset
     asked = recipe.data.model_copy(update={"preferences_test": str(test)})
     pairs = preference_examples(asked, backbone.tokenizer, "test").dataset
-    chosen, rejected = (score_tokens(backbone, pairs[column]) for column in ("chosen_ids", "rejected_ids"))
+    chosen, rejected = OBJECTIVES["bradley_terry"].scores(pairs, partial(score_tokens, backbone))
     margins = chosen - rejected
     return {
         "pairs": summary["train_examples"],
