@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 
 from lorarlhf.backbone.budget import TokenBudget
-from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.examples import SPLITS, Loaded, Split, load_prompt_rows
 from lorarlhf.data.rows import PromptRow, request_text
@@ -24,7 +23,7 @@ from lorarlhf.errors import UserError
 from lorarlhf.generation.sample import ResponseSampler
 from lorarlhf.lock import one_writer
 from lorarlhf.memory import peak_memory_bytes
-from lorarlhf.planner.fit import auto_token_budget, check_memory
+from lorarlhf.planner.fit import auto_token_budget
 from lorarlhf.recipe.sections import PPOConfig, Recipe
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.rl.algorithms import Algorithm, make_algorithm
@@ -40,8 +39,8 @@ from lorarlhf.rl.symptoms import Watch
 from lorarlhf.rl.trl_engine import check_trl, train_with_trl
 from lorarlhf.run import Run
 from lorarlhf.stages.beginning import check_not_interrupted, check_room, checkpoint_to_go_on_from
-from lorarlhf.stages.gpus import mention_other_gpus
 from lorarlhf.stages.inputs import check_inputs
+from lorarlhf.stages.loading import load_for_training
 from lorarlhf.stages.origins import check_origins, write_origins
 from lorarlhf.stages.roles import attach_roles, find_reward_adapter
 from lorarlhf.trackers import Trackers
@@ -101,10 +100,7 @@ def _train_ppo(
     if recipe.ppo.micro_batch_tokens == "auto":  # before the model takes its share of the memory that is free
         tokens = auto_token_budget(recipe, reference=has_sft)
         recipe = recipe.model_copy(update={"ppo": recipe.ppo.model_copy(update={"micro_batch_tokens": tokens})})
-    if backbone is None:
-        mention_other_gpus("ppo")
-        check_memory("ppo", recipe, reference=has_sft)
-        backbone = load_backbone(recipe.model, recipe.data)
+    backbone = backbone or load_for_training("ppo", recipe, reference=has_sft)
     prompts, eval_prompts, counted = _prompt_examples(rows, recipe, backbone, engine)
     del rows  # texts of all rows, of which few may be taken
     let_rows_go()  # no stage that trains comes after this one
