@@ -15,7 +15,7 @@ from lorarlhf.generation.draw import uniform_table
 from lorarlhf.generation.sample import ResponseSampler, response_texts
 from lorarlhf.recipe.sections import PPOConfig
 from lorarlhf.rl.experience import ScoredRollout
-from lorarlhf.rl.learner import Learner
+from lorarlhf.rl.process_group import ProcessGroup
 from lorarlhf.rl.score import RolloutScorer, ScoringPasses, not_finite
 from lorarlhf.rl.state import Evaluation, TrainingState
 
@@ -47,16 +47,16 @@ class HeldOut:
         self.folder = folder
         self.uniforms = uniform_table(len(prompts), config.response_length, "held-out", seed)
 
-    def evaluate(self, state: TrainingState, learner: Learner) -> dict[str, Any]:
+    def evaluate(self, state: TrainingState, processes: ProcessGroup) -> dict[str, Any]:
         """The row to log of the policy as it is; it replaces what is in `best/` if it is better.
 
         Better is by what is trained, shaped score less KL penalty: reward alone would keep a policy that has found what
         fools the reward model.
         """
-        rows = learner.share.of(len(self.prompts))
-        with learner.heard_by_all():
+        rows = processes.share.of(len(self.prompts))
+        with processes.failing_together():
             responses = self._responses([self.prompts[row] for row in rows], self.uniforms[rows.start : rows.stop])
-        responses = learner.gather(responses)
+        responses = processes.gather(responses)
         n = len(responses)
         kl = sum(row["kl"] for row in responses) / n
         row = {
@@ -74,10 +74,10 @@ class HeldOut:
         if state.first is None:
             state.first = evaluation
         is_best = state.judge(self.config, evaluation)
-        if learner.is_main:
+        if processes.is_main:
             if is_best:
                 with written_adapter(self.folder / "best") as part:
-                    learner.backbone.save_role("policy", part)
+                    self.sampler.backbone.save_role("policy", part)
             self._write_samples(state.iteration, responses)
         return evaluation.row
 

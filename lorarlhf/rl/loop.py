@@ -66,7 +66,7 @@ def train(setup: Setup, algorithm: Algorithm, config: PPOConfig, state: Training
             setup.log({"iteration": state.iteration, "step": state.step, **row})
             if setup.held_out is not None and is_due(state.iteration, config.eval_every, state.is_over(config)):
                 evaluate(setup, state, learner)
-            stopping = learner.any(request.signal is not None) and not state.is_over(config)
+            stopping = learner.processes.any(request.signal is not None) and not state.is_over(config)
             due = is_due(state.iteration, config.save_every, state.is_over(config))  # which the evaluation may decide
             if due or stopping or state.is_over(config):
                 check_learnt(setup, learner)
@@ -82,12 +82,12 @@ def _iteration(
     setup: Setup, algorithm: Algorithm, config: PPOConfig, state: TrainingState, learner: Learner
 ) -> dict[str, float]:
     """Sample, score, learn; returns the row to log. What it has held, up to 0.4 GiB of a 7B run, goes when it ends."""
-    rows = learner.share.of(config.batch_size, config.generations)  # this process's responses
+    rows = learner.processes.share.of(config.batch_size, config.generations)  # this process's responses
     clock = Clock(learner.backbone.device)
     prompts = setup.prompts.batch(state.iteration, rows)
     uniforms = uniform_table(config.batch_size, config.response_length, "rollout", setup.seed, state.iteration)
 
-    with learner.heard_by_all():
+    with learner.processes.failing_together():
         with clock.phase("rollout"):  # 1. responses of the policy as it is now
             rollout = setup.sampler.sample([example.ids for example in prompts], uniforms[rows.start : rows.stop])
         with clock.phase("score"):  # 2. reward, reference, values
@@ -95,14 +95,14 @@ def _iteration(
             again = not learner.backbone.is_exact if again == "auto" else again
             scored = score(setup.passes, rollout, prompts, setup.reward, algorithm.has_critic, again)
     fault = not_finite(scored)
-    if learner.any(fault is not None):
+    if learner.processes.any(fault is not None):
         if config.on_nan == "stop":
             raise fault or NotFinite("numbers", "rollout in another process")
         state.skip_iteration()
         learner.schedule()
         return {"skipped": state.skipped}
 
-    stats, scores = rollout_statistics(scored, learner)  # of all processes
+    stats, scores = rollout_statistics(scored, config.generations, learner.processes)  # of all processes
     if config.normalize_reward:
         state.moments.update(scores)
     shaped = state.shaped(config, scored.scores, rollout.finished)
@@ -112,7 +112,7 @@ def _iteration(
         updated = update(
             learner, algorithm, experience, rows, state.iteration, state.kl_coef, setup.update_budget, setup.seed
         )
-    row = iteration_row(stats, updated, state, learner, clock, config)
+    row = iteration_row(stats, updated, state, learner.learning_rate, clock, config)
     state.end_iteration(config, stats, updated.steps, updated.skipped)
     learner.schedule()
     return {**row, "skipped": state.skipped} if state.skipped else row
@@ -122,7 +122,7 @@ def evaluate(setup: Setup, state: TrainingState, learner: Learner) -> None:
     """Log how the policy does on the held-out prompts. Raises UserError at NaN or infinity."""
     assert setup.held_out is not None
     with _told(setup, state, learner):
-        row = setup.held_out.evaluate(state, learner)
+        row = setup.held_out.evaluate(state, learner.processes)
     setup.log({"step": state.step, **row})
 
 

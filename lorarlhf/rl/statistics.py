@@ -13,7 +13,7 @@ from lorarlhf.memory import peak_memory_bytes
 from lorarlhf.recipe.sections import PPOConfig
 from lorarlhf.rl.experience import ScoredRollout
 from lorarlhf.rl.kl import kl_estimate
-from lorarlhf.rl.learner import Learner
+from lorarlhf.rl.process_group import ProcessGroup
 from lorarlhf.rl.state import TrainingState
 from lorarlhf.rl.update import UpdateStats
 
@@ -54,12 +54,14 @@ def first_of_their_kind(responses: Sequence[Sequence[int]], group: int) -> list[
     return first
 
 
-def rollout_statistics(scored: ScoredRollout, learner: Learner) -> tuple[dict[str, float], torch.Tensor]:
-    """Means over all processes' responses (or their tokens), and [B] the raw scores of all of them."""
+def rollout_statistics(
+    scored: ScoredRollout, group: int, processes: ProcessGroup
+) -> tuple[dict[str, float], torch.Tensor]:
+    """Means over all processes' responses (or their tokens), `group` to a prompt, and [B] the raw scores of all."""
     mask, rollout = scored.mask, scored.rollout
     kl = kl_estimate(scored.logprobs, scored.ref_logprobs, "k1")
     gap = (scored.logprobs - rollout.logprobs).abs()
-    responses, group = rollout.sequences.responses(), learner.config.generations
+    responses = rollout.sequences.responses()
     columns = {
         "score": scored.scores,
         "length": rollout.sequences.response_lengths,
@@ -73,7 +75,7 @@ def rollout_statistics(scored: ScoredRollout, learner: Learner) -> tuple[dict[st
         columns["distinct"] = torch.tensor(first_of_their_kind(responses, group))
     if scored.values is not None:
         columns["value"] = torch.where(mask, scored.values, 0.0).sum(1)
-    each = learner.gather_columns(columns)
+    each = processes.gather_columns(columns)
     scores, tokens = each["score"], each["length"].sum().clamp(min=1)
     stats = {
         "reward": scores.mean().item(),
@@ -96,7 +98,7 @@ def iteration_row(
     stats: dict[str, float],
     updated: UpdateStats,
     state: TrainingState,
-    learner: Learner,
+    learning_rate: float,
     clock: Clock,
     config: PPOConfig,
 ) -> dict[str, float]:
@@ -107,7 +109,7 @@ def iteration_row(
         "rollout_gap": max(stats["rollout_gap"], updated.gap),
         "kl_coef": state.kl_coef,
         **updated.means,
-        "learning_rate": learner.learning_rate,
+        "learning_rate": learning_rate,
         **{f"seconds_{phase}": value for phase, value in clock.seconds.items()},
         "tokens_per_second": stats["response_length"] * config.batch_size / seconds,
         "peak_memory_gb": peak_memory_bytes() / 1e9,

@@ -31,6 +31,7 @@ from lorarlhf.rl.checkpoint import SAMPLES, load_checkpoint
 from lorarlhf.rl.held_out import HeldOut
 from lorarlhf.rl.learner import Learner
 from lorarlhf.rl.loop import Setup, evaluate, train
+from lorarlhf.rl.process_group import ProcessGroup
 from lorarlhf.rl.prompts import PromptStream
 from lorarlhf.rl.rewards import RewardFunction, WeightedReward, all_reward_functions, columns_wanted
 from lorarlhf.rl.score import ScoringPasses, response_scorer
@@ -110,14 +111,15 @@ def _train_ppo(
     attach_roles(backbone, algorithm, recipe.lora, adapters["sft"], adapters["reward"], allow_other_base)
     if config.gradient_checkpointing:
         backbone.enable_gradient_checkpointing()
-    learner = Learner(backbone, config, backbone.trained_roles, folder)
-    learner.share.check(config.batch_size // config.generations, "ppo.batch_size")
+    processes = ProcessGroup(backbone.device)
+    processes.share.check(config.batch_size // config.generations, "ppo.batch_size")
+    learner = Learner(backbone, config, backbone.trained_roles, folder, processes)
     check_room(folder, backbone, backbone.trained_roles, config, resume)
     if not resume:
         move_aside(folder)
-    log = _Log(config, folder, resume, quiet=not learner.is_main)
+    log = _Log(config, folder, resume, quiet=not processes.is_main)
     setup = make_setup(backbone, config, prompts, eval_prompts, functions, log, folder, recipe.seed)
-    if learner.is_main:
+    if processes.is_main:
         run.write_recipe(recipe, "ppo")
         if not resume:
             write_origins(folder, adapters)

@@ -36,6 +36,7 @@ from lorarlhf.rl.algorithms import make_algorithm
 from lorarlhf.rl.kl import kl_estimate
 from lorarlhf.rl.learner import Learner
 from lorarlhf.rl.loop import Setup
+from lorarlhf.rl.process_group import ProcessGroup
 from lorarlhf.rl.state import TrainingState
 from lorarlhf.rl.trl_engine import trl_trainer
 from lorarlhf.stages.ppo import make_setup
@@ -117,7 +118,7 @@ def both(case: Case, folder: Path) -> dict[str, Tensor]:
     prompts = prompt_examples(recipe.data, backbone.tokenizer, "train")[: recipe.ppo.batch_size]
 
     def parts() -> Parts:
-        learner = Learner(backbone, recipe.ppo, TRAINED, folder)
+        learner = Learner(backbone, recipe.ppo, TRAINED, folder, ProcessGroup(backbone.device))
         setup = make_setup(backbone, recipe.ppo, prompts, [], [], lambda row: None, folder, recipe.seed)
         return setup, recipe.ppo, TrainingState(recipe.ppo.kl_coef), learner
 

@@ -20,6 +20,7 @@ from lorarlhf.rl.algorithms import Algorithm, make_algorithm
 from lorarlhf.rl.experience import Experience
 from lorarlhf.rl.learner import Learner
 from lorarlhf.rl.loop import Setup, evaluate, train
+from lorarlhf.rl.process_group import ProcessGroup
 from lorarlhf.rl.score import score
 from lorarlhf.rl.state import TrainingState
 from lorarlhf.rl.update import minibatch_gradients
@@ -115,7 +116,7 @@ def make_loop(folder: Path, *sets: str, reward: Any = length_score, scale: float
     backbone.train_roles("policy", *(["critic"] if algorithm.has_critic else []))
     prompts, eval_prompts = (prompt_examples(recipe.data, backbone.tokenizer, split) for split in ("train", "test"))
     stage = folder / "ppo"
-    learner = Learner(backbone, config, backbone.trained_roles, stage)
+    learner = Learner(backbone, config, backbone.trained_roles, stage, ProcessGroup(backbone.device))
     log = StageDisplay("ppo", "iteration", {}, stage).log
     setup = make_setup(backbone, config, prompts, eval_prompts[: config.eval_prompts], [], log, stage, recipe.seed)
     loop = Loop(setup, algorithm, config, TrainingState(config.kl_coef), learner)
