@@ -105,7 +105,7 @@ def run_lorarlhf(args: argparse.Namespace, prompts: list[list[int]], folder: Pat
     from lorarlhf.rl.loop import train
     from lorarlhf.rl.process_group import ProcessGroup
     from lorarlhf.rl.state import TrainingState
-    from lorarlhf.stages.ppo import make_setup
+    from lorarlhf.stages.ppo import make_parts
 
     dtype = getattr(torch, args.dtype)
     config = ModelConfig(name=args.model, attn_implementation=args.attention or "auto")
@@ -136,8 +136,8 @@ def run_lorarlhf(args: argparse.Namespace, prompts: list[list[int]], folder: Pat
         seconds.append({k.removeprefix("seconds_"): v for k, v in row.items() if k.startswith("seconds_")})
 
     learner = Learner(backbone, ppo, backbone.trained_roles, folder, ProcessGroup(backbone.device))
-    setup = make_setup(backbone, ppo, examples, [], [], log, folder, args.seed)
-    train(setup, algorithm, ppo, TrainingState(ppo.kl_coef), learner)
+    parts = make_parts(backbone, ppo, examples, [], [], log, folder, args.seed)
+    train(parts, algorithm, ppo, TrainingState(ppo.kl_coef), learner)
     return seconds
 
 

@@ -28,7 +28,7 @@ from lorarlhf.signals import stop_request
 
 
 @dataclass(frozen=True)
-class Setup:
+class LoopParts:
     """What a run of the loop is made of, none of which changes.
 
     Attributes:
@@ -51,7 +51,7 @@ class Setup:
     seed: int
 
 
-def train(setup: Setup, algorithm: Algorithm, config: PPOConfig, state: TrainingState, learner: Learner) -> None:
+def train(parts: LoopParts, algorithm: Algorithm, config: PPOConfig, state: TrainingState, learner: Learner) -> None:
     """On-policy policy gradient with clipped updates (Schulman et al. 2017, algorithm 1), to the end.
 
     `state` says where to go on from, and is kept up to date.
@@ -60,40 +60,40 @@ def train(setup: Setup, algorithm: Algorithm, config: PPOConfig, state: Training
         Stopped: by a signal, between two iterations; the checkpoint is written.
         UserError: NaN or infinity came up; neither it nor what came of it is in any checkpoint.
     """
-    with stop_request() as request, _told(setup, state, learner):
+    with stop_request() as request, _refusing_not_finite(parts, state, learner):
         while not state.is_over(config):
-            row = _iteration(setup, algorithm, config, state, learner)
-            setup.log({"iteration": state.iteration, "step": state.step, **row})
-            if setup.held_out is not None and is_due(state.iteration, config.eval_every, state.is_over(config)):
-                evaluate(setup, state, learner)
+            row = _iteration(parts, algorithm, config, state, learner)
+            parts.log({"iteration": state.iteration, "step": state.step, **row})
+            if parts.held_out is not None and is_due(state.iteration, config.eval_every, state.is_over(config)):
+                evaluate(parts, state, learner)
             stopping = learner.processes.any(request.signal is not None) and not state.is_over(config)
             due = is_due(state.iteration, config.save_every, state.is_over(config))  # which the evaluation may decide
             if due or stopping or state.is_over(config):
-                check_learnt(setup, learner)
+                check_learnt(parts, learner)
             if due or stopping:
-                save_checkpoint(setup.folder, state, learner, config.save_total_limit)
+                save_checkpoint(parts.folder, state, learner, config.save_total_limit)
             if stopping:
                 number = request.signal or signal.SIGTERM  # another process has had it first
-                saved = f"{setup.folder.name}/checkpoint-{state.iteration}"
+                saved = f"{parts.folder.name}/checkpoint-{state.iteration}"
                 raise Stopped(f"stopped by {number.name} after iteration {state.iteration}, with {saved}", number)
 
 
 def _iteration(
-    setup: Setup, algorithm: Algorithm, config: PPOConfig, state: TrainingState, learner: Learner
+    parts: LoopParts, algorithm: Algorithm, config: PPOConfig, state: TrainingState, learner: Learner
 ) -> dict[str, float]:
     """Sample, score, learn; returns the row to log. What it has held, up to 0.4 GiB of a 7B run, goes when it ends."""
     rows = learner.processes.share.of(config.batch_size, config.generations)  # this process's responses
     clock = Clock(learner.backbone.device)
-    prompts = setup.prompts.batch(state.iteration, rows)
-    uniforms = uniform_table(config.batch_size, config.response_length, "rollout", setup.seed, state.iteration)
+    prompts = parts.prompts.batch(state.iteration, rows)
+    uniforms = uniform_table(config.batch_size, config.response_length, "rollout", parts.seed, state.iteration)
 
     with learner.processes.failing_together():
         with clock.phase("rollout"):  # 1. responses of the policy as it is now
-            rollout = setup.sampler.sample([example.ids for example in prompts], uniforms[rows.start : rows.stop])
+            rollout = parts.sampler.sample([example.ids for example in prompts], uniforms[rows.start : rows.stop])
         with clock.phase("score"):  # 2. reward, reference, values
             again = config.recompute_logprobs
             again = not learner.backbone.is_exact if again == "auto" else again
-            scored = score(setup.passes, rollout, prompts, setup.reward, algorithm.has_critic, again)
+            scored = score(parts.passes, rollout, prompts, parts.reward, algorithm.has_critic, again)
     fault = not_finite(scored)
     if learner.processes.any(fault is not None):
         if config.on_nan == "stop":
@@ -110,7 +110,7 @@ def _iteration(
 
     with clock.phase("update"):  # 4. clipped updates of the policy (and critic)
         updated = update(
-            learner, algorithm, experience, rows, state.iteration, state.kl_coef, setup.update_budget, setup.seed
+            learner, algorithm, experience, rows, state.iteration, state.kl_coef, parts.update_budget, parts.seed
         )
     row = iteration_row(stats, updated, state, learner.learning_rate, clock, config)
     state.end_iteration(config, stats, updated.steps, updated.skipped)
@@ -118,26 +118,26 @@ def _iteration(
     return {**row, "skipped": state.skipped} if state.skipped else row
 
 
-def evaluate(setup: Setup, state: TrainingState, learner: Learner) -> None:
+def evaluate(parts: LoopParts, state: TrainingState, learner: Learner) -> None:
     """Log how the policy does on the held-out prompts. Raises UserError at NaN or infinity."""
-    assert setup.held_out is not None
-    with _told(setup, state, learner):
-        row = setup.held_out.evaluate(state, learner.processes)
-    setup.log({"step": state.step, **row})
+    assert parts.held_out is not None
+    with _refusing_not_finite(parts, state, learner):
+        row = parts.held_out.evaluate(state, learner.processes)
+    parts.log({"step": state.step, **row})
 
 
-def check_learnt(setup: Setup, learner: Learner) -> None:
+def check_learnt(parts: LoopParts, learner: Learner) -> None:
     """Raise NotFinite if a role that learns has weights of which nothing finite can be computed."""
-    ids = [*setup.prompts.examples[0].ids, learner.backbone.end_id]
+    ids = [*parts.prompts.examples[0].ids, learner.backbone.end_id]
     for role in learner.parameters:
         check_role(learner.backbone, role, ids)
 
 
 @contextlib.contextmanager
-def _told(setup: Setup, state: TrainingState, learner: Learner) -> Iterator[None]:
+def _refusing_not_finite(parts: LoopParts, state: TrainingState, learner: Learner) -> Iterator[None]:
     """NaN or infinity inside the block becomes a line for the user, and a file with the texts."""
     try:
         yield
     except NotFinite as fault:
         when = f"after iteration {state.iteration}"
-        raise refusal(fault, learner.backbone.tokenizer, setup.folder, when) from fault
+        raise refusal(fault, learner.backbone.tokenizer, parts.folder, when) from fault

@@ -30,13 +30,13 @@ from lorarlhf.rl.algorithms import Algorithm, make_algorithm
 from lorarlhf.rl.checkpoint import SAMPLES, load_checkpoint
 from lorarlhf.rl.held_out import HeldOut
 from lorarlhf.rl.learner import Learner
-from lorarlhf.rl.loop import Setup, evaluate, train
+from lorarlhf.rl.loop import LoopParts, evaluate, train
 from lorarlhf.rl.process_group import ProcessGroup
 from lorarlhf.rl.prompts import PromptStream
 from lorarlhf.rl.rewards import RewardFunction, WeightedReward, all_reward_functions, columns_wanted
 from lorarlhf.rl.score import ScoringPasses, response_scorer
 from lorarlhf.rl.state import TrainingState
-from lorarlhf.rl.symptoms import Watch
+from lorarlhf.rl.symptoms import SymptomMonitor
 from lorarlhf.rl.trl_engine import check_trl, train_with_trl
 from lorarlhf.run import Run
 from lorarlhf.stages.beginning import check_not_interrupted, check_room, checkpoint_to_go_on_from
@@ -118,13 +118,13 @@ def _train_ppo(
     if not resume:
         move_aside(folder)
     log = _Log(config, folder, resume, quiet=not processes.is_main)
-    setup = make_setup(backbone, config, prompts, eval_prompts, functions, log, folder, recipe.seed)
+    parts = make_parts(backbone, config, prompts, eval_prompts, functions, log, folder, recipe.seed)
     if processes.is_main:
         run.write_recipe(recipe, "ppo")
         if not resume:
             write_origins(folder, adapters)
     # The loop, and the policy that is kept of it.
-    state = _loop(setup, algorithm, config, learner, checkpoint, log, engine)
+    state = _loop(parts, algorithm, config, learner, checkpoint, log, engine)
     if state.best is not None:
         backbone.load_role("policy", folder / "best")
     summary = {
@@ -167,7 +167,7 @@ def _beginning(
 
 
 def _loop(
-    setup: Setup,
+    parts: LoopParts,
     algorithm: Algorithm,
     config: PPOConfig,
     learner: Learner,
@@ -177,14 +177,14 @@ def _loop(
 ) -> TrainingState:
     """Train to the end, from a checkpoint or from an evaluation of where the policy starts; returns where it ended."""
     with log.display, log.trackers:
-        state = load_checkpoint(checkpoint, setup.folder, learner) if checkpoint else TrainingState(config.kl_coef)
+        state = load_checkpoint(checkpoint, parts.folder, learner) if checkpoint else TrainingState(config.kl_coef)
         log.begin(config.iterations, state.iteration)
-        if checkpoint is None and setup.held_out is not None and config.eval_every:
-            evaluate(setup, state, learner)
+        if checkpoint is None and parts.held_out is not None and config.eval_every:
+            evaluate(parts, state, learner)
         if engine == "trl":
-            train_with_trl(setup, config, state, learner)
+            train_with_trl(parts, config, state, learner)
         else:
-            train(setup, algorithm, config, state, learner)
+            train(parts, algorithm, config, state, learner)
     return state
 
 
@@ -233,17 +233,17 @@ class _Log:
         self.display = StageDisplay(title, stage.unit, stage.columns, folder, resume, quiet=quiet, phase=phase)
         self.trackers = Trackers(config.report_to, folder, config.model_dump(mode="json"))
         self.samples = folder / SAMPLES
-        self.watch = Watch()
+        self.symptoms = SymptomMonitor()
 
     def begin(self, iterations: int, done: int) -> None:
         """Go on after so many iterations of so many, with what their rows have shown already."""
         self.display.begin(iterations, done)
         if not self.display.quiet:
             for row in read_rows(self.display.path, self.display.unit):
-                self.watch.observe(row)
+                self.symptoms.observe(row)
 
     def __call__(self, row: dict[str, Any]) -> None:
-        warnings = self.watch.observe(row)
+        warnings = self.symptoms.observe(row)
         self.display.log({**row, "warnings": warnings} if warnings else row)
         self.trackers.log(row)
         if "eval_reward" in row and self.trackers.started:
@@ -288,7 +288,7 @@ def _phase(config: PPOConfig, iteration: int) -> str:
     return f"critic warm-up {iteration}/{warmup}" if 1 <= iteration <= warmup else ""
 
 
-def make_setup(
+def make_parts(
     backbone: SharedBackbone,
     config: PPOConfig,
     prompts: Sequence[PromptExample],
@@ -297,12 +297,12 @@ def make_setup(
     log: Callable[[dict[str, Any]], None],
     folder: Path,
     seed: int,
-) -> Setup:
+) -> LoopParts:
     """The parts of the loop, put together."""
     sampler = ResponseSampler(backbone, config.response_length, config.temperature)
     passes = ScoringPasses(backbone, config.temperature, config.token_budget)
     reward = response_scorer(passes, config.reward_model_weight, functions, config.reward_timeout)
-    return Setup(
+    return LoopParts(
         prompts=PromptStream(prompts, config.batch_size, config.generations, seed),
         sampler=sampler,
         passes=passes,

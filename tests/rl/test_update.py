@@ -89,7 +89,7 @@ def test_micro_batches_of_any_size_give_the_same_gradients(off_policy, monkeypat
     term = loop.algorithm.policy_term
     monkeypatch.setattr(loop.algorithm, "policy_term", lambda *args: calls.append(None) or term(*args))
     for budget in (1, 60, 100):
-        loop.setup.update_budget.tokens = budget
+        loop.parts.update_budget.tokens = budget
         calls.clear()
         means, split = loop.gradients(experience)
         assert len(calls) == len(list(experience.sequences.micro_batches(budget))) > 1
@@ -119,7 +119,7 @@ def test_running_out_of_memory_halves_the_budget_and_changes_nothing_else(off_po
     loop.backbone.values = values
     means, split = loop.gradients(experience)
     assert seen[0] > allowed >= max(seen[1:])
-    assert loop.setup.update_budget.tokens == allowed
+    assert loop.parts.update_budget.tokens == allowed
     assert caplog.text.count("update: out of memory") == 1
     assert means["loss"] == pytest.approx(whole_means["loss"], rel=1e-5)
     assert_same_gradients(split, whole)
@@ -169,7 +169,7 @@ def test_a_shared_trunk_changes_nothing(loop, monkeypatch, reference_is):
         made = loop(*sets)
         if reference_is == "base":
             made.backbone.adapters.detach("reference")
-        passes = made.setup.passes
+        passes = made.parts.passes
         made.change(reward=response_scorer(passes, 1.0, []))
         if not shared:
             passes.reference = lambda sequences, p=passes: (p.logprobs("reference", sequences)[0], None)
