@@ -14,7 +14,7 @@ from rich.console import Console
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.examples import holds_out
-from lorarlhf.data.sources import rows_kept
+from lorarlhf.data.sources import ROW_CACHE
 from lorarlhf.errors import UserError, check_matplotlib
 from lorarlhf.json_file import read_object
 from lorarlhf.lock import one_writer
@@ -68,7 +68,7 @@ def run_recipe(
         UserError: what a stage raises; or what is to be passed over was made with other settings.
     """
     run = Run(run)
-    with one_writer(run.path), rows_kept():
+    with one_writer(run.path), ROW_CACHE:
         _run_recipe(recipe, run, resume, evaluate or _evaluate)
 
 

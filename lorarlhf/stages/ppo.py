@@ -15,7 +15,7 @@ from lorarlhf.backbone.budget import TokenBudget
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.examples import SPLITS, Loaded, Split, load_prompt_rows
 from lorarlhf.data.rows import PromptRow, request_text
-from lorarlhf.data.sources import let_rows_go
+from lorarlhf.data.sources import ROW_CACHE
 from lorarlhf.data.tokenize import PromptExample
 from lorarlhf.data.tokenized import read_by_model
 from lorarlhf.display import StageDisplay, read_rows
@@ -104,7 +104,7 @@ def _train_ppo(
     backbone = backbone or load_for_training("ppo", recipe, reference=has_sft)
     prompts, eval_prompts, counted = _prompt_examples(rows, recipe, backbone, engine)
     del rows  # texts of all rows, of which few may be taken
-    let_rows_go()  # no stage that trains comes after this one
+    ROW_CACHE.clear()  # no stage that trains comes after this one
     # Roles, each with its adapter, and what trains them.
     config, folder, algorithm = recipe.ppo, run.stage("ppo"), make_algorithm(recipe.ppo)
     torch.manual_seed(recipe.seed)
