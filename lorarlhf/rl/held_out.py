@@ -47,8 +47,8 @@ class HeldOut:
         self.folder = folder
         self.uniforms = uniform_table(len(prompts), config.response_length, "held-out", seed)
 
-    def evaluate(self, state: TrainingState, processes: ProcessGroup) -> dict[str, Any]:
-        """The row to log of the policy as it is; it replaces what is in `best/` if it is better.
+    def evaluate(self, state: TrainingState, processes: ProcessGroup) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The row to log of the policy as it is, and its samples; it replaces what is in `best/` if it is better.
 
         Better is by what is trained, shaped score less KL penalty: reward alone would keep a policy that has found what
         fools the reward model.
@@ -74,12 +74,16 @@ class HeldOut:
         if state.first is None:
             state.first = evaluation
         is_best = state.judge(self.config, evaluation)
+        samples = [
+            {"iteration": state.iteration, **{key: response[key] for key in ("prompt", "response", "reward")}}
+            for response in responses
+        ]
         if processes.is_main:
             if is_best:
                 with written_adapter(self.folder / "best") as part:
                     self.sampler.backbone.save_role("policy", part)
-            self._write_samples(state.iteration, responses)
-        return evaluation.row
+            self._write_samples(samples)
+        return evaluation.row, samples
 
     @torch.no_grad()
     def _responses(self, prompts: Sequence[PromptExample], uniforms: torch.Tensor) -> list[dict[str, Any]]:
@@ -100,8 +104,7 @@ class HeldOut:
         }
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
-    def _write_samples(self, iteration: int, responses: Sequence[dict[str, Any]]) -> None:
+    def _write_samples(self, samples: Sequence[dict[str, Any]]) -> None:
         with (self.folder / "samples.jsonl").open("a", encoding="utf-8", errors="backslashreplace") as file:
-            for row in responses:
-                shown = {key: row[key] for key in ("prompt", "response", "reward")}
-                file.write(json.dumps({"iteration": iteration, **shown}, ensure_ascii=False) + "\n")
+            for sample in samples:
+                file.write(json.dumps(sample, ensure_ascii=False) + "\n")

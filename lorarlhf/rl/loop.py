@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lorarlhf.backbone.budget import TokenBudget
 from lorarlhf.backbone.finite import NotFinite, check_role, refusal
@@ -27,6 +27,12 @@ from lorarlhf.rl.update import update
 from lorarlhf.signals import stop_request
 
 
+class Log(Protocol):
+    """What is given each row of numbers, and the samples with that of an evaluation."""
+
+    def __call__(self, row: dict[str, Any], samples: Sequence[Mapping[str, Any]] = ()) -> None: ...
+
+
 @dataclass(frozen=True)
 class LoopParts:
     """What a run of the loop is made of, none of which changes.
@@ -36,7 +42,7 @@ class LoopParts:
         reward: raw score of each response.
         held_out: what evaluates; None where nothing is held out.
         update_budget: tokens of a micro-batch.
-        log: takes each row of numbers.
+        log: where the numbers go.
         folder: the stage's.
     """
 
@@ -46,7 +52,7 @@ class LoopParts:
     reward: RolloutScorer
     held_out: HeldOut | None
     update_budget: TokenBudget
-    log: Callable[[dict[str, Any]], None]
+    log: Log
     folder: Path
     seed: int
 
@@ -122,8 +128,8 @@ def evaluate(parts: LoopParts, state: TrainingState, learner: Learner) -> None:
     """Log how the policy does on the held-out prompts. Raises UserError at NaN or infinity."""
     assert parts.held_out is not None
     with _refusing_not_finite(parts, state, learner):
-        row = parts.held_out.evaluate(state, learner.processes)
-    parts.log({"step": state.step, **row})
+        row, samples = parts.held_out.evaluate(state, learner.processes)
+    parts.log({"step": state.step, **row}, samples)
 
 
 def check_learnt(parts: LoopParts, learner: Learner) -> None:

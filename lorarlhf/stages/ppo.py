@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -27,10 +27,10 @@ from lorarlhf.planner.fit import auto_token_budget
 from lorarlhf.recipe.sections import PPOConfig, Recipe
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.rl.algorithms import Algorithm, make_algorithm
-from lorarlhf.rl.checkpoint import SAMPLES, load_checkpoint
+from lorarlhf.rl.checkpoint import load_checkpoint
 from lorarlhf.rl.held_out import HeldOut
 from lorarlhf.rl.learner import Learner
-from lorarlhf.rl.loop import LoopParts, evaluate, train
+from lorarlhf.rl.loop import Log, LoopParts, evaluate, train
 from lorarlhf.rl.process_group import ProcessGroup
 from lorarlhf.rl.prompts import PromptStream
 from lorarlhf.rl.rewards import RewardFunction, WeightedReward, all_reward_functions, columns_wanted
@@ -232,7 +232,6 @@ class _Log:
         title = stage.name if config.advantage_estimator == "gae" else config.advantage_estimator
         self.display = StageDisplay(title, stage.unit, stage.columns, folder, resume, quiet=quiet, phase=phase)
         self.trackers = Trackers(config.report_to, folder, config.model_dump(mode="json"))
-        self.samples = folder / SAMPLES
         self.symptoms = SymptomMonitor()
 
     def begin(self, iterations: int, done: int) -> None:
@@ -242,13 +241,13 @@ class _Log:
             for row in read_rows(self.display.path, self.display.unit):
                 self.symptoms.observe(row)
 
-    def __call__(self, row: dict[str, Any]) -> None:
+    def __call__(self, row: dict[str, Any], samples: Sequence[Mapping[str, Any]] = ()) -> None:
         warnings = self.symptoms.observe(row)
         self.display.log({**row, "warnings": warnings} if warnings else row)
         self.trackers.log(row)
-        if "eval_reward" in row and self.trackers.started:
-            sampled = [r for r in read_rows(self.samples, "iteration") if r["iteration"] == row["iteration"]]
-            self.trackers.log_samples([{**r, "prompt": request_text(r["prompt"])} for r in sampled], row["step"])
+        if samples:
+            shown = [{**sample, "prompt": request_text(sample["prompt"])} for sample in samples]
+            self.trackers.log_samples(shown, row["step"])
 
 
 def _outcome(state: TrainingState, config: PPOConfig) -> dict[str, Any]:
@@ -294,7 +293,7 @@ def make_parts(
     prompts: Sequence[PromptExample],
     eval_prompts: Sequence[PromptExample],
     functions: Sequence[WeightedReward],
-    log: Callable[[dict[str, Any]], None],
+    log: Log,
     folder: Path,
     seed: int,
 ) -> LoopParts:

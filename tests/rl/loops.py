@@ -117,7 +117,11 @@ def make_loop(folder: Path, *sets: str, reward: Any = length_score, scale: float
     prompts, eval_prompts = (prompt_examples(recipe.data, backbone.tokenizer, split) for split in ("train", "test"))
     stage = folder / "ppo"
     learner = Learner(backbone, config, backbone.trained_roles, stage, ProcessGroup(backbone.device))
-    log = StageDisplay("ppo", "iteration", {}, stage).log
+    display = StageDisplay("ppo", "iteration", {}, stage)
+
+    def log(row: dict[str, Any], samples: Any = ()) -> None:
+        display.log(row)
+
     parts = make_parts(backbone, config, prompts, eval_prompts[: config.eval_prompts], [], log, stage, recipe.seed)
     loop = Loop(parts, algorithm, config, TrainingState(config.kl_coef), learner)
     loop.change(reward=reward)
