@@ -87,6 +87,8 @@ class HeldOut:
 
     @torch.no_grad()
     def _responses(self, prompts: Sequence[PromptExample], uniforms: torch.Tensor) -> list[dict[str, Any]]:
+        if not prompts:  # there are fewer than processes
+            return []
         rollout = self.sampler.sample([example.ids for example in prompts], uniforms)
         logprobs, entropy = self.passes.logprobs("policy", rollout.sequences)
         ref_logprobs, trunk = self.passes.reference(rollout.sequences)

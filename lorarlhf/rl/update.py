@@ -26,7 +26,7 @@ class UpdateStats:
         steps: of the optimiser.
         skipped: steps that were not taken, as their gradients had NaN or infinity (`ppo.on_nan`).
         gap: in the first minibatch, where the policy still is the one that sampled: how far its log-probabilities are
-            from those of the experience.
+            from those of the experience, in any process.
     """
 
     means: dict[str, float]
@@ -76,7 +76,8 @@ def update(
         means = {name: total / tokens.item() for name, total in learner.processes.sum_named(sums).items()}
         for name, value in (means | {_norm_name(role): norm for role, norm in norms.items()}).items():
             history[name].append(value)
-        first_gap = gap if steps == 0 else first_gap
+        if steps == 0:  # of all processes: one may have no response of this minibatch
+            first_gap = max(learner.processes.gather([gap]))
         steps += 1
         if config.early_stop_kl is not None and means.get("approx_kl", 0.0) > config.early_stop_kl:
             break  # the policy has gone as far from the one that sampled as it may in an iteration

@@ -8,6 +8,7 @@ from demo_runs import equal, read_jsonl, weights
 from loops import length_score, randomise, rows_of
 
 from lorarlhf.errors import UserError
+from lorarlhf.rl.process_group import ProcessGroup
 from lorarlhf.rl.prompts import PromptStream, Share, is_due, prompt_rows
 
 # Evaluation
@@ -82,6 +83,18 @@ def test_evaluation_is_on_held_out_prompts_with_samples(loop):
     assert metrics["eval_kl"] == pytest.approx(0, abs=1e-6)
     assert metrics["eval_reward"] == pytest.approx(sum(row["reward"] for row in rows) / 4)
     assert all(row["response"] for row in rows)
+
+
+def test_a_process_without_a_prompt_judges_by_the_responses_of_the_others(loop, monkeypatch):
+    made, processes = loop("ppo.eval_prompts=1"), ProcessGroup(torch.device("cpu"))
+    held_out, found = made.parts.held_out, []
+    monkeypatch.setattr(processes, "gather", lambda rows: found.append(rows) or list(rows))
+    expected = held_out.evaluate(made.state, processes)
+    (response,) = found[-1]
+    monkeypatch.setattr(processes, "share", Share(0, 2))  # the second has the one prompt
+    monkeypatch.setattr(processes, "gather", lambda rows: [*rows, response] if rows == [] else list(rows))
+    assert held_out.evaluate(made.state, processes) == expected
+    assert expected[1] * 2 == read_jsonl(made.folder / "samples.jsonl")
 
 
 def test_evaluation_repeats_itself_and_disturbs_nothing(loop):

@@ -156,6 +156,18 @@ def test_a_step_that_runs_out_of_memory_half_way_ends_in_one_line(loop):
         made.train()
 
 
+def test_the_gap_that_is_logged_is_the_largest_of_all_processes(loop, monkeypatch):
+    """The first process, whose row it is, may have nothing of the first minibatch."""
+    made = loop("ppo.iterations=1")
+    processes = made.learner.processes
+    alone = processes.gather
+    monkeypatch.setattr(
+        processes, "gather", lambda rows: [*alone(rows), *([0.5] if isinstance(rows[0], float) else [])]
+    )
+    made.train()
+    assert rows_of(made)[0]["rollout_gap"] == 0.5
+
+
 # The trunk that reward model and critic share
 
 
