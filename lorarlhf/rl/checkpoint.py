@@ -13,12 +13,12 @@ from lorarlhf.display import read_rows, write_rows
 from lorarlhf.files import flush_file, remove_folder
 from lorarlhf.json_file import read_object
 from lorarlhf.manifest import drop_oldest, written_whole
+from lorarlhf.rl.held_out import SAMPLES
 from lorarlhf.rl.learner import Learner
 from lorarlhf.rl.state import TrainingState
 
 STATE_FILE = "state.json"
 OPTIMIZER_FILE = "optimizer.pt"
-SAMPLES = "samples.jsonl"
 
 
 def save_checkpoint(folder: Path, state: TrainingState, learner: Learner, keep: int | None) -> None:

@@ -19,6 +19,8 @@ from lorarlhf.rl.process_group import ProcessGroup
 from lorarlhf.rl.score import RolloutScorer, ScoringPasses, not_finite
 from lorarlhf.rl.state import Evaluation, TrainingState
 
+SAMPLES = "samples.jsonl"
+
 
 class HeldOut:
     """Samples the policy on the same held-out prompts with the same random numbers, time after time.
@@ -107,6 +109,6 @@ class HeldOut:
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
     def _write_samples(self, samples: Sequence[dict[str, Any]]) -> None:
-        with (self.folder / "samples.jsonl").open("a", encoding="utf-8", errors="backslashreplace") as file:
+        with (self.folder / SAMPLES).open("a", encoding="utf-8", errors="backslashreplace") as file:
             for sample in samples:
                 file.write(json.dumps(sample, ensure_ascii=False) + "\n")

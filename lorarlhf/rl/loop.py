@@ -72,11 +72,12 @@ def train(parts: LoopParts, algorithm: Algorithm, config: PPOConfig, state: Trai
             parts.log({"iteration": state.iteration, "step": state.step, **row})
             if parts.held_out is not None and is_due(state.iteration, config.eval_every, state.is_over(config)):
                 evaluate(parts, state, learner)
-            stopping = learner.processes.any(request.signal is not None) and not state.is_over(config)
-            due = is_due(state.iteration, config.save_every, state.is_over(config))  # which the evaluation may decide
-            if due or stopping or state.is_over(config):
+            over = state.is_over(config)  # which the evaluation may have decided
+            stopping = learner.processes.any(request.signal is not None) and not over
+            saving = stopping or is_due(state.iteration, config.save_every, over)
+            if saving or over:
                 check_learnt(parts, learner)
-            if due or stopping:
+            if saving:
                 save_checkpoint(parts.folder, state, learner, config.save_total_limit)
             if stopping:
                 number = request.signal or signal.SIGTERM  # another process has had it first
@@ -97,9 +98,10 @@ def _iteration(
         with clock.phase("rollout"):  # 1. responses of the policy as it is now
             rollout = parts.sampler.sample([example.ids for example in prompts], uniforms[rows.start : rows.stop])
         with clock.phase("score"):  # 2. reward, reference, values
-            again = config.recompute_logprobs
-            again = not learner.backbone.is_exact if again == "auto" else again
-            scored = score(parts.passes, rollout, prompts, parts.reward, algorithm.has_critic, again)
+            recompute = config.recompute_logprobs
+            if recompute == "auto":
+                recompute = not learner.backbone.is_exact
+            scored = score(parts.passes, rollout, prompts, parts.reward, algorithm.has_critic, recompute)
     fault = not_finite(scored)
     if learner.processes.any(fault is not None):
         if config.on_nan == "stop":

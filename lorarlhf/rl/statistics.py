@@ -17,6 +17,8 @@ from lorarlhf.rl.process_group import ProcessGroup
 from lorarlhf.rl.state import TrainingState
 from lorarlhf.rl.update import UpdateStats
 
+NGRAM = 4  # tokens
+
 
 class Clock:
     """Seconds of each phase of an iteration."""
@@ -33,9 +35,6 @@ class Clock:
         if self.device.type != "cpu":
             torch.accelerator.synchronize(self.device)
         self.seconds[name] += time.perf_counter() - start
-
-
-NGRAM = 4
 
 
 def repetition(tokens: Sequence[int]) -> float:
