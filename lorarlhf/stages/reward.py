@@ -18,16 +18,12 @@ from lorarlhf.errors import UserError
 from lorarlhf.evaluation.reward_model import score_tokens
 from lorarlhf.lock import one_writer
 from lorarlhf.recipe.sections import Recipe
-from lorarlhf.recipe.stages import STAGES
 from lorarlhf.run import Run
-from lorarlhf.stages.beginning import check_room, checkpoint_to_go_on_from
+from lorarlhf.stages.beginning import begin_training, check_room, checkpoint_to_go_on_from
 from lorarlhf.stages.inputs import check_inputs
 from lorarlhf.stages.loading import load_for_training
-from lorarlhf.trackers import Trackers
-from lorarlhf.training.checkpoint import move_aside
 from lorarlhf.training.doubt import doubt_of
 from lorarlhf.training.objectives import OBJECTIVES, Objective
-from lorarlhf.training.progress import show_progress
 from lorarlhf.training.results import NOTHING_HELD_OUT, save_results, training_summary
 from lorarlhf.training.reward import RewardModelTrainer
 
@@ -64,13 +60,7 @@ def _train_reward(recipe: Recipe, run: Run, resume: bool, backbone: SharedBackbo
     backbone.reward_head.reset_parameters()
     check_room(folder, backbone, ["reward"], config, resume)
     trainer = RewardModelTrainer(backbone, config, train.dataset, folder, recipe.seed)
-    if not resume:
-        move_aside(folder)
-    stage = STAGES["reward"]
-    trackers = Trackers(recipe.reward.report_to, folder, recipe.reward.model_dump(mode="json"))
-    display = show_progress(trainer, stage, {**stage.columns, **objective.columns}, resume, trackers)
-    if trainer.is_world_process_zero():
-        run.write_recipe(recipe, "reward")
+    display, trackers = begin_training(trainer, recipe, run, "reward", resume, objective.columns)
     with trackers:
         with display, backbone.role("reward"):
             result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -17,15 +17,11 @@ from lorarlhf.data.tokenized import sft_examples
 from lorarlhf.errors import UserError
 from lorarlhf.lock import one_writer
 from lorarlhf.recipe.sections import Recipe
-from lorarlhf.recipe.stages import STAGES
 from lorarlhf.run import Run
-from lorarlhf.stages.beginning import check_room, checkpoint_to_go_on_from
+from lorarlhf.stages.beginning import begin_training, check_room, checkpoint_to_go_on_from
 from lorarlhf.stages.inputs import check_inputs
 from lorarlhf.stages.loading import load_for_training
-from lorarlhf.trackers import Trackers
 from lorarlhf.training.arguments import has_router_loss
-from lorarlhf.training.checkpoint import move_aside
-from lorarlhf.training.progress import show_progress
 from lorarlhf.training.results import NOTHING_HELD_OUT, save_results, training_summary
 from lorarlhf.training.sft import PolicySFTTrainer
 
@@ -61,13 +57,7 @@ def _train_sft(recipe: Recipe, run: Run, resume: bool, backbone: SharedBackbone 
     backbone.attach("policy", recipe.lora.for_role("policy"))
     check_room(folder, backbone, ["policy"], recipe.sft, resume)
     trainer = PolicySFTTrainer(backbone, recipe.sft, train.dataset, test.dataset, folder, recipe.seed)
-    if not resume:
-        move_aside(folder)
-    stage = STAGES["sft"]
-    trackers = Trackers(recipe.sft.report_to, folder, recipe.sft.model_dump(mode="json"))
-    display = show_progress(trainer, stage, stage.columns, resume, trackers)
-    if trainer.is_world_process_zero():
-        run.write_recipe(recipe, "sft")
+    display, trackers = begin_training(trainer, recipe, run, "sft", resume)
     with display, trackers, backbone.role("policy"):
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         held_out = _held_out(trainer.evaluate()) if len(test.dataset) else {}
