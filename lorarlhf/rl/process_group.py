@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +13,25 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from lorarlhf.errors import UserError, first_line
-from lorarlhf.rl.prompts import Share
+
+
+@dataclass(frozen=True)
+class Share:
+    """This process's part of work that is split between several: a run of whole rows, in the order of processes."""
+
+    process: int = 0
+    processes: int = 1
+
+    def of(self, rows: int, group: int = 1) -> range:
+        """This process's rows out of `rows`; rows of one group (the responses to one prompt) stay together."""
+        groups = rows // group
+        first, last = (groups * (self.process + i) // self.processes for i in (0, 1))
+        return range(first * group, last * group)
+
+    def check(self, groups: int, key: str) -> None:
+        """Raise UserError if some process would have nothing to do."""
+        if groups < self.processes:
+            raise UserError(f"{key}: {groups} prompts are too few for {self.processes} processes; raise it")
 
 
 class ProcessGroup:

@@ -8,8 +8,8 @@ from demo_runs import equal, read_jsonl, weights
 from loops import length_score, randomise, rows_of
 
 from lorarlhf.errors import UserError
-from lorarlhf.rl.process_group import ProcessGroup
-from lorarlhf.rl.prompts import PromptStream, Share, is_due, prompt_rows
+from lorarlhf.rl.process_group import ProcessGroup, Share
+from lorarlhf.rl.prompts import PromptStream, is_due, prompt_rows
 
 # Evaluation
 

@@ -9,7 +9,7 @@ from loops import randomise, rows_of
 from lorarlhf.errors import UserError
 from lorarlhf.generation import sample as sample_module
 from lorarlhf.recipe.sections import PPOConfig
-from lorarlhf.rl.prompts import Share
+from lorarlhf.rl.process_group import Share
 from lorarlhf.rl.score import response_scorer
 from lorarlhf.rl.update import minibatches, rows_here
 
