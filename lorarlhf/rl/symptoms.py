@@ -90,7 +90,7 @@ SYMPTOMS: tuple[Callable[[Sequence[Row], Sequence[Row]], str | None], ...] = (
 )
 
 
-class Watch:
+class SymptomMonitor:
     """Follows the rows of a run, and says each symptom once until it has cleared."""
 
     def __init__(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from lorarlhf.evaluation.policy import Responses, answer, measure, policy_metric
 from lorarlhf.evaluation.report import SAMPLES_SHOWN, counting, policy_lines
 from lorarlhf.evaluation.reward_model import score_tokens
 from lorarlhf.generation.sample import response_texts
-from lorarlhf.memory import free_cached_memory
+from lorarlhf.memory import free_unused_memory
 from lorarlhf.recipe.sections import DataConfig, ObjectiveName, Recipe, Stage, sources_of, title_of
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.rl.rewards import RewardFunction, WeightedReward, all_reward_functions, columns_wanted
@@ -163,8 +162,7 @@ def judged_by(judge: Judge | None, measured: Measured, opponents: Mapping[str, S
     """The part of `evaluation.json` that a judge has; nothing without one."""
     if judge is None:
         return {}
-    gc.collect()  # PEFT's wrapper and the model point to each other
-    free_cached_memory()
+    free_unused_memory()
     return {"judge": judged(judge, measured.prompts, measured.after, opponents)}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +16,7 @@ from lorarlhf.data.examples import first_prompt
 from lorarlhf.data.tokenizer import wraps_text
 from lorarlhf.errors import UserError
 from lorarlhf.json_file import read_object
-from lorarlhf.memory import free_cached_memory
+from lorarlhf.memory import free_unused_memory
 from lorarlhf.publishing.card import model_card, published
 from lorarlhf.publishing.folder import write_marker, written_beside
 from lorarlhf.publishing.gguf import Converter, GGUFType, find_converter
@@ -189,20 +188,15 @@ def _write_compared(
 ) -> dict[str, Any]:
     """One model in memory at a time: the run's, the merged one, the merged one as it is loaded."""
     trained = trained_model(recipe, stage, adapter, allow_other_base=True)  # it has been checked
-    _free()
+    free_unused_memory()
     write_merged(recipe, stage, adapter, tokenizer, folder)
-    _free()
+    free_unused_memory()
     if trained is None:
         return {}
     dtype = str(export_dtype(recipe, stage)).removeprefix("torch.")
     exported = ModelConfig(name=str(folder), quantization="none", trust_remote_code=recipe.model.trust_remote_code)
     compared = trained.compare(exported)
     return {"base": recipe.export.base, "dtype": dtype, **compared}
-
-
-def _free() -> None:
-    gc.collect()  # PEFT's wrapper and the model point to each other
-    free_cached_memory()
 
 
 def _card(

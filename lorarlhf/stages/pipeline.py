@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,11 +13,11 @@ from rich.console import Console
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.examples import holds_out
-from lorarlhf.data.sources import rows_kept
+from lorarlhf.data.sources import ROW_CACHE
 from lorarlhf.errors import UserError, check_matplotlib
 from lorarlhf.json_file import read_object
 from lorarlhf.lock import one_writer
-from lorarlhf.memory import free_cached_memory
+from lorarlhf.memory import free_unused_memory
 from lorarlhf.planner.fit import check_memory, plan_here
 from lorarlhf.publishing.ollama import ollama_lines
 from lorarlhf.recipe.sections import Recipe, Stage, Step
@@ -68,7 +67,7 @@ def run_recipe(
         UserError: what a stage raises; or what is to be passed over was made with other settings.
     """
     run = Run(run)
-    with one_writer(run.path), rows_kept():
+    with one_writer(run.path), ROW_CACHE:
         _run_recipe(recipe, run, resume, evaluate or _evaluate)
 
 
@@ -106,8 +105,7 @@ def _run_recipe(
                 _make(step, recipe, run, last)
             elif states[step] != DONE:
                 TRAIN[step](recipe, run, states[step] == BEGUN, backbone=backbone)
-            gc.collect()  # optimisers, and models in circles: PEFT's wrapper and the model point to each other
-            free_cached_memory()
+            free_unused_memory()
             agenda.end(number, _result(step, recipe, run, last), kept=-1 if step == "evaluate" else 0)
 
 
