@@ -34,10 +34,14 @@ UNITS = {
 
 
 def stage_curves(stage: Stage, rows: Sequence[Row], summary: Mapping[str, Any]) -> tuple[Plot, ...]:
-    """A plot for each number that is logged, training and held-out together, the main ones first."""
+    """A plot for each number that is logged, training and held-out together, the main ones first.
+
+    A stage too short to log a row has the main ones, as they were in the end.
+    """
     names = dict.fromkeys(key.removeprefix(EVAL) for row in rows for key in row if number(row[key]) is not None)
     names = {name: None for name in names if name not in COUNTS and not name.startswith(PHASE)}
-    order = [*(name for name in MAIN[stage] if name in names), *(name for name in names if name not in MAIN[stage])]
+    main = [name for name in MAIN[stage] if name in names or number(summary.get(EVAL + name)) is not None]
+    order = [*main, *(name for name in names if name not in MAIN[stage])]
     plots = (curve(stage, name, rows, summary, minor=name not in MAIN[stage]) for name in order)
     return tuple(plot for plot in plots if plot is not None)
 

@@ -155,6 +155,14 @@ def test_a_run_that_goes_on_after_its_summary(make_run):
     assert read(run).stages[-1].progress.startswith("not finished: 4 of 3")
 
 
+def test_a_stage_too_short_to_log_shows_what_it_came_to(make_run):
+    run = make_run()
+    (run.path / "reward" / "metrics.jsonl").write_text("")
+    (accuracy,) = read(run).stages[0].curves
+    assert accuracy.title == "accuracy"
+    assert accuracy.table.rows == (("20", "0.800"),)
+
+
 def test_a_stage_that_has_just_begun(make_run):
     run = make_run()
     for path in (run.path / "ppo").iterdir():
