@@ -120,7 +120,11 @@ def costs(rows: Mapping[Stage, Sequence[Row]], summaries: Mapping[Stage, Mapping
         Series(key.removeprefix(PHASE), points(ppo, "iteration", key), "bars", colour=place)
         for place, key in enumerate(phases)
     ]
-    totals += [("ppo", one.name, readable_number(round(sum(y for _, y in one.points), 1)), "") for one in series]
+    took = {one.name: sum(y for _, y in one.points) for one in series}
+    rest = (number(summaries.get("ppo", {}).get("seconds")) or 0.0) - sum(took.values())
+    if took and rest >= 0.05:  # as it is rounded; less than nothing where the summary is of an earlier start
+        took["evaluations and the rest"] = rest
+    totals += [("ppo", name, readable_number(round(seconds, 1)), "") for name, seconds in took.items()]
     memory, speed = (
         [Series("training", points(ppo, "iteration", key), colour=TRAINING)]
         for key in ("peak_memory_gb", "tokens_per_second")

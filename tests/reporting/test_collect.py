@@ -66,6 +66,12 @@ def test_where_time_and_memory_went(make_run):
     assert [one.name for one in costs.phases.series] == ["rollout", "update"]
 
 
+def test_time_in_no_phase_is_told_too(make_run):
+    run = make_run()
+    run.write_summary("ppo", {**run.read_summary("ppo"), "seconds": 13.5})
+    assert read(run).costs.totals[-1] == ("ppo", "evaluations and the rest", "4.500", "")
+
+
 def test_the_reward_model_is_judged(make_run, frontier):
     run = make_run()
     frontier(run)
