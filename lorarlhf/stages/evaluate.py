@@ -192,9 +192,10 @@ def reference_of(run: Run, stage: Stage) -> Stage | Literal["base"]:
         return BASE_MODEL
     started_from = starts_from if run.has_adapter(starts_from) else BASE_MODEL
     reference = run.read_summary(stage).get("reference", started_from)
-    for known in (starts_from, BASE_MODEL):
-        if reference == known:
-            return known
+    if reference == starts_from:
+        return starts_from
+    if reference == BASE_MODEL:
+        return BASE_MODEL
     raise UserError(
         f"{run.stage(stage) / SUMMARY}: reference is {show(reference)}, and a policy starts from {starts_from} or "
         f"{BASE_MODEL}; fetch or make it again"
