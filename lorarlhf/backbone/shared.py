@@ -19,6 +19,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokeniz
 from lorarlhf.backbone.adapters import BASE, Adapters, ScalarHead
 from lorarlhf.backbone.base import BaseModel
 from lorarlhf.backbone.batch import TokenBatch
+from lorarlhf.backbone.checks import check_adapter
 from lorarlhf.backbone.logprobs import Predictions, chunked_logprobs, rows_a_chunk
 from lorarlhf.backbone.packing import WINDOWS, Packing, unpacked
 from lorarlhf.backbone.trunk import (
@@ -165,10 +166,11 @@ class SharedBackbone(nn.Module):
             allow_other_base: also an adapter that says it was trained on another base model.
 
         Raises:
-            UserError: it is no plain LoRA adapter, does not fit the base model, was trained on another, or lacks the
-                head.
+            UserError: it is no plain LoRA adapter, does not fit the base model, was trained on another, lacks the head,
+                or computes NaN or infinity.
         """
         self.adapters.load(role, folder, with_head, allow_other_base)
+        check_adapter(self, role, folder)
 
     def first_layer(self, role: str) -> int:
         """Index of the lowest layer that the role's adapter changes; the number of layers if it changes none.

@@ -15,7 +15,7 @@ from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.examples import holds_out
 from lorarlhf.data.sources import ROW_CACHE
 from lorarlhf.errors import UserError, check_matplotlib
-from lorarlhf.json_file import read_object
+from lorarlhf.json_file import read_object, telling_of
 from lorarlhf.lock import one_writer
 from lorarlhf.memory import free_unused_memory
 from lorarlhf.planner.fit import check_memory, plan_here
@@ -23,7 +23,7 @@ from lorarlhf.publishing.ollama import ollama_lines
 from lorarlhf.recipe.sections import Recipe, Stage, Step
 from lorarlhf.recipe.stages import STAGES, trained_by
 from lorarlhf.rl.rewards import all_reward_functions
-from lorarlhf.run import BEST, Run, write_json
+from lorarlhf.run import BEST, SUMMARY, Run, write_json
 from lorarlhf.stages import ppo, reward, sft
 from lorarlhf.stages.agenda import Agenda
 from lorarlhf.stages.beginning import check_not_interrupted
@@ -169,6 +169,7 @@ def _result(step: Step, recipe: Recipe, run: Run, last: Stage) -> list[str]:
         lines = [f"in {run.path / EXPORT}", *([fidelity_line(compared)] if compared else [])]
         return [*lines, *ollama_lines(run.path / EXPORT, run.path.resolve().name)]
     summary = run.read_summary(step)
-    if step == "ppo":
-        return ppo.result_lines(summary, recipe.ppo)
-    return [sft.result_line(summary) if step == "sft" else reward.result_line(summary)]
+    with telling_of(run.stage(step) / SUMMARY):  # of a stage that was done already it may be anybody's
+        if step == "ppo":
+            return ppo.result_lines(summary, recipe.ppo)
+        return [sft.result_line(summary) if step == "sft" else reward.result_line(summary)]

@@ -21,6 +21,7 @@ from lorarlhf.data.tokenized import read_by_model
 from lorarlhf.display import StageDisplay, read_rows
 from lorarlhf.errors import UserError
 from lorarlhf.generation.sample import ResponseSampler
+from lorarlhf.json_file import telling_of
 from lorarlhf.lock import one_writer
 from lorarlhf.memory import peak_memory_bytes
 from lorarlhf.planner.fit import auto_token_budget
@@ -38,7 +39,7 @@ from lorarlhf.rl.score import ScoringPasses, response_scorer
 from lorarlhf.rl.state import TrainingState
 from lorarlhf.rl.symptoms import SymptomMonitor
 from lorarlhf.rl.trl_engine import check_trl, train_with_trl
-from lorarlhf.run import Run
+from lorarlhf.run import SUMMARY, Run
 from lorarlhf.stages.beginning import check_not_interrupted, check_room, checkpoint_to_go_on_from
 from lorarlhf.stages.inputs import check_inputs
 from lorarlhf.stages.loading import load_for_training
@@ -161,8 +162,11 @@ def _beginning(
     adapters = {"sft": run.stage("sft") if run.has_adapter("sft") else None, "reward": reward_folder}
     if resume:
         check_origins(run.stage("ppo"), adapters)
-    if reward_folder == run.stage("reward") and (doubt := doubt_of(run.read_summary("reward"), again=True)):
-        logger.warning(doubt)
+    if reward_folder is not None and reward_folder == run.stage("reward"):
+        with telling_of(reward_folder / SUMMARY):
+            doubt = doubt_of(run.read_summary("reward"), again=True)
+        if doubt:
+            logger.warning(doubt)
     return checkpoint, adapters
 
 
