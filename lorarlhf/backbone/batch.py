@@ -113,15 +113,6 @@ class TokenBatch:
             yield torch.tensor(part, device=self.tokens.device)
 
 
-def tokens_of_similar_rows(device: torch.device) -> int:
-    """Padded tokens a pass, where a batch is cut into passes over rows of similar length to spare padding.
-
-    As few as keep products large. On a CPU that is few: steps of a reward model on real comparisons took 30, 26 and 23
-    seconds with 1,536, 1,024 and 512. On a GPU, which has not been measured, weights are dequantised for each pass.
-    """
-    return 512 if device.type == "cpu" else 4096
-
-
 def parts_of_similar_length(lengths: Sequence[int], tokens: int) -> list[list[int]]:
     """Rows to pad and compute together, each part at most `tokens` once padded (or one row): what costs least in all.
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorarlhf.backbone.budget import FORWARD_TOKENS
+from lorarlhf.backbone.budget import tokens_a_pass
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.tokenize import PromptExample
 from lorarlhf.generation.draw import uniform_table
@@ -89,7 +89,7 @@ def respond(
     backbone: SharedBackbone, role: str, prompts: Sequence[PromptExample], config: PPOConfig, seed: int
 ) -> Iterator[Responses]:
     """The first half of `answer`, batch by batch."""
-    passes = ScoringPasses(backbone, config.temperature, FORWARD_TOKENS)
+    passes = ScoringPasses(backbone, config.temperature, tokens_a_pass(backbone.device))
     sampler = ResponseSampler(backbone, config.response_length, config.temperature, "evaluation")
     uniforms = uniform_table(len(prompts), config.response_length, "evaluation", seed)
     for start in range(0, len(prompts), config.batch_size):
@@ -113,7 +113,7 @@ def measure(
     Args:
         by_reference: the reference itself has drawn them.
     """
-    passes = ScoringPasses(backbone, config.temperature, FORWARD_TOKENS)
+    passes = ScoringPasses(backbone, config.temperature, tokens_a_pass(backbone.device))
     texts: list[str] = []
     parts: dict[str, list[Tensor]] = defaultdict(list)
     for batch in responses:

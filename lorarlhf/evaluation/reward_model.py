@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lorarlhf.backbone.budget import FORWARD_TOKENS, TokenBudget, in_micro_batches
+from lorarlhf.backbone.budget import TokenBudget, in_micro_batches, tokens_a_pass
 from lorarlhf.backbone.grouping import side_by_side
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
@@ -28,17 +28,18 @@ def score_tokens(
     backbone: SharedBackbone,
     rows: Sequence[Sequence[int]],
     advance: Callable[[int], None] | None = None,
-    token_budget: int = FORWARD_TOKENS,
+    token_budget: int | None = None,
 ) -> Tensor:
     """[N] the reward role's score of each token sequence, on the CPU; neighbours may begin alike at little cost.
 
     Args:
-        token_budget: what to begin with; less at a time once memory has run out.
+        token_budget: what to begin with, `tokens_a_pass` by default; less at a time once memory has run out.
 
     Raises:
         UserError: a single row does not fit.
     """
     backbone.eval()
+    token_budget = token_budget or tokens_a_pass(backbone.device)
     budget = TokenBudget("scoring", token_budget, "lower data.max_length or take a smaller model")
     scores = torch.empty(len(rows))
     for start in range(0, len(rows), ROWS_AT_ONCE):

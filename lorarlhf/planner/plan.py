@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from lorarlhf.backbone.batch import tokens_of_similar_rows
-from lorarlhf.backbone.budget import FORWARD_TOKENS
+from lorarlhf.backbone.budget import tokens_a_pass
 from lorarlhf.errors import UserError, first_line
 from lorarlhf.memory import CUDA_CONTEXT
 from lorarlhf.planner import shadow_steps
@@ -122,7 +121,7 @@ class Planner:
         layers = self._role_layers(role)
         scores = STAGES[stage].scores
         sequences = len(OBJECTIVES[self.recipe.reward.objective].sequences) if scores else 1
-        rows, tokens = config.per_device_train_batch_size, tokens_of_similar_rows(torch.device(self.target))
+        rows, tokens = config.per_device_train_batch_size, tokens_a_pass(torch.device(self.target))
         of_pass = min(rows, max(1, tokens // (sequences * length)))
         if not scores and has_router_loss(self.model_config):  # TRL computes a batch at once
             of_pass = rows
@@ -133,9 +132,10 @@ class Planner:
         training = self._run(step, layers, config.gradient_checkpointing, padded=True)
         phases = [self._phase("training", resident, training)]
         if evaluation:
-            work = functools.partial(shadow_steps.reward_scores, rows=max(1, FORWARD_TOKENS // length), length=length)
+            evaluated = max(1, tokens // length)
+            work = functools.partial(shadow_steps.reward_scores, rows=evaluated, length=length)
             if not scores:
-                evaluated = min(config.per_device_eval_batch_size, max(1, tokens // length))
+                evaluated = min(config.per_device_eval_batch_size, evaluated)
                 work = functools.partial(shadow_steps.sft_loss, rows=evaluated, length=length)
             phases.append(self._phase("evaluation", resident, self._run(work, layers, padded=not scores)))
         return StagePlan(stage, phases)

@@ -15,7 +15,7 @@ import torch
 from rich.progress import Progress
 
 from lorarlhf.backbone.batch import with_end
-from lorarlhf.backbone.budget import FORWARD_TOKENS, TokenBudget, in_micro_batches
+from lorarlhf.backbone.budget import TokenBudget, in_micro_batches, tokens_a_pass
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.rows import Completion, Prompt
 from lorarlhf.data.tokenize import PromptExample
@@ -25,6 +25,7 @@ from lorarlhf.generation.draw import uniform_table
 from lorarlhf.generation.sample import ResponseSampler, response_texts
 
 PROMPTS_A_BATCH = 32
+DECODED_TOKENS = 16_384  # at a time, padded: their keys and values are kept
 
 _BEGINNING = '{"prompt": '
 
@@ -49,12 +50,12 @@ class Sampler:
     @functools.cached_property
     def responses(self) -> ResponseSampler:
         """Kept from batch to batch: it remembers how many responses fit at a time."""
-        return ResponseSampler(self.backbone, self.response_length, self.temperature, "sample", FORWARD_TOKENS)
+        return ResponseSampler(self.backbone, self.response_length, self.temperature, "sample", DECODED_TOKENS)
 
     @functools.cached_property
     def scoring_budget(self) -> TokenBudget:
         """Kept likewise."""
-        return TokenBudget("scoring", FORWARD_TOKENS)
+        return TokenBudget("scoring", tokens_a_pass(self.backbone.device))
 
 
 def write_pairs(sampler: Sampler, prompts: Sequence[PromptExample], out: Path, rank: bool, progress: Progress) -> int:

@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lorarlhf.backbone.budget import FORWARD_TOKENS
+from lorarlhf.backbone.budget import tokens_a_pass
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.choices import Choices, choice_examples
@@ -321,7 +321,7 @@ def reward_scorer(
     """The reward of PPO, as far as the run has one; None if it has none."""
     if "reward" not in backbone.roles and not functions:
         return None
-    passes = ScoringPasses(backbone, recipe.ppo.temperature, FORWARD_TOKENS)
+    passes = ScoringPasses(backbone, recipe.ppo.temperature, tokens_a_pass(backbone.device))
     return response_scorer(passes, recipe.ppo.reward_model_weight, functions)
 
 

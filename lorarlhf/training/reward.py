@@ -13,7 +13,8 @@ from transformers import PrinterCallback
 from trl import RewardConfig as TRLRewardConfig
 from trl import RewardTrainer
 
-from lorarlhf.backbone.batch import parts_of_similar_length, tokens_of_similar_rows
+from lorarlhf.backbone.batch import parts_of_similar_length
+from lorarlhf.backbone.budget import tokens_a_pass
 from lorarlhf.backbone.grouping import side_by_side
 from lorarlhf.backbone.scorer import SequenceScorer
 from lorarlhf.backbone.shared import SharedBackbone
@@ -59,7 +60,7 @@ class RewardModelTrainer(SharedBatches, WholeCheckpoints, RewardTrainer):
         lengths = batch["attention_mask"].sum(1).tolist()
         sequences = [ids[:length] for ids, length in zip(batch["input_ids"].tolist(), lengths, strict=True)]
         tokens = [side_by_side(self.backbone, sequences[row::rows]).computed_tokens for row in range(rows)]
-        parts = parts_of_similar_length(tokens, tokens_of_similar_rows(self.backbone.device))
+        parts = parts_of_similar_length(tokens, tokens_a_pass(self.backbone.device))
         return (self._select(batch, part) for part in parts)
 
     def compute_loss(

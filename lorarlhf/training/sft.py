@@ -13,8 +13,8 @@ from transformers import PrinterCallback
 from trl import SFTConfig as TRLSFTConfig
 from trl import SFTTrainer
 
-from lorarlhf.backbone.batch import TokenBatch, parts_of_similar_length, tokens_of_similar_rows
-from lorarlhf.backbone.budget import TokenBudget
+from lorarlhf.backbone.batch import TokenBatch, parts_of_similar_length
+from lorarlhf.backbone.budget import TokenBudget, tokens_a_pass
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.recipe.sections import SFTConfig
 from lorarlhf.training.arguments import one_device, supervised_arguments
@@ -51,7 +51,7 @@ class PolicySFTTrainer(SharedBatches, WholeCheckpoints, SFTTrainer):
         backbone.train_roles("policy")  # TRL has cast the adapter to bfloat16: back to float32
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True  # the loss is divided by the tokens of the whole step here
-        self.tokens_a_pass = tokens_of_similar_rows(backbone.device)
+        self.tokens_a_pass = tokens_a_pass(backbone.device)
         self.budget = TokenBudget("evaluation", self.tokens_a_pass, "lower data.max_length or take a smaller model")
         self._seen = self._nothing_seen()
 

@@ -197,7 +197,7 @@ def test_passes_add_up_to_the_whole_batch(train, tmp_path, monkeypatch, objectiv
     sets += (f"reward.objective={objective}", f"reward.use_margin={of_pairs}", "reward.max_steps=2")
     runs = []
     for tokens in (10**6, 40):
-        monkeypatch.setattr("lorarlhf.training.reward.tokens_of_similar_rows", lambda _, tokens=tokens: tokens)
+        monkeypatch.setattr("lorarlhf.training.reward.tokens_a_pass", lambda _, tokens=tokens: tokens)
         _, backbone, rows, seen = train(*sets, name=str(tokens))
         runs.append((weights(backbone, "reward"), rows, len(seen)))
     (whole, expected, two), (parts, logged, more) = runs

@@ -101,7 +101,7 @@ def test_accumulated_gradients_are_those_of_one_batch(train):
 def test_rows_of_similar_length_add_up_to_the_whole_batch(train, monkeypatch):
     adapters, rows = [], []
     for tokens in (10**6, 40):
-        monkeypatch.setattr("lorarlhf.training.sft.tokens_of_similar_rows", lambda _, tokens=tokens: tokens)
+        monkeypatch.setattr("lorarlhf.training.sft.tokens_a_pass", lambda _, tokens=tokens: tokens)
         summary, backbone, logged, _ = train("sft.max_steps=2", name=str(tokens))
         adapters.append([parameter.detach().clone() for parameter in backbone.role_parameters("policy")])
         rows.append((summary["eval_loss"], logged[0]["loss"], logged[0]["grad_norm"]))
