@@ -58,6 +58,7 @@ def load_backbone(config: ModelConfig, data: DataConfig = PLAIN_DATA) -> SharedB
     _check_family(config, model_config)
     device = PartialState(cpu=accelerator() is None).device  # of several processes, each has its own
     announce_weights(config, model_config)
+    logger.info("%s: loading, %s in %s on %s", config.name, config.quantization, str(dtype)[6:], device.type)
     with _plain_errors(config):
         causal_lm = AutoModelForCausalLM.from_pretrained(
             resolve_path(config.name),

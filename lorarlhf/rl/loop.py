@@ -37,6 +37,7 @@ class Setup:
         held_out: what evaluates; None where nothing is held out.
         update_budget: tokens of a micro-batch.
         log: takes each row of numbers.
+        show: told what is being done.
         folder: the stage's.
     """
 
@@ -47,6 +48,7 @@ class Setup:
     held_out: HeldOut | None
     update_budget: TokenBudget
     log: Callable[[dict[str, Any]], None]
+    show: Callable[[str], None]
     folder: Path
     seed: int
 
@@ -83,7 +85,7 @@ def _iteration(
 ) -> dict[str, float]:
     """Sample, score, learn; returns the row to log. What it has held, up to 0.4 GiB of a 7B run, goes when it ends."""
     rows = learner.share.of(config.batch_size, config.generations)  # this process's responses
-    clock = Clock(learner.backbone.device)
+    clock = Clock(learner.backbone.device, setup.show)
     prompts = setup.prompts.batch(state.iteration, rows)
     uniforms = uniform_table(config.batch_size, config.response_length, "rollout", setup.seed, state.iteration)
 
@@ -121,6 +123,7 @@ def _iteration(
 def evaluate(setup: Setup, state: TrainingState, learner: Learner) -> None:
     """Log how the policy does on the held-out prompts. Raises UserError at NaN or infinity."""
     assert setup.held_out is not None
+    setup.show("evaluation")
     with _told(setup, state, learner):
         row = setup.held_out.evaluate(state, learner)
     setup.log({"step": state.step, **row})

@@ -120,7 +120,9 @@ def _train_ppo(
     if not resume:
         move_aside(folder)
     log = _Log(config, folder, resume, quiet=not learner.is_main)
-    setup = make_setup(backbone, config, prompts, eval_prompts, functions, log, folder, recipe.seed)
+    setup = make_setup(
+        backbone, config, prompts, eval_prompts, functions, log, folder, recipe.seed, log.display.show_phase
+    )
     if learner.is_main:
         run.write_recipe(recipe, "ppo")
         if not resume:
@@ -299,6 +301,7 @@ def make_setup(
     log: Callable[[dict[str, Any]], None],
     folder: Path,
     seed: int,
+    show: Callable[[str], None] = lambda phase: None,
 ) -> Setup:
     """The parts of the loop, put together."""
     sampler = ResponseSampler(backbone, config.response_length, config.temperature)
@@ -312,6 +315,7 @@ def make_setup(
         held_out=HeldOut(eval_prompts, sampler, passes, reward, config, folder, seed) if eval_prompts else None,
         update_budget=TokenBudget("update", config.token_budget),
         log=log,
+        show=show,
         folder=folder,
         seed=seed,
     )

@@ -76,9 +76,10 @@ def _train_reward(recipe: Recipe, run: Run, resume: bool, backbone: SharedBackbo
     display = show_progress(trainer, stage, {**stage.columns, **objective.columns}, resume, trackers)
     if trainer.is_world_process_zero():
         run.write_recipe(recipe, "reward")
-    with trackers:
-        with display, backbone.role("reward"):
+    with display, trackers:
+        with backbone.role("reward"):
             result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        display.show_phase("evaluation")
         held_out = held_out_metrics(backbone, objective, test.dataset)
         trackers.log({"step": result.global_step, **held_out})
     summary = {
