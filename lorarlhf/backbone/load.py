@@ -39,6 +39,7 @@ from lorarlhf.recipe.sections import DataConfig, ModelConfig
 from lorarlhf.recipe.shipped import resolve_path
 
 PLAIN_DATA = DataConfig()
+SMALL = 2**26  # bytes of weights that are loaded before one wonders what goes on
 logger = logging.getLogger(__name__)
 
 
@@ -58,7 +59,8 @@ def load_backbone(config: ModelConfig, data: DataConfig = PLAIN_DATA) -> SharedB
     _check_family(config, model_config)
     device = PartialState(cpu=accelerator() is None).device  # of several processes, each has its own
     announce_weights(config, model_config)
-    logger.info("%s: loading, %s in %s on %s", config.name, config.quantization, str(dtype)[6:], device.type)
+    if not _is_small(config):
+        logger.info("%s: loading, %s in %s on %s", config.name, config.quantization, str(dtype)[6:], device.type)
     with _plain_errors(config):
         causal_lm = AutoModelForCausalLM.from_pretrained(
             resolve_path(config.name),
@@ -106,6 +108,11 @@ def load_model_config(config: ModelConfig) -> PreTrainedConfig:
             "set it to false"
         )
     return model_config
+
+
+def _is_small(config: ModelConfig) -> bool:
+    folder = Path(resolve_path(config.name))
+    return folder.is_dir() and sum(file.stat().st_size for file in folder.glob("*.safetensors")) < SMALL
 
 
 def _check_folder(config: ModelConfig) -> None:
