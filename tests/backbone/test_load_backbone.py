@@ -40,7 +40,7 @@ def test_a_model_that_takes_long_to_load_is_not_loaded_in_silence(load_tiny, mon
     assert "loading" not in caplog.text, "a small model is here at once"
     monkeypatch.setattr(load, "SMALL", 0)
     load_tiny("llama", quantization="none")
-    assert caplog.messages[-1].endswith(f"llama: loading, none in float32 on {load.accelerator() or 'cpu'}")
+    assert f"llama: loading, none in float32 on {load.accelerator() or 'cpu'}\n" in caplog.text
 
 
 @pytest.mark.parametrize("double_quant", [True, False])
