@@ -53,7 +53,7 @@ COMMON = (
     *("reward.per_device_train_batch_size=8", "reward.gradient_accumulation_steps=2", "reward.save_steps=10000"),
 )
 ROWS: dict[str, tuple[str, ...]] = {
-    "main": (),
+    "main": ("reward.learning_rate=4e-4",),  # the best of those below
     "default": (),
     "rate 5e-5": ("reward.learning_rate=5e-5",),
     "rate 1e-4": ("reward.learning_rate=1e-4",),

@@ -103,8 +103,9 @@ def run_lorarlhf(args: argparse.Namespace, prompts: list[list[int]], folder: Pat
     from lorarlhf.rl.algorithms import make_algorithm
     from lorarlhf.rl.learner import Learner
     from lorarlhf.rl.loop import train
+    from lorarlhf.rl.process_group import ProcessGroup
     from lorarlhf.rl.state import TrainingState
-    from lorarlhf.stages.ppo import make_setup
+    from lorarlhf.stages.ppo import make_parts
 
     dtype = getattr(torch, args.dtype)
     config = ModelConfig(name=args.model, attn_implementation=args.attention or "auto")
@@ -134,9 +135,9 @@ def run_lorarlhf(args: argparse.Namespace, prompts: list[list[int]], folder: Pat
     def log(row: dict[str, Any]) -> None:
         seconds.append({k.removeprefix("seconds_"): v for k, v in row.items() if k.startswith("seconds_")})
 
-    learner = Learner(backbone, ppo, backbone.trained_roles, folder)
-    setup = make_setup(backbone, ppo, examples, [], [], log, folder, args.seed)
-    train(setup, algorithm, ppo, TrainingState(ppo.kl_coef), learner)
+    learner = Learner(backbone, ppo, backbone.trained_roles, folder, ProcessGroup(backbone.device))
+    parts = make_parts(backbone, ppo, examples, [], [], log, folder, args.seed)
+    train(parts, algorithm, ppo, TrainingState(ppo.kl_coef), learner)
     return seconds
 
 

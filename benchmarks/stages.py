@@ -137,6 +137,7 @@ def our_trainer(args: argparse.Namespace, recipe: Recipe, folder: Path) -> tuple
     role = STAGES[args.stage].role
     backbone.attach(role, recipe.lora.for_role(role))
     if args.stage == "reward":
+        backbone.reward_head.reset_parameters()  # by the seed, as the stage does
         return RewardModelTrainer(backbone, recipe.reward, rows, folder, args.seed), tokens
     return PolicySFTTrainer(backbone, recipe.sft, rows, rows.select([]), folder, args.seed), tokens
 

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lorarlhf.errors import UserError, first_line
 
 MOST_BYTES = 64 * 2**20
+# What figures of another version, or from elsewhere, raise where they are put into words.
+NOT_OURS = (KeyError, TypeError, ValueError, OverflowError, AttributeError)
+
+
+@contextlib.contextmanager
+def telling_of(path: Path) -> Iterator[None]:
+    """Inside the block, figures of this file are put into words. Raises UserError where they are none of ours."""
+    try:
+        yield
+    except NOT_OURS as error:
+        raise UserError(
+            f"{path}: is not as this lorarlhf writes it ({first_line(error)}); make it again, or move it away"
+        ) from error
 
 
 def read_object(path: Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,9 @@ def available_memory_bytes() -> int:
     return min(available, total_memory_bytes())
 
 
-def free_cached_memory() -> None:
-    """Give back what torch keeps of the accelerator's memory for later."""
+def free_unused_memory() -> None:
+    """Give back what nothing names any more, and what torch keeps of the accelerator's memory for later."""
+    gc.collect()  # models and optimisers lie about in circles: PEFT's wrapper and the model point to each other
     device = accelerator()
     if device:
         torch.get_device_module(device).empty_cache()

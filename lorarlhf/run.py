@@ -17,10 +17,12 @@ from lorarlhf.recipe.load import Option, dump_recipe, load_recipe, source_value
 from lorarlhf.recipe.sections import Recipe, Stage
 from lorarlhf.recipe.stages import LAST_FIRST, STAGES
 from lorarlhf.recipe.trust import remember
+from lorarlhf.recipe.yaml import show
 
 BEST = "best"  # stands for what a stage keeps
 
-RECIPE = "recipe.yaml"
+RECIPE, SUMMARY = "recipe.yaml", "summary.json"
+COUNTS = ("steps", "iterations", "eval_rows")  # of a summary, what commands go by
 WEIGHTS = "adapter_model.safetensors"  # PEFT's name
 MEASURED = "adapter"  # key of figures: the hash of the weights that they are of
 
@@ -132,12 +134,20 @@ class Run:
 
     def write_summary(self, stage: Stage, summary: dict[str, Any]) -> None:
         """Write what the stage reports: the last of its files, which says that it has finished."""
-        write_json(self.stage(stage) / "summary.json", summary)
+        write_json(self.stage(stage) / SUMMARY, summary)
 
     def read_summary(self, stage: Stage) -> dict[str, Any]:
-        """What the stage reported, or nothing if it has not finished."""
-        path = self.stage(stage) / "summary.json"
-        return read_object(path) if path.is_file() else {}
+        """What the stage reported, or nothing if it has not finished.
+
+        Raises:
+            UserError: it cannot be read, or counts in something else than whole numbers.
+        """
+        path = self.stage(stage) / SUMMARY
+        summary = read_object(path) if path.is_file() else {}
+        for key in COUNTS:
+            if type(summary.get(key, 0)) is not int:
+                raise UserError(f"{path}: {key} is {show(summary[key])}, no whole number; fetch or make it again")
+        return summary
 
 
 def of_adapter(adapter: Path) -> dict[str, str]:

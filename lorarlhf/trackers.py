@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +14,7 @@ from typing import Any
 from lorarlhf.recipe.sections import Tracker
 
 PROJECT = "lorarlhf"
+logger = logging.getLogger(__name__)
 
 
 class Trackers:
@@ -41,6 +44,8 @@ class Trackers:
                 tracker.start()
                 tracker.store_init_configuration(self.settings)
                 self.started.append(tracker)
+            if "trackio" in self.names:  # the command that it says itself looks elsewhere
+                logger.info("to look at it: TRACKIO_DIR=%s trackio show", shlex.quote(os.environ["TRACKIO_DIR"]))
         return self
 
     def __exit__(

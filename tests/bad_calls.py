@@ -236,8 +236,8 @@ def nothing_trained() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for stage in ("sft", "reward", "ppo"):
             stack.enter_context(mock.patch(f"lorarlhf.stages.{stage}.check_room", reach))
-            stack.enter_context(mock.patch(f"lorarlhf.stages.{stage}.check_memory"))
-        stack.enter_context(mock.patch("lorarlhf.stages.pipeline.check_memory"))
+        for module in ("loading", "pipeline"):
+            stack.enter_context(mock.patch(f"lorarlhf.stages.{module}.check_memory"))
         stack.enter_context(mock.patch("lorarlhf.stages.pipeline.plan_here", return_value=None))
         stack.enter_context(mock.patch("lorarlhf.cli.plan.show_fit"))
         stack.enter_context(mock.patch("lorarlhf.stages.demo.run_recipe", reach))

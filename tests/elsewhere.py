@@ -149,7 +149,7 @@ RUNS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn"
 WRITES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.truncate")
 
 
-class Watch:
+class OutsideChanges:
     """Programs that were run and files that were changed outside a folder.
 
     Attributes:
@@ -176,15 +176,15 @@ class Watch:
             self.seen.append(f"{event} {real}")
 
 
-_watching: list[Watch] = []
-sys.addaudithook(lambda event, args: [watch.hear(event, args) for watch in _watching] if _watching else None)
+_followed: list[OutsideChanges] = []
+sys.addaudithook(lambda event, args: [changes.hear(event, args) for changes in _followed] if _followed else None)
 
 
 @contextlib.contextmanager
-def watched(folder: Path) -> Iterator[Watch]:
-    watch = Watch(folder)
-    _watching.append(watch)
+def changes_outside(folder: Path) -> Iterator[OutsideChanges]:
+    changes = OutsideChanges(folder)
+    _followed.append(changes)
     try:
-        yield watch
+        yield changes
     finally:
-        _watching.remove(watch)
+        _followed.remove(changes)

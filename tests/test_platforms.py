@@ -78,8 +78,8 @@ def test_memory_is_the_machines_where_an_accelerator_shares_it(monkeypatch):
 def test_what_torch_keeps_is_given_back_on_any_accelerator(monkeypatch):
     given = []
     monkeypatch.setattr(memory, "accelerator", lambda: None)
-    memory.free_cached_memory()
+    memory.free_unused_memory()
     monkeypatch.setattr(memory, "accelerator", lambda: torch.device("xpu"))
     monkeypatch.setattr(torch.xpu, "empty_cache", lambda: given.append("xpu"))
-    memory.free_cached_memory()
+    memory.free_unused_memory()
     assert given == ["xpu"]

@@ -32,9 +32,9 @@ from elsewhere import (
     SPOILT,
     TEMPLATES,
     WITHOUT_FUNCTIONS,
+    changes_outside,
     rewrite_config,
     spoil_weights,
-    watched,
 )
 
 from fault_parts.tally import Tally, Task
@@ -86,9 +86,9 @@ class Project:
     def probed(self, name: str) -> Iterator[Path]:
         """The same; whatever runs or is written outside in the block is told."""
         with self.current() as here:
-            with watched(here) as watch:
+            with changes_outside(here) as changes:
                 yield here
-            if wrong := [*watch.seen, *(path.name for path in here.rglob("*ran"))]:
+            if wrong := [*changes.seen, *(path.name for path in here.rglob("*ran"))]:
                 self.tally.failures.append(f"{name}: {'; '.join(wrong)}")
 
     def without_code(self) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-from elsewhere import watched
+from elsewhere import changes_outside
 from page_probes import draw_request, wrong_with_reply
 from starlette.testclient import TestClient
 
@@ -59,18 +59,18 @@ def probe_report(count: int, seed: int, folder: Path) -> Tally:
 def _probe(client: TestClient, count: int, draw: Random, folder: Path, ask) -> Tally:
     client.follow_redirects = False
     tally, files = Tally(), _names(folder)
-    with watched(folder) as watch:
+    with changes_outside(folder) as changes:
         for _ in range(count):
             request = draw_request(draw, ask()["task"] or {"id": "t", "pair_id": "p0"})
             reply = client.request(**request)  # raises what the app does
-            wrong = [wrong_with_reply(reply), *watch.seen]
+            wrong = [wrong_with_reply(reply), *changes.seen]
             if HOSTILE in reply.text and "html" in reply.headers.get("content-type", ""):
                 wrong.append("what a run holds is markup")
             if _names(folder) != files:
                 wrong.append("files have come")
             tally.add("; ".join(filter(None, wrong)) and f"{request}: {wrong}")
             tally.more[str(reply.status_code)] += 1
-            watch.seen.clear()
+            changes.seen.clear()
     return tally
 
 

@@ -94,12 +94,12 @@ class TokenBatch:
         """
         lengths, responses = self.lengths.tolist(), self.response_lengths.tolist()
         groups = list(range(len(self))) if self.groups is None else self.groups.tolist()
-        longest: dict[int, int] = {}
-        for group, length in zip(groups, lengths, strict=True):
-            longest[group] = max(longest.get(group, 0), length)
+        whole: dict[int, int] = {}  # the width of each group's packed row
+        for group, length, response in zip(groups, lengths, responses, strict=True):
+            whole[group] = whole.get(group, length - response) + response
         part: list[int] = []
         widths: list[int] = []  # of the part's packed rows
-        for row in sorted(range(len(self)), key=lambda row: (-longest[groups[row]], groups[row])):
+        for row in sorted(range(len(self)), key=lambda row: (-whole[groups[row]], groups[row])):
             if part and groups[row] == groups[part[-1]]:
                 after = [*widths[:-1], widths[-1] + responses[row]]
             else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from lorarlhf.backbone.batch import TokenBatch
 from lorarlhf.errors import UserError, is_out_of_memory
-from lorarlhf.memory import free_cached_memory
+from lorarlhf.memory import free_unused_memory
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -73,8 +72,7 @@ class TokenBudget:
                 if tokens < most:  # else it says nothing of the budget
                     self._succeed()
                 return result
-            gc.collect()
-            free_cached_memory()
+            free_unused_memory()
             self.tokens = tokens = self._fail(tokens, least)
 
     def _fail(self, tokens: int, least: int) -> int:

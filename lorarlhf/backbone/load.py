@@ -15,6 +15,8 @@ from pathlib import Path
 import bitsandbytes as bnb
 import torch
 from accelerate import PartialState
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -40,6 +42,11 @@ from lorarlhf.recipe.shipped import resolve_path
 
 PLAIN_DATA = DataConfig()
 SMALL = 2**26  # bytes of weights that are loaded before one wonders what goes on
+# What transformers raises where a name is wrong, or a file of a model is damaged or holds other values than it should.
+NO_MODEL = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ArithmeticError),
+    *(StrictDataclassError, SafetensorError),
+)
 logger = logging.getLogger(__name__)
 
 
@@ -240,14 +247,14 @@ def _keep_autograd_on_cpu(model: PreTrainedModel) -> None:
 
 @contextlib.contextmanager
 def _plain_errors(config: ModelConfig) -> Iterator[None]:
-    """Turn what `from_pretrained` raises about a wrong name into one line."""
+    """Turn what `from_pretrained` raises about a wrong name, or about damaged files, into one line."""
     try:
         yield
     except ImportError as error:  # transformers' own says which package, on its second line
         reason = " ".join(str(error).split())
         raise UserError(f"model.name: '{config.name}' needs a package that is not installed: {reason}") from error
-    except (OSError, ValueError) as error:
-        reason = first_line(error)
+    except NO_MODEL as error:
+        reason = " ".join(str(error).split()) if isinstance(error, StrictDataclassError) else first_line(error)
         if os.path.isdir(resolve_path(config.name)):
             hint = "the folder needs config.json, a tokenizer and *.safetensors"
         else:

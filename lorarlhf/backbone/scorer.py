@@ -5,11 +5,9 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from lorarlhf.backbone.batch import tokens_of_similar_rows
 from lorarlhf.backbone.grouping import side_by_side
 from lorarlhf.backbone.shared import SharedBackbone
 
@@ -27,16 +25,10 @@ class SequenceScorer(nn.Module):
         self.config.num_labels = 1
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **_: Any) -> SequenceClassifierOutput:
-        """Logits [B, 1] of right-padded sequences.
-
-        Those that begin alike are computed behind their common beginning, and those of other lengths in other passes:
-        of a batch of comparisons as it comes, half is padding and half of the rest is prompts a second time.
-        """
+        """Logits [B, 1] of right-padded sequences, those that begin alike behind their common beginning."""
         rows = [ids[:length] for ids, length in zip(input_ids.tolist(), attention_mask.sum(1).tolist(), strict=True)]
         sequences = side_by_side(self.backbone, rows).to(input_ids.device)
-        parts = list(sequences.micro_batches(tokens_of_similar_rows(input_ids.device)))
-        scores = torch.cat([self.backbone.scores(sequences.select(part)) for part in parts])
-        return SequenceClassifierOutput(logits=scores[torch.cat(parts).argsort()].unsqueeze(1))
+        return SequenceClassifierOutput(logits=self.backbone.scores(sequences).unsqueeze(1))
 
     def add_model_tags(self, tags: list[str]) -> None:
         """TRL would name itself in the model's card, which the export writes here."""

@@ -19,6 +19,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokeniz
 from lorarlhf.backbone.adapters import BASE, Adapters, ScalarHead
 from lorarlhf.backbone.base import BaseModel
 from lorarlhf.backbone.batch import TokenBatch
+from lorarlhf.backbone.checks import check_adapter
 from lorarlhf.backbone.logprobs import Predictions, chunked_logprobs, rows_a_chunk
 from lorarlhf.backbone.packing import WINDOWS, Packing, unpacked
 from lorarlhf.backbone.trunk import (
@@ -165,10 +166,11 @@ class SharedBackbone(nn.Module):
             allow_other_base: also an adapter that says it was trained on another base model.
 
         Raises:
-            UserError: it is no plain LoRA adapter, does not fit the base model, was trained on another, or lacks the
-                head.
+            UserError: it is no plain LoRA adapter, does not fit the base model, was trained on another, lacks the head,
+                or computes NaN or infinity.
         """
         self.adapters.load(role, folder, with_head, allow_other_base)
+        check_adapter(self, role, folder)
 
     def first_layer(self, role: str) -> int:
         """Index of the lowest layer that the role's adapter changes; the number of layers if it changes none.
@@ -215,12 +217,12 @@ class SharedBackbone(nn.Module):
         return torch.autocast(self.device.type, dtype=self.compute_dtype, enabled=self.compute_dtype != torch.float32)
 
     def hidden_states(
-        self, role: str, sequences: TokenBatch, below: TrunkStates | None = None, columns: Tensor | None = None
+        self, role: str, sequences: TokenBatch, from_trunk: TrunkStates | None = None, columns: Tensor | None = None
     ) -> Tensor:
         """[B, L, H] last hidden states. Attention is causal, so right padding needs no mask; its rows are garbage.
 
         Args:
-            below: where to go on from, at most as high as the role's `first_layer`.
+            from_trunk: where to go on from, at most as high as the role's `first_layer`.
             columns: [B, N] of each row, for [B, N, H] of those alone: rows that were packed take several times as much
                 memory once each has its prompt again.
         """
@@ -230,9 +232,9 @@ class SharedBackbone(nn.Module):
             packing = Packing.of(sequences)
             inputs = packing.inputs(sequences, self.compute_dtype)
         start: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-        if below:
-            states = packing.pack(below.states) if packing else below.states
-            start = starting_from(states, self.layers, below.layer)
+        if from_trunk:
+            states = packing.pack(from_trunk.states) if packing else from_trunk.states
+            start = starting_from(states, self.layers, from_trunk.layer)
         with self.role(role), self.autocast(), start:
             hidden: Tensor = self.trunk(**inputs, use_cache=False).last_hidden_state
         if packing:
@@ -323,23 +325,23 @@ class SharedBackbone(nn.Module):
         chunk = rows_a_chunk(self.causal_lm.get_output_embeddings().out_features, self.device)
         return chunked_logprobs(states, targets, self.logits, temperature, chunk, with_entropy)
 
-    def values(self, sequences: TokenBatch, below: TrunkStates | None = None) -> Tensor:
+    def values(self, sequences: TokenBatch, from_trunk: TrunkStates | None = None) -> Tensor:
         """[B, R] the critic's value of the state in which each response token was chosen, 0 at padding."""
-        before, mask = self._states_before_tokens("critic", sequences, below)
+        before, mask = self._states_before_tokens("critic", sequences, from_trunk)
         return _scatter(self.value_head(before[mask]).squeeze(-1), mask)
 
-    def scores(self, sequences: TokenBatch, below: TrunkStates | None = None, role: str = "reward") -> Tensor:
+    def scores(self, sequences: TokenBatch, from_trunk: TrunkStates | None = None, role: str = "reward") -> Tensor:
         """[B] a reward model's score, read at the last token of each sequence.
 
         Args:
             role: an adapter with a head: the policy is trained against one reward model and may be judged by another.
         """
-        hidden = self.hidden_states(role, sequences, below, (sequences.lengths - 1).unsqueeze(1))
+        hidden = self.hidden_states(role, sequences, from_trunk, (sequences.lengths - 1).unsqueeze(1))
         scores: Tensor = self.head(role)(hidden.squeeze(1)).squeeze(-1)
         return scores
 
     def _states_before_tokens(
-        self, role: str, sequences: TokenBatch, below: TrunkStates | None = None
+        self, role: str, sequences: TokenBatch, from_trunk: TrunkStates | None = None
     ) -> tuple[Tensor, Tensor]:
         """[B, R, H] the hidden state that predicts each response token, and the response mask."""
         mask = sequences.response_mask
@@ -347,7 +349,7 @@ class SharedBackbone(nn.Module):
         # critic's value of it is that of the prompt alone.
         index = _response_index(sequences, mask.shape[1]) - 1
         index = index.clamp(max=sequences.tokens.shape[1] - 1)  # padding may point beyond the end
-        return self.hidden_states(role, sequences, below, index), mask
+        return self.hidden_states(role, sequences, from_trunk, index), mask
 
 
 # Lengths alone say where a response is: token ids never do, as pad and eos may stand anywhere.

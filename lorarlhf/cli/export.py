@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -53,16 +53,15 @@ def export(
     from lorarlhf.cli.quiet import quiet_libraries
 
     quiet_libraries()
-    from lorarlhf.publishing.hub import push_to_hub as push
-    from lorarlhf.publishing.hub import upload_lines
-    from lorarlhf.publishing.ollama import ollama_lines
+    from lorarlhf.publishing.hub import check_can_push
     from lorarlhf.run import Run
     from lorarlhf.stages.export import check_improved, export_run
-    from lorarlhf.stages.fidelity import fidelity_line
 
     folder = Run(run, trust)
     chosen = stage or folder.last_stage()
     check_improved(folder, chosen, checkpoint, anyway)
+    if push_to_hub is not None:
+        check_can_push(push_to_hub)
     compared = export_run(
         folder,
         to,
@@ -75,12 +74,29 @@ def export(
         gguf=gguf,
         llama_cpp=llama_cpp,
     )
-    typer.echo(f"export: the {chosen} stage of {run} is in {to}")
-    if compared:
-        typer.echo(f"export: {fidelity_line(compared)}")
-    for line in ollama_lines(to):
-        typer.echo(f"export: {line}")
+    _say(f"the {chosen} stage of {run} is in {to}")
+    _say_what_is_there(to, compared)
     if push_to_hub is not None:
-        for line in upload_lines(to, push_to_hub, private):
-            typer.echo(f"export: {line}")
-        typer.echo(f"export: uploaded to {push(to, push_to_hub, private)}")
+        _push(to, push_to_hub, private)
+
+
+def _say_what_is_there(to: Path, compared: dict[str, Any]) -> None:
+    """How near the folder is to the run's own model, and what to type for Ollama, as far as either can be said."""
+    from lorarlhf.publishing.ollama import ollama_lines
+    from lorarlhf.stages.fidelity import fidelity_line
+
+    for line in [*([fidelity_line(compared)] if compared else []), *ollama_lines(to)]:
+        _say(line)
+
+
+def _push(folder: Path, repo: str, private: bool) -> None:
+    """What will be sent is said before it is."""
+    from lorarlhf.publishing.hub import push_to_hub, upload_lines
+
+    for line in upload_lines(folder, repo, private):
+        _say(line)
+    _say(f"uploaded to {push_to_hub(folder, repo, private)}")
+
+
+def _say(line: str) -> None:
+    typer.echo(f"export: {line}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -64,8 +65,8 @@ def init(
         typer.echo(f"  {plan.stage}: {plan.peak.total / GIB:.1f} of {on.capacity / GIB:.1f} GiB")
     write_recipe(path, made.text, suggested="mine")
     typer.echo(f"Wrote {path}. Next:")
-    typer.echo(f"  lorarlhf run --recipe {path}")
-    typer.echo(f"  lorarlhf chat --run runs/{path.stem}")
+    typer.echo(f"  lorarlhf run --recipe {shlex.quote(str(path))}")
+    typer.echo(f"  lorarlhf chat --run {shlex.quote(f'runs/{path.stem}')}")
 
 
 def ask(given: str | None, yes: bool, question: str, default: str | None, read: Callable[[str], T]) -> T:

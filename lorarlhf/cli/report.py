@@ -12,7 +12,12 @@ from lorarlhf.errors import UserError
 
 
 def report(
-    run: Annotated[list[Path], typer.Option(help="A run's folder; several are compared.", show_default=False)],
+    run: Annotated[
+        list[Path],
+        typer.Option(metavar="RUN [RUN...]", help="A run's folder; several are compared.", show_default=False),
+    ],
+    # An option has one value; those that follow it, as of `--run runs/*`, are arguments.
+    more: Annotated[list[Path] | None, typer.Argument(metavar="[RUN]...", help="More of --run.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Where to: an .html file.", show_default="RUN/report.html of one run")
     ] = None,
@@ -23,18 +28,19 @@ def report(
     browser: Annotated[bool, typer.Option("--open/--no-open", help="Of --watch: whether to open the page.")] = True,
 ) -> None:
     """Put all that a run has left on one page: curves, samples before and after, warnings, memory, the recipe."""
+    runs = [*run, *(more or [])]
     if watch:
         if out is not None:
             raise UserError("--out: says where a page is written, and --watch writes none; leave out one of them")
-        _watch(run, port, browser)
+        _watch(runs, port, browser)
         return
-    if out is None and len(run) > 1:
+    if out is None and len(runs) > 1:
         raise UserError("--out: missing; of several runs, say where the page is to go, as --out compared.html")
     from lorarlhf.stages.report import REPORT, write_report
 
-    path = out or run[0] / REPORT
+    path = out or runs[0] / REPORT
     check_ending(path, (".html",))
-    write_report(run, path)
+    write_report(runs, path)
     typer.echo(f"report: written to {path}; any browser opens it")
 
 

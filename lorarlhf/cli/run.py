@@ -9,6 +9,7 @@ import typer
 
 from lorarlhf.cli.options import DryRun, LogFile, Model, OptionalRecipe, OutputDir, Set, Trust
 from lorarlhf.cli.stage import log_to, own_recipe, print_dry_run, run_folder
+from lorarlhf.errors import UserError
 from lorarlhf.recipe.load import Option, load_recipe
 from lorarlhf.recipe.sections import STEPS
 from lorarlhf.recipe.stages import POLICY_STAGES, trained_by
@@ -35,6 +36,11 @@ def run(
         named["model.name"] = Option("--model", model)
     if stages is not None:
         named["stages"] = Option("--stages", [stage.strip() for stage in stages.split(",")])
+    if recipe is None and output_dir is None:
+        raise UserError(
+            "--recipe: missing; give a name from `lorarlhf recipes list` or a file of your own, or --output-dir of a "
+            "run that is to go on"
+        )
     if recipe is None:
         resolved, run_path = own_recipe(output_dir, named, set_, trust=trust)
     else:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -11,6 +12,11 @@ from lorarlhf.cli.options import MOST_SEED, AllowOtherBase, Checkpoint, Trust, f
 from lorarlhf.data.endings import LINES, check_ending
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import Quantization
+
+if TYPE_CHECKING:
+    from lorarlhf.stages.sample import Respondent, SamplingOptions
+
+Pick = Literal["all", "uncertain"]
 
 
 def sample(
@@ -46,9 +52,7 @@ def sample(
     ] = None,
     # An option has a fixed number of values; the second of --adapters, which may be missing, is an argument.
     other: Annotated[str | None, typer.Argument(metavar="B", help="The second of --adapters.")] = None,
-    pick: Annotated[
-        Literal["all", "uncertain"] | None, typer.Option(help="uncertain: closest calls first.", show_default="all")
-    ] = None,
+    pick: Annotated[Pick | None, typer.Option(help="uncertain: closest calls first.", show_default="all")] = None,
     reward: Annotated[
         Path | None, typer.Option(help="Reward adapter for --pick and --best-of.", show_default="that of RUN")
     ] = None,
@@ -65,17 +69,14 @@ def sample(
     sources = _sources(adapters, other, best_of is not None)
     if checkpoint != "best" and (run is None or sources or best_of):
         raise UserError("--checkpoint: says which policy of --run; name the folders of other adapters with --adapters")
-    if best_of is not None and (n, pick) != (None, None):
-        raise UserError("--best-of: says how many responses there are and which is kept; leave out --n and --pick")
-    if best_of is None and sources is None and (n or 2) < 2:
-        raise UserError("sample: --n must be at least 2, or name two --adapters")
+    _check_number(n, best_of, pick, sources)
     check_ending(out, LINES)
     from lorarlhf.cli.quiet import quiet_libraries
 
     quiet_libraries()
     from lorarlhf.recipe.sections import ModelConfig
     from lorarlhf.run import Run
-    from lorarlhf.stages.sample import of_model, of_run, of_start, sample_best, sample_pairs
+    from lorarlhf.stages.sample import SamplingOptions, of_model, of_run, of_start
 
     if run is None:
         respondent = of_model(ModelConfig(name=str(model), quantization=quantization or "none"), sources)
@@ -83,28 +84,38 @@ def sample(
         respondent = of_run(Run(run, trust), sources, checkpoint)
     else:
         respondent = of_start(Run(run, trust), sources)
+    options = SamplingOptions(temperature, response_length, reward, seed, allow_other_base)
     if best_of is None:
-        count = sample_pairs(
-            respondent,
-            prompts,
-            out,
-            n or 2,
-            temperature,
-            response_length,
-            pick or "all",
-            reward,
-            seed,
-            allow_other_base,
-        )
-        typer.echo(f"sample: {count} pairs in {out}; label them with lorarlhf collect --pairs {out} --out labels.jsonl")
-        return
-    outcome = sample_best(
-        respondent, prompts, out, best_of, temperature, response_length, reward, seed, allow_other_base
-    )
-    typer.echo(
-        f"sample: the best of {best_of} responses to {outcome.prompts:,} prompts in {out}: mean score "
+        typer.echo(_write_pairs(respondent, prompts, out, n or 2, pick or "all", options))
+    else:
+        typer.echo(_write_best(respondent, prompts, out, best_of, options))
+
+
+def _write_pairs(respondent: Respondent, prompts: str, out: Path, n: int, pick: Pick, options: SamplingOptions) -> str:
+    """What has come of it, and what to type next."""
+    from lorarlhf.stages.sample import sample_pairs
+
+    count, pairs = sample_pairs(respondent, prompts, out, n, pick, options), shlex.quote(str(out))
+    return f"sample: {count} pairs in {out}; label them with lorarlhf collect --pairs {pairs} --out labels.jsonl"
+
+
+def _write_best(respondent: Respondent, prompts: str, out: Path, n: int, options: SamplingOptions) -> str:
+    """What has come of it: how much better the best is than the first, and how far from the policy it can be."""
+    from lorarlhf.stages.sample import sample_best
+
+    outcome = sample_best(respondent, prompts, out, n, options)
+    return (
+        f"sample: the best of {n} responses to {outcome.prompts:,} prompts in {out}: mean score "
         f"{outcome.best:.3f}, of the first {outcome.first:.3f}; KL at most {outcome.kl:.3f} nats a response"
     )
+
+
+def _check_number(n: int | None, best_of: int | None, pick: Pick | None, sources: list[str] | None) -> None:
+    """Raise UserError if one option says how many responses there are, and another something else."""
+    if best_of is not None and (n, pick) != (None, None):
+        raise UserError("--best-of: says how many responses there are and which is kept; leave out --n and --pick")
+    if best_of is None and sources is None and (n or 2) < 2:
+        raise UserError("sample: --n must be at least 2, or name two --adapters")
 
 
 def _sources(adapters: str | None, other: str | None, best_of: bool) -> list[str] | None:

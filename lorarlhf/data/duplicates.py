@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lorarlhf.data.inspect import sides, table_of
-from lorarlhf.data.progress import watched
+from lorarlhf.data.progress import with_progress
 from lorarlhf.data.reading import Reader
 from lorarlhf.data.rows import Example, completion_text, prompt_text
 from lorarlhf.data.sources import iter_rows
@@ -121,7 +121,7 @@ def find_duplicates(
     tested, in_test = NearTexts(threshold), Repeats()
     for example in _read(*test, columns):
         tested.look_up(_prompt(example), add=True)
-    for prompt in watched(prompts, f"{source}: compared", total=len(prompts)):
+    for prompt in with_progress(prompts, f"{source}: compared", total=len(prompts)):
         in_test.count(tested.look_up(prompt, add=False))
     return Duplicates(kind, rows, in_test)
 
@@ -140,7 +140,7 @@ def shingles(text: str) -> set[bytes]:
 
 def _read(source: Source | str, split: str, columns: Mapping[Column, str]) -> Iterator[Example]:
     reader: Reader[Any] = Reader(table_of(source, split, columns), "skip", columns)
-    return reader.read(watched(iter_rows(source, split), f"{source}: read"))
+    return reader.read(with_progress(iter_rows(source, split), f"{source}: read"))
 
 
 def _prompt(example: Example) -> Parts:

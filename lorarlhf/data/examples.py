@@ -15,7 +15,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from lorarlhf.data.formats import CHOICES, DEMONSTRATIONS, PREFERENCES, PROMPTS, SCORED, Table
 from lorarlhf.data.mixture import ALL, bound, evenly, place_of, shares
-from lorarlhf.data.progress import watched
+from lorarlhf.data.progress import with_progress
 from lorarlhf.data.reading import FIRST_ROWS, Reader, some_fit
 from lorarlhf.data.rows import (
     NO_COLUMNS,
@@ -150,7 +150,7 @@ class Stream(Generic[T]):
         config, title = self.config, str(place.source)
         reader = Reader(self.table, config.on_bad_row, config.columns)
         usable = 0
-        rows = watched(iter_rows(place.source, place.split), f"{title}: {'counted' if counting else 'read'}")
+        rows = with_progress(iter_rows(place.source, place.split), f"{title}: {'counted' if counting else 'read'}")
         for row, columns in reader.read_with_columns(rows, wanted):
             if isinstance(row, Preference) and row.tie and (config.ties == "drop" or self.split == "test"):
                 reader.skipped["tie"] += 1

@@ -16,7 +16,9 @@ ROWS_AT_ONCE = 100  # between two looks at the clock
 logger = logging.getLogger(__name__)
 
 
-def watched(rows: Iterable[T], title: str, total: int | None = None, console: Console | None = None) -> Iterator[T]:
+def with_progress(
+    rows: Iterable[T], title: str, total: int | None = None, console: Console | None = None
+) -> Iterator[T]:
     """The rows; after some seconds, how many have come: a bar on a terminal, elsewhere a line, and ever fewer.
 
     Args:

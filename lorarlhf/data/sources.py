@@ -10,13 +10,13 @@ import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from lorarlhf.data.endings import READ, FileKind, file_kind, listed
 from lorarlhf.data.hub import hub_data
+from lorarlhf.data.row_cache import RowCache
 from lorarlhf.data.rows import BadRow
 from lorarlhf.errors import UserError, first_line
 from lorarlhf.json_file import read_object
@@ -28,8 +28,7 @@ LocatedRow = tuple[str, Row | BadRow]  # a row that is no object at all comes as
 
 MOST_LINE = 2**26  # bytes
 MOST_RATIO = 200  # text packs to a third or a tenth
-MOST_KEPT = 2**26  # bytes of a file: its rows take several times as many in memory
-_kept: dict[tuple[str, Path, int, int], list[LocatedRow]] | None = None
+ROW_CACHE: RowCache[LocatedRow] = RowCache()  # of this process: the stages of a recipe read the same files
 
 
 def iter_rows(source: Source | str, split: str) -> Iterator[LocatedRow]:
@@ -55,49 +54,9 @@ def iter_rows(source: Source | str, split: str) -> Iterator[LocatedRow]:
     if kind is None:
         raise UserError(f"{name}: unknown kind of file; use {listed(READ)}, or a Hub id")
     try:
-        yield from _rows(kind, path, name)
+        yield from ROW_CACHE.read(name, path, READERS[kind])
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{name}: cannot be read ({first_line(error)}); check the file or fetch it again") from error
-
-
-@contextmanager
-def rows_kept() -> Iterator[None]:
-    """Inside the block the rows of a local file stay in memory once it has been read to its end: stages share them.
-
-    They stay until `let_rows_go`, at the longest. Not those of a file of more than `MOST_KEPT` bytes, which streams
-    each time; nor of one that has changed since.
-    """
-    global _kept
-    before, _kept = _kept, {} if _kept is None else _kept
-    try:
-        yield
-    finally:
-        _kept = before
-
-
-def let_rows_go() -> None:
-    """Rows that are kept are so no longer: whoever trains has read all that it needs, and wants the memory.
-
-    What asks for them later reads them again, and they are kept again.
-    """
-    if _kept is not None:
-        _kept.clear()
-
-
-def _rows(kind: FileKind, path: Path, name: str) -> Iterator[LocatedRow]:
-    about = path.stat()
-    key = (name, path.resolve(), about.st_mtime_ns, about.st_size)
-    if _kept is None or about.st_size > MOST_KEPT:
-        yield from READERS[kind](path, name)
-    elif key in _kept:
-        yield from _kept[key]
-    else:
-        rows = []
-        for row in READERS[kind](path, name):
-            rows.append(row)
-            yield row
-        if _kept is not None:  # the block may have ended meanwhile
-            _kept[key] = rows
 
 
 def is_path(source: str) -> bool:

@@ -20,7 +20,7 @@ from lorarlhf.data.examples import (
     stream_preferences,
     stream_scored,
 )
-from lorarlhf.data.progress import watched
+from lorarlhf.data.progress import with_progress
 from lorarlhf.data.rows import NO_COLUMNS, AnyExample, PromptRow, in_turns, is_text
 from lorarlhf.data.special_tokens import SpecialTokens, special_text
 from lorarlhf.data.tokenize import (
@@ -62,7 +62,7 @@ def read_by_model(
 ) -> list[PromptExample]:
     """Prompts that were loaded before the model was, none of them too long, and no more than are wanted."""
     read = for_the_model(prompts.rows, prompts.source, config, tokenizer, split)
-    rows = watched(read, f"{prompts.source}: tokenised", total=len(prompts.rows))
+    rows = with_progress(read, f"{prompts.source}: tokenised", total=len(prompts.rows))
     examples, dropped = tokenize_prompts(
         rows, tokenizer, config.max_prompt_length, limit_of(config, split), config.special_tokens
     )

@@ -122,20 +122,20 @@ class Planner:
         layers = self._role_layers(role)
         scores = STAGES[stage].scores
         sequences = len(OBJECTIVES[self.recipe.reward.objective].sequences) if scores else 1
-        rows, again = config.per_device_train_batch_size * sequences, config.gradient_accumulation_steps > 1
-        at_once = max(1, tokens_of_similar_rows(torch.device(self.target)) // length)  # rows of a pass
+        rows, tokens = config.per_device_train_batch_size, tokens_of_similar_rows(torch.device(self.target))
+        of_pass = min(rows, max(1, tokens // (sequences * length)))
+        if not scores and has_router_loss(self.model_config):  # TRL computes a batch at once
+            of_pass = rows
+        again = config.gradient_accumulation_steps > 1 or of_pass < rows
         resident = {**self._weights(), **self._adapters([role], config)}
-        if scores:  # passes go backward together
-            step = functools.partial(shadow_steps.reward_step, rows=rows, length=length, at_once=at_once, again=again)
-        else:  # each by itself, but those of a mixture, of which TRL computes a batch at once
-            of_pass = rows if has_router_loss(self.model_config) else min(rows, at_once)
-            step = functools.partial(shadow_steps.sft_step, rows=of_pass, length=length, again=again or of_pass < rows)
+        of_stage = shadow_steps.reward_step if scores else shadow_steps.sft_step
+        step = functools.partial(of_stage, rows=of_pass * sequences, length=length, again=again)
         training = self._run(step, layers, config.gradient_checkpointing, padded=True)
         phases = [self._phase("training", resident, training)]
         if evaluation:
             work = functools.partial(shadow_steps.reward_scores, rows=max(1, FORWARD_TOKENS // length), length=length)
             if not scores:
-                evaluated = min(config.per_device_eval_batch_size, at_once)
+                evaluated = min(config.per_device_eval_batch_size, max(1, tokens // length))
                 work = functools.partial(shadow_steps.sft_loss, rows=evaluated, length=length)
             phases.append(self._phase("evaluation", resident, self._run(work, layers, padded=not scores)))
         return StagePlan(stage, phases)

@@ -142,15 +142,11 @@ class _TrlHead(torch.autograd.Function):
         [tile.to(torch.float32, copy=True) for _ in range(copies if target == "cpu" else 0)]
 
 
-def reward_step(
-    shadow: ShadowBackbone, allocations: Allocations, rows: int, length: int, at_once: int, again: bool
-) -> None:
-    """One batch of TRL's RewardTrainer, in passes of `at_once` rows that go backward together."""
+def reward_step(shadow: ShadowBackbone, allocations: Allocations, rows: int, length: int, again: bool) -> None:
+    """One pass of the reward model's trainer, over `rows` sequences."""
     shadow.train()
     _keep_gradients(shadow, "reward", again, allocations)
-    passes = [min(at_once, rows - done) for done in range(0, rows, at_once)]
-    scores = [shadow.scores(FullBatch(part, length, 0)) for part in passes]
-    _backward(torch.cat(scores).sum(), shadow, "reward", allocations)
+    _backward(shadow.scores(FullBatch(rows, length, 0)).sum(), shadow, "reward", allocations)
 
 
 @torch.no_grad()

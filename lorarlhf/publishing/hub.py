@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -13,12 +13,29 @@ from huggingface_hub.errors import (
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
 )
+from huggingface_hub.utils import validate_repo_id
 from rich.filesize import decimal
 
 from lorarlhf.errors import UserError, first_line
 from lorarlhf.publishing.folder import exported_files
 
 DENIED = (401, 403)
+
+
+def check_can_push(repo_id: str) -> None:
+    """See to what an upload wants as far as this machine knows it: merging before it may take minutes.
+
+    Raises:
+        UserError: a name that no repository can have, no login, or the Hub is not to be asked.
+    """
+    try:
+        validate_repo_id(repo_id)
+        if constants.HF_HUB_OFFLINE:
+            raise OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
+        if get_token() is None:
+            raise LocalTokenNotFoundError("there is no login")
+    except (HFValidationError, OfflineModeIsEnabled, LocalTokenNotFoundError) as error:
+        raise UserError(f"--push-to-hub {repo_id}: {_reason(error)}") from error
 
 
 def upload_lines(folder: Path, repo_id: str, private: bool) -> list[str]:
@@ -62,13 +79,17 @@ def push_to_hub(folder: Path, repo_id: str, private: bool) -> str:
             commit_message="Export from lorarlhf",
         )
     except (HTTPError, LocalTokenNotFoundError, HFValidationError, OfflineModeIsEnabled) as error:
-        reason = first_line(error)
         again = f"hf upload {repo_id} {shlex.quote(str(folder))}"
         raise UserError(
-            f"--push-to-hub {repo_id}: {reason}; {_remedy(error)}; the export is in {folder}, and `{again}` sends what "
-            "is not there yet"
+            f"--push-to-hub {repo_id}: {_reason(error)}; the export is in {folder}, and `{again}` sends what is not "
+            "there yet"
         ) from error
     return str(url)
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, and what to do."""
+    return f"{first_line(error).removesuffix('.')}; {_remedy(error)}"
 
 
 def _remedy(error: Exception) -> str:

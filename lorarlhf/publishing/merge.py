@@ -26,7 +26,7 @@ from lorarlhf.backbone.adapter_files import read_adapter
 from lorarlhf.backbone.base import base_of
 from lorarlhf.backbone.load import compute_dtype, load_model_config, quantization_config
 from lorarlhf.data.tokenizer import end_of_turn
-from lorarlhf.errors import UserError
+from lorarlhf.errors import UserError, first_line
 from lorarlhf.json_file import read_object
 from lorarlhf.publishing.card import without_folders
 from lorarlhf.recipe.sections import MergeBase, ModelConfig, Recipe, Stage
@@ -70,11 +70,15 @@ def stage_tokenizer(recipe: Recipe, stage: Stage, finished: Path) -> PreTrainedT
     """As the stage left it in its folder, chat template included; padding on the side that its use calls for.
 
     Raises:
-        UserError: one of its files is a link, which could carry any file of this computer into an export.
+        UserError: one of its files is a link, which could carry any file of this computer into an export, or the files
+            make no tokenizer.
     """
     if link := next((path for path in sorted(finished.iterdir()) if path.is_symlink()), None):
         raise UserError(f"{link}: is a link, and an export takes none; put the file itself in its place")
-    tokenizer = AutoTokenizer.from_pretrained(finished, trust_remote_code=recipe.model.trust_remote_code)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(finished, trust_remote_code=recipe.model.trust_remote_code)
+    except Exception as error:  # of any kind: the files are somebody's
+        raise UserError(f"{finished}: its tokenizer cannot be loaded ({first_line(error)}); fetch it again") from error
     tokenizer.padding_side = "right" if STAGES[stage].scores else "left"
     return tokenizer
 

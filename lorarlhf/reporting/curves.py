@@ -34,10 +34,14 @@ UNITS = {
 
 
 def stage_curves(stage: Stage, rows: Sequence[Row], summary: Mapping[str, Any]) -> tuple[Plot, ...]:
-    """A plot for each number that is logged, training and held-out together, the main ones first."""
+    """A plot for each number that is logged, training and held-out together, the main ones first.
+
+    A stage too short to log a row has the main ones, as they were in the end.
+    """
     names = dict.fromkeys(key.removeprefix(EVAL) for row in rows for key in row if number(row[key]) is not None)
     names = {name: None for name in names if name not in COUNTS and not name.startswith(PHASE)}
-    order = [*(name for name in MAIN[stage] if name in names), *(name for name in names if name not in MAIN[stage])]
+    main = [name for name in MAIN[stage] if name in names or number(summary.get(EVAL + name)) is not None]
+    order = [*main, *(name for name in names if name not in MAIN[stage])]
     plots = (curve(stage, name, rows, summary, minor=name not in MAIN[stage]) for name in order)
     return tuple(plot for plot in plots if plot is not None)
 
@@ -116,7 +120,11 @@ def costs(rows: Mapping[Stage, Sequence[Row]], summaries: Mapping[Stage, Mapping
         Series(key.removeprefix(PHASE), points(ppo, "iteration", key), "bars", colour=place)
         for place, key in enumerate(phases)
     ]
-    totals += [("ppo", one.name, readable_number(round(sum(y for _, y in one.points), 1)), "") for one in series]
+    took = {one.name: sum(y for _, y in one.points) for one in series}
+    rest = (number(summaries.get("ppo", {}).get("seconds")) or 0.0) - sum(took.values())
+    if took and rest >= 0.05:  # as it is rounded; less than nothing where the summary is of an earlier start
+        took["evaluations and the rest"] = rest
+    totals += [("ppo", name, readable_number(round(seconds, 1)), "") for name, seconds in took.items()]
     memory, speed = (
         [Series("training", points(ppo, "iteration", key), colour=TRAINING)]
         for key in ("peak_memory_gb", "tokens_per_second")

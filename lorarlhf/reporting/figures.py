@@ -15,12 +15,14 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+from lorarlhf.recipe.stages import STAGES
 from lorarlhf.reporting.plots import Plot, Series, printable, readable_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SIZE = (4.6, 3.0)  # inches: of a width that a phone has room for
+COUNTED = {info.unit for info in STAGES.values()}  # an axis of them has no halves
 MARKED = 60  # points of a line, beyond which marks would hide it
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 # Colours that stand for the page's, which are not known here: what style.css says is put in their place.
@@ -46,6 +48,7 @@ def draw(plot: Plot) -> str:
     """The figure as an `<svg>` element."""
     import matplotlib
     from matplotlib.figure import Figure  # without pyplot: no window, nothing global
+    from matplotlib.ticker import MaxNLocator
 
     salt = hashlib.sha256(
         repr(plot).encode(errors="replace")
@@ -57,6 +60,8 @@ def draw(plot: Plot) -> str:
         figure = Figure(figsize=SIZE, layout="constrained")
         axes = figure.subplots()
         _draw_series(axes, plot)
+        if plot.x in COUNTED:
+            axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
         axes.set_xlabel(printable(plot.x))
         axes.set_ylabel(printable(plot.y))
         if len(plot.series) > 1:

@@ -13,12 +13,12 @@ from lorarlhf.display import read_rows, write_rows
 from lorarlhf.files import flush_file, remove_folder
 from lorarlhf.json_file import read_object
 from lorarlhf.manifest import drop_oldest, written_whole
+from lorarlhf.rl.held_out import SAMPLES
 from lorarlhf.rl.learner import Learner
 from lorarlhf.rl.state import TrainingState
 
 STATE_FILE = "state.json"
 OPTIMIZER_FILE = "optimizer.pt"
-SAMPLES = "samples.jsonl"
 
 
 def save_checkpoint(folder: Path, state: TrainingState, learner: Learner, keep: int | None) -> None:
@@ -30,7 +30,7 @@ def save_checkpoint(folder: Path, state: TrainingState, learner: Learner, keep: 
         folder: the stage's.
         keep: how many checkpoints stay, at least two; None keeps all.
     """
-    if learner.is_main:
+    if learner.processes.is_main:
         for log in filter(Path.is_file, (folder / "metrics.jsonl", folder / SAMPLES)):
             flush_file(log)  # a checkpoint that outlives the machine finds the rows before it
         with written_whole(folder / f"checkpoint-{state.iteration}") as part:
@@ -41,7 +41,7 @@ def save_checkpoint(folder: Path, state: TrainingState, learner: Learner, keep: 
             if state.best is not None:
                 shutil.copytree(folder / "best", part / "best")
         drop_oldest(folder, keep)
-    learner.wait()
+    learner.processes.barrier()
 
 
 def load_checkpoint(checkpoint: Path, folder: Path, learner: Learner) -> TrainingState:
@@ -51,9 +51,9 @@ def load_checkpoint(checkpoint: Path, folder: Path, learner: Learner) -> Trainin
     # `weights_only`: tensors and plain containers; nothing in the file is run.
     learner.load_state_dict(torch.load(checkpoint / OPTIMIZER_FILE, map_location="cpu", weights_only=True))
     state = TrainingState.from_json(read_object(checkpoint / STATE_FILE))
-    if learner.is_main:
+    if learner.processes.is_main:
         _rewind(folder, checkpoint, state)
-    learner.wait()
+    learner.processes.barrier()
     return state
 
 

@@ -15,9 +15,11 @@ from lorarlhf.generation.draw import uniform_table
 from lorarlhf.generation.sample import ResponseSampler, response_texts
 from lorarlhf.recipe.sections import PPOConfig
 from lorarlhf.rl.experience import ScoredRollout
-from lorarlhf.rl.learner import Learner
+from lorarlhf.rl.process_group import ProcessGroup
 from lorarlhf.rl.score import RolloutScorer, ScoringPasses, not_finite
 from lorarlhf.rl.state import Evaluation, TrainingState
+
+SAMPLES = "samples.jsonl"
 
 
 class HeldOut:
@@ -47,16 +49,16 @@ class HeldOut:
         self.folder = folder
         self.uniforms = uniform_table(len(prompts), config.response_length, "held-out", seed)
 
-    def evaluate(self, state: TrainingState, learner: Learner) -> dict[str, Any]:
-        """The row to log of the policy as it is; it replaces what is in `best/` if it is better.
+    def evaluate(self, state: TrainingState, processes: ProcessGroup) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The row to log of the policy as it is, and its samples; it replaces what is in `best/` if it is better.
 
         Better is by what is trained, shaped score less KL penalty: reward alone would keep a policy that has found what
         fools the reward model.
         """
-        rows = learner.share.of(len(self.prompts))
-        with learner.heard_by_all():
+        rows = processes.share.of(len(self.prompts))
+        with processes.failing_together():
             responses = self._responses([self.prompts[row] for row in rows], self.uniforms[rows.start : rows.stop])
-        responses = learner.gather(responses)
+        responses = processes.gather(responses)
         n = len(responses)
         kl = sum(row["kl"] for row in responses) / n
         row = {
@@ -74,15 +76,21 @@ class HeldOut:
         if state.first is None:
             state.first = evaluation
         is_best = state.judge(self.config, evaluation)
-        if learner.is_main:
+        samples = [
+            {"iteration": state.iteration, **{key: response[key] for key in ("prompt", "response", "reward")}}
+            for response in responses
+        ]
+        if processes.is_main:
             if is_best:
                 with written_adapter(self.folder / "best") as part:
-                    learner.backbone.save_role("policy", part)
-            self._write_samples(state.iteration, responses)
-        return evaluation.row
+                    self.sampler.backbone.save_role("policy", part)
+            self._write_samples(samples)
+        return evaluation.row, samples
 
     @torch.no_grad()
     def _responses(self, prompts: Sequence[PromptExample], uniforms: torch.Tensor) -> list[dict[str, Any]]:
+        if not prompts:  # there are fewer than processes
+            return []
         rollout = self.sampler.sample([example.ids for example in prompts], uniforms)
         logprobs, entropy = self.passes.logprobs("policy", rollout.sequences)
         ref_logprobs, trunk = self.passes.reference(rollout.sequences)
@@ -100,8 +108,7 @@ class HeldOut:
         }
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
-    def _write_samples(self, iteration: int, responses: Sequence[dict[str, Any]]) -> None:
-        with (self.folder / "samples.jsonl").open("a", encoding="utf-8", errors="backslashreplace") as file:
-            for row in responses:
-                shown = {key: row[key] for key in ("prompt", "response", "reward")}
-                file.write(json.dumps({"iteration": iteration, **shown}, ensure_ascii=False) + "\n")
+    def _write_samples(self, samples: Sequence[dict[str, Any]]) -> None:
+        with (self.folder / SAMPLES).open("a", encoding="utf-8", errors="backslashreplace") as file:
+            for sample in samples:
+                file.write(json.dumps(sample, ensure_ascii=False) + "\n")

@@ -1,25 +1,21 @@
-"""What turns gradients into steps: optimiser, schedule, clipping, and the processes that learn together."""
+"""What turns gradients into steps: optimiser, schedule and clipping."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments, get_scheduler
 
 from lorarlhf.backbone.budget import no_second_attempt
 from lorarlhf.backbone.finite import NotFinite
 from lorarlhf.backbone.shared import SharedBackbone
-from lorarlhf.errors import UserError, first_line
 from lorarlhf.recipe.sections import PPOConfig
-from lorarlhf.rl.prompts import Share
+from lorarlhf.rl.process_group import ProcessGroup
 
 STEP_REMEDY = "make room on the device, or start again with ppo.optim=paged_adamw_8bit or a lower lora.r"
 
@@ -35,17 +31,23 @@ class Learner:
     Args:
         roles: whose adapters (and heads) learn.
         folder: the stage's.
+        processes: those that take each step together.
     """
 
-    def __init__(self, backbone: SharedBackbone, config: PPOConfig, roles: Sequence[str], folder: Path) -> None:
+    def __init__(
+        self,
+        backbone: SharedBackbone,
+        config: PPOConfig,
+        roles: Sequence[str],
+        folder: Path,
+        processes: ProcessGroup,
+    ) -> None:
         self.backbone = backbone
         self.config = config
         self.parameters = {role: list(backbone.role_parameters(role)) for role in roles}
-        arguments = _optimizer_arguments(config, backbone, folder)  # which look for processes in their own way
-        self.accelerator = Accelerator(cpu=backbone.device.type == "cpu")
-        self.share = Share(self.accelerator.process_index, self.accelerator.num_processes)
+        self.processes = processes
         rates = {"policy": config.learning_rate, "critic": config.critic_learning_rate or config.learning_rate}
-        kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(_optimizer_arguments(config, backbone, folder))
         groups = [
             {"params": parameters, "lr": rates[role], "weight_decay": config.weight_decay}
             for role, parameters in self.parameters.items()
@@ -55,16 +57,11 @@ class Learner:
             config.lr_scheduler_type, self.optimizer, config.warmup_steps, max(1, config.iterations)
         )
 
-    @property
-    def is_main(self) -> bool:
-        """Whether this is the process that writes files and speaks to the user."""
-        return bool(self.accelerator.is_main_process)
-
     # Steps
 
     def backward(self, loss: Tensor) -> None:
         """Add a loss's gradients to what is there."""
-        self.accelerator.backward(loss)
+        loss.backward()
 
     def discard_gradients(self) -> None:
         """Start a minibatch anew."""
@@ -87,7 +84,7 @@ class Learner:
         for parameter in parameters:  # none where this process has no response of the minibatch
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        self._add_over_processes(parameters)
+        self._sum_gradients(parameters)
         norms = {
             role: float(nn.utils.clip_grad_norm_(self.parameters[role], self.config.max_grad_norm)) for role in roles
         }
@@ -109,65 +106,15 @@ class Learner:
         rate: float = self.optimizer.param_groups[0]["lr"]
         return rate
 
-    def _add_over_processes(self, parameters: Sequence[nn.Parameter]) -> None:
-        if self.share.processes == 1:
+    def _sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Over all processes, in one exchange."""
+        if self.processes.share.processes == 1:
             return
         bucket = torch.cat([parameter.grad.flatten() for parameter in parameters])  # type: ignore[union-attr]
-        torch.distributed.all_reduce(bucket)
+        bucket = self.processes.sum(bucket)
         pieces = bucket.split([parameter.numel() for parameter in parameters])
         for parameter, piece in zip(parameters, pieces, strict=True):
             parameter.grad = piece.view_as(parameter)
-
-    # Processes
-
-    def sum(self, numbers: Tensor) -> Tensor:
-        """The same tensor added up over all processes."""
-        if self.share.processes > 1:
-            torch.distributed.all_reduce(numbers)
-        return numbers
-
-    def sum_named(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """Scalars added up by name over all processes, some of which may have nothing of a name."""
-        totals: dict[str, float] = {}
-        for part in self.gather([{name: value.item() for name, value in sums.items()}]):
-            for name, value in part.items():
-                totals[name] = totals.get(name, 0.0) + value
-        return totals
-
-    def any(self, here: bool) -> bool:
-        """Whether something holds in any process."""
-        return bool(self.sum(torch.tensor(float(here), device=self.backbone.device)))
-
-    def gather(self, rows: Sequence[Any]) -> list[Any]:
-        """Every process's rows, in the order of the processes: what each has of a table that is split between them."""
-        return list(rows) if self.share.processes == 1 else list(gather_object(list(rows)))
-
-    def gather_columns(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors [b] of every process as [B] on the CPU."""
-        rows = self.gather(list(zip(*(column.tolist() for column in columns.values()), strict=True)))
-        return {name: torch.tensor([row[k] for row in rows]) for k, name in enumerate(columns)}
-
-    def wait(self) -> None:
-        """Until all processes have come here."""
-        self.accelerator.wait_for_everyone()
-
-    @contextlib.contextmanager
-    def heard_by_all(self) -> Iterator[None]:
-        """What fails in one process inside the block fails in all, and each can say why.
-
-        Without it the others would wait for ever in their next exchange for one that is gone (out of memory, say).
-        """
-        failure: Exception | None = None
-        try:
-            yield
-        except Exception as error:
-            failure = error
-        reasons = self.gather([failure and first_line(failure)])
-        if failure is not None:
-            raise failure
-        for process, reason in enumerate(reasons):
-            if reason is not None:
-                raise UserError(f"process {process}: {reason}")
 
     # Checkpoints
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lorarlhf.backbone.budget import TokenBudget
 from lorarlhf.backbone.finite import NotFinite, check_role, refusal
@@ -27,8 +27,14 @@ from lorarlhf.rl.update import update
 from lorarlhf.signals import stop_request
 
 
+class Log(Protocol):
+    """What is given each row of numbers, and the samples with that of an evaluation."""
+
+    def __call__(self, row: dict[str, Any], samples: Sequence[Mapping[str, Any]] = ()) -> None: ...
+
+
 @dataclass(frozen=True)
-class Setup:
+class LoopParts:
     """What a run of the loop is made of, none of which changes.
 
     Attributes:
@@ -36,7 +42,7 @@ class Setup:
         reward: raw score of each response.
         held_out: what evaluates; None where nothing is held out.
         update_budget: tokens of a micro-batch.
-        log: takes each row of numbers.
+        log: where the numbers go.
         show: told what is being done.
         folder: the stage's.
     """
@@ -47,13 +53,13 @@ class Setup:
     reward: RolloutScorer
     held_out: HeldOut | None
     update_budget: TokenBudget
-    log: Callable[[dict[str, Any]], None]
+    log: Log
     show: Callable[[str], None]
     folder: Path
     seed: int
 
 
-def train(setup: Setup, algorithm: Algorithm, config: PPOConfig, state: TrainingState, learner: Learner) -> None:
+def train(parts: LoopParts, algorithm: Algorithm, config: PPOConfig, state: TrainingState, learner: Learner) -> None:
     """On-policy policy gradient with clipped updates (Schulman et al. 2017, algorithm 1), to the end.
 
     `state` says where to go on from, and is kept up to date.
@@ -62,49 +68,51 @@ def train(setup: Setup, algorithm: Algorithm, config: PPOConfig, state: Training
         Stopped: by a signal, between two iterations; the checkpoint is written.
         UserError: NaN or infinity came up; neither it nor what came of it is in any checkpoint.
     """
-    with stop_request() as request, _told(setup, state, learner):
+    with stop_request() as request, _refusing_not_finite(parts, state, learner):
         while not state.is_over(config):
-            row = _iteration(setup, algorithm, config, state, learner)
-            setup.log({"iteration": state.iteration, "step": state.step, **row})
-            if setup.held_out is not None and is_due(state.iteration, config.eval_every, state.is_over(config)):
-                evaluate(setup, state, learner)
-            stopping = learner.any(request.signal is not None) and not state.is_over(config)
-            due = is_due(state.iteration, config.save_every, state.is_over(config))  # which the evaluation may decide
-            if due or stopping or state.is_over(config):
-                check_learnt(setup, learner)
-            if due or stopping:
-                save_checkpoint(setup.folder, state, learner, config.save_total_limit)
+            row = _iteration(parts, algorithm, config, state, learner)
+            parts.log({"iteration": state.iteration, "step": state.step, **row})
+            if parts.held_out is not None and is_due(state.iteration, config.eval_every, state.is_over(config)):
+                evaluate(parts, state, learner)
+            over = state.is_over(config)  # which the evaluation may have decided
+            stopping = learner.processes.any(request.signal is not None) and not over
+            saving = stopping or is_due(state.iteration, config.save_every, over)
+            if saving or over:
+                check_learnt(parts, learner)
+            if saving:
+                save_checkpoint(parts.folder, state, learner, config.save_total_limit)
             if stopping:
                 number = request.signal or signal.SIGTERM  # another process has had it first
-                saved = f"{setup.folder.name}/checkpoint-{state.iteration}"
+                saved = f"{parts.folder.name}/checkpoint-{state.iteration}"
                 raise Stopped(f"stopped by {number.name} after iteration {state.iteration}, with {saved}", number)
 
 
 def _iteration(
-    setup: Setup, algorithm: Algorithm, config: PPOConfig, state: TrainingState, learner: Learner
+    parts: LoopParts, algorithm: Algorithm, config: PPOConfig, state: TrainingState, learner: Learner
 ) -> dict[str, float]:
     """Sample, score, learn; returns the row to log. What it has held, up to 0.4 GiB of a 7B run, goes when it ends."""
-    rows = learner.share.of(config.batch_size, config.generations)  # this process's responses
-    clock = Clock(learner.backbone.device, setup.show)
-    prompts = setup.prompts.batch(state.iteration, rows)
-    uniforms = uniform_table(config.batch_size, config.response_length, "rollout", setup.seed, state.iteration)
+    rows = learner.processes.share.of(config.batch_size, config.generations)  # this process's responses
+    clock = Clock(learner.backbone.device, parts.show)
+    prompts = parts.prompts.batch(state.iteration, rows)
+    uniforms = uniform_table(config.batch_size, config.response_length, "rollout", parts.seed, state.iteration)
 
-    with learner.heard_by_all():
+    with learner.processes.failing_together():
         with clock.phase("rollout"):  # 1. responses of the policy as it is now
-            rollout = setup.sampler.sample([example.ids for example in prompts], uniforms[rows.start : rows.stop])
+            rollout = parts.sampler.sample([example.ids for example in prompts], uniforms[rows.start : rows.stop])
         with clock.phase("score"):  # 2. reward, reference, values
-            again = config.recompute_logprobs
-            again = not learner.backbone.is_exact if again == "auto" else again
-            scored = score(setup.passes, rollout, prompts, setup.reward, algorithm.has_critic, again)
+            recompute = config.recompute_logprobs
+            if recompute == "auto":
+                recompute = not learner.backbone.is_exact
+            scored = score(parts.passes, rollout, prompts, parts.reward, algorithm.has_critic, recompute)
     fault = not_finite(scored)
-    if learner.any(fault is not None):
+    if learner.processes.any(fault is not None):
         if config.on_nan == "stop":
             raise fault or NotFinite("numbers", "rollout in another process")
         state.skip_iteration()
         learner.schedule()
         return {"skipped": state.skipped}
 
-    stats, scores = rollout_statistics(scored, learner)  # of all processes
+    stats, scores = rollout_statistics(scored, config.generations, learner.processes)  # of all processes
     if config.normalize_reward:
         state.moments.update(scores)
     shaped = state.shaped(config, scored.scores, rollout.finished)
@@ -112,35 +120,35 @@ def _iteration(
 
     with clock.phase("update"):  # 4. clipped updates of the policy (and critic)
         updated = update(
-            learner, algorithm, experience, rows, state.iteration, state.kl_coef, setup.update_budget, setup.seed
+            learner, algorithm, experience, rows, state.iteration, state.kl_coef, parts.update_budget, parts.seed
         )
-    row = iteration_row(stats, updated, state, learner, clock, config)
+    row = iteration_row(stats, updated, state, learner.learning_rate, clock, config)
     state.end_iteration(config, stats, updated.steps, updated.skipped)
     learner.schedule()
     return {**row, "skipped": state.skipped} if state.skipped else row
 
 
-def evaluate(setup: Setup, state: TrainingState, learner: Learner) -> None:
+def evaluate(parts: LoopParts, state: TrainingState, learner: Learner) -> None:
     """Log how the policy does on the held-out prompts. Raises UserError at NaN or infinity."""
-    assert setup.held_out is not None
-    setup.show("evaluation")
-    with _told(setup, state, learner):
-        row = setup.held_out.evaluate(state, learner)
-    setup.log({"step": state.step, **row})
+    assert parts.held_out is not None
+    parts.show("evaluation")
+    with _refusing_not_finite(parts, state, learner):
+        row, samples = parts.held_out.evaluate(state, learner.processes)
+    parts.log({"step": state.step, **row}, samples)
 
 
-def check_learnt(setup: Setup, learner: Learner) -> None:
+def check_learnt(parts: LoopParts, learner: Learner) -> None:
     """Raise NotFinite if a role that learns has weights of which nothing finite can be computed."""
-    ids = [*setup.prompts.examples[0].ids, learner.backbone.end_id]
+    ids = [*parts.prompts.examples[0].ids, learner.backbone.end_id]
     for role in learner.parameters:
         check_role(learner.backbone, role, ids)
 
 
 @contextlib.contextmanager
-def _told(setup: Setup, state: TrainingState, learner: Learner) -> Iterator[None]:
+def _refusing_not_finite(parts: LoopParts, state: TrainingState, learner: Learner) -> Iterator[None]:
     """NaN or infinity inside the block becomes a line for the user, and a file with the texts."""
     try:
         yield
     except NotFinite as fault:
         when = f"after iteration {state.iteration}"
-        raise refusal(fault, learner.backbone.tokenizer, setup.folder, when) from fault
+        raise refusal(fault, learner.backbone.tokenizer, parts.folder, when) from fault

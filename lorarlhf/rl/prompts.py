@@ -1,4 +1,4 @@
-"""Which prompts an iteration takes, and which of its responses are this process's."""
+"""Which prompts an iteration takes, and what comes every so many iterations."""
 
 from __future__ import annotations
 
@@ -7,26 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lorarlhf.data.tokenize import PromptExample
-from lorarlhf.errors import UserError
-
-
-@dataclass(frozen=True)
-class Share:
-    """This process's part of work that is split between several: a run of whole rows, in the order of processes."""
-
-    process: int = 0
-    processes: int = 1
-
-    def of(self, rows: int, group: int = 1) -> range:
-        """This process's rows out of `rows`; rows of one group (the responses to one prompt) stay together."""
-        groups = rows // group
-        first, last = (groups * (self.process + i) // self.processes for i in (0, 1))
-        return range(first * group, last * group)
-
-    def check(self, groups: int, key: str) -> None:
-        """Raise UserError if some process would have nothing to do."""
-        if groups < self.processes:
-            raise UserError(f"{key}: {groups} prompts are too few for {self.processes} processes; raise it")
 
 
 @dataclass(frozen=True)

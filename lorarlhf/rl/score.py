@@ -156,7 +156,7 @@ class ScoringPasses:
         (values,) = in_micro_batches(
             sequences,
             self.budget,
-            lambda micro, rows: (self.backbone.values(micro, below(trunk, rows, micro)),),
+            lambda micro, rows: (self.backbone.values(micro, _trunk_rows(trunk, rows, micro)),),
             (sequences.response_mask.shape[1],),
         )
         return values
@@ -166,12 +166,12 @@ class ScoringPasses:
         (scores,) = in_micro_batches(
             sequences,
             self.budget,
-            lambda micro, rows: (self.backbone.scores(micro, below(trunk, rows, micro)).unsqueeze(1),),
+            lambda micro, rows: (self.backbone.scores(micro, _trunk_rows(trunk, rows, micro)).unsqueeze(1),),
             (1,),
         )
         return scores.squeeze(1)
 
 
-def below(trunk: TrunkStates | None, rows: Tensor, micro: TokenBatch) -> TrunkStates | None:
+def _trunk_rows(trunk: TrunkStates | None, rows: Tensor, micro: TokenBatch) -> TrunkStates | None:
     """The states of some of the rows."""
     return trunk.select(rows, micro.tokens.shape[1]) if trunk else None

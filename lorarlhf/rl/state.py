@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lorarlhf.recipe.sections import PPOConfig
 from lorarlhf.rl.kl import adapted_kl_coef
-from lorarlhf.rl.rewards import RunningMoments, shape_scores
+from lorarlhf.rl.shaping import RunningMoments, shape_scores
 
 
 @dataclass

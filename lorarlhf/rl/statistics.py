@@ -13,9 +13,11 @@ from lorarlhf.memory import peak_memory_bytes
 from lorarlhf.recipe.sections import PPOConfig
 from lorarlhf.rl.experience import ScoredRollout
 from lorarlhf.rl.kl import kl_estimate
-from lorarlhf.rl.learner import Learner
+from lorarlhf.rl.process_group import ProcessGroup
 from lorarlhf.rl.state import TrainingState
 from lorarlhf.rl.update import UpdateStats
+
+NGRAM = 4  # tokens
 
 
 class Clock:
@@ -41,9 +43,6 @@ class Clock:
         self.seconds[name] += time.perf_counter() - start
 
 
-NGRAM = 4
-
-
 def repetition(tokens: Sequence[int]) -> float:
     """Share of a text's runs of four tokens that it has had before (Welleck et al. 2020, seq-rep-4); 0 if too short."""
     runs = list(zip(*(tokens[start:] for start in range(NGRAM)), strict=False))
@@ -60,12 +59,14 @@ def first_of_their_kind(responses: Sequence[Sequence[int]], group: int) -> list[
     return first
 
 
-def rollout_statistics(scored: ScoredRollout, learner: Learner) -> tuple[dict[str, float], torch.Tensor]:
-    """Means over all processes' responses (or their tokens), and [B] the raw scores of all of them."""
+def rollout_statistics(
+    scored: ScoredRollout, group: int, processes: ProcessGroup
+) -> tuple[dict[str, float], torch.Tensor]:
+    """Means over all processes' responses (or their tokens), `group` to a prompt, and [B] the raw scores of all."""
     mask, rollout = scored.mask, scored.rollout
     kl = kl_estimate(scored.logprobs, scored.ref_logprobs, "k1")
     gap = (scored.logprobs - rollout.logprobs).abs()
-    responses, group = rollout.sequences.responses(), learner.config.generations
+    responses = rollout.sequences.responses()
     columns = {
         "score": scored.scores,
         "length": rollout.sequences.response_lengths,
@@ -79,7 +80,7 @@ def rollout_statistics(scored: ScoredRollout, learner: Learner) -> tuple[dict[st
         columns["distinct"] = torch.tensor(first_of_their_kind(responses, group))
     if scored.values is not None:
         columns["value"] = torch.where(mask, scored.values, 0.0).sum(1)
-    each = learner.gather_columns(columns)
+    each = processes.gather_columns(columns)
     scores, tokens = each["score"], each["length"].sum().clamp(min=1)
     stats = {
         "reward": scores.mean().item(),
@@ -102,7 +103,7 @@ def iteration_row(
     stats: dict[str, float],
     updated: UpdateStats,
     state: TrainingState,
-    learner: Learner,
+    learning_rate: float,
     clock: Clock,
     config: PPOConfig,
 ) -> dict[str, float]:
@@ -113,7 +114,7 @@ def iteration_row(
         "rollout_gap": max(stats["rollout_gap"], updated.gap),
         "kl_coef": state.kl_coef,
         **updated.means,
-        "learning_rate": learner.learning_rate,
+        "learning_rate": learning_rate,
         **{f"seconds_{phase}": value for phase, value in clock.seconds.items()},
         "tokens_per_second": stats["response_length"] * config.batch_size / seconds,
         "peak_memory_gb": peak_memory_bytes() / 1e9,

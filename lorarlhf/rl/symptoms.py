@@ -23,7 +23,7 @@ FALLS = 3  # evaluations in a row: by chance alone one in 24
 
 def cut_off(training: Sequence[Row], evaluations: Sequence[Row]) -> str | None:
     """All responses of the last iteration or evaluation were cut at the limit, or most of the last iterations' were."""
-    last = [row[key] for rows, key in ((training, "finished"), (evaluations, "eval_finished")) for row in rows[-1:]]
+    last = [row.get(key) for rows, key in ((training, "finished"), (evaluations, "eval_finished")) for row in rows[-1:]]
     finished = _mean(training[-WINDOW:], "finished")
     if 0.0 in last:
         share = "all"
@@ -90,7 +90,7 @@ SYMPTOMS: tuple[Callable[[Sequence[Row], Sequence[Row]], str | None], ...] = (
 )
 
 
-class Watch:
+class SymptomMonitor:
     """Follows the rows of a run, and says each symptom once until it has cleared."""
 
     def __init__(self) -> None:

@@ -29,7 +29,7 @@ from lorarlhf.errors import UserError
 from lorarlhf.memory import peak_memory_bytes
 from lorarlhf.recipe.sections import PPOConfig
 from lorarlhf.rl.learner import Learner
-from lorarlhf.rl.loop import Setup, evaluate
+from lorarlhf.rl.loop import LoopParts, evaluate
 from lorarlhf.rl.prompts import is_due
 from lorarlhf.rl.state import TrainingState
 
@@ -87,22 +87,22 @@ def check_trl(config: PPOConfig, resume: bool) -> None:
         )
 
 
-def train_with_trl(setup: Setup, config: PPOConfig, state: TrainingState, learner: Learner) -> None:
+def train_with_trl(parts: LoopParts, config: PPOConfig, state: TrainingState, learner: Learner) -> None:
     """Train policy and critic as TRL does; evaluation, logs and the best policy are ours, as ever."""
-    trl_trainer(setup, config, state, learner).train()
+    trl_trainer(parts, config, state, learner).train()
 
 
-def trl_trainer(setup: Setup, config: PPOConfig, state: TrainingState, learner: Learner) -> Any:
+def trl_trainer(parts: LoopParts, config: PPOConfig, state: TrainingState, learner: Learner) -> Any:
     """TRL's trainer for the same roles, prompts and settings."""
     trl = _import_trl()
-    backbone, prompts = learner.backbone, setup.prompts.examples
+    backbone, prompts = learner.backbone, parts.prompts.examples
 
-    set_seed(setup.seed)  # TRL itself seeds torch, but not the numpy that shuffles its minibatches
+    set_seed(parts.seed)  # TRL itself seeds torch, but not the numpy that shuffles its minibatches
     longest = max(len(example.ids) for example in prompts) + config.response_length
     arguments = trl.PPOConfig(
         **{key: getattr(config, key) for key in SAME},
-        output_dir=str(setup.folder),
-        seed=setup.seed,
+        output_dir=str(parts.folder),
+        seed=parts.seed,
         use_cpu=backbone.device.type == "cpu",
         total_episodes=config.iterations * config.batch_size,
         # An optimiser step comes after each `gradient_accumulation_steps` micro-batches, whatever the minibatch. With
@@ -132,7 +132,7 @@ def trl_trainer(setup: Setup, config: PPOConfig, state: TrainingState, learner: 
         reward_model=ScalarView(backbone, "reward"),
         value_model=ScalarView(backbone, "critic"),
         train_dataset=Dataset.from_dict({"input_ids": [example.ids for example in prompts]}),
-        callbacks=[_Report(setup, config, state, learner)],
+        callbacks=[_Report(parts, config, state, learner)],
     )
     made.remove_callback(PrinterCallback)
     return made
@@ -203,8 +203,8 @@ class ScalarView(nn.Module):
 class _Report(TrainerCallback):
     """Passes TRL's iterations on to our log and evaluation."""
 
-    def __init__(self, setup: Setup, config: PPOConfig, state: TrainingState, learner: Learner) -> None:
-        self.setup = setup
+    def __init__(self, parts: LoopParts, config: PPOConfig, state: TrainingState, learner: Learner) -> None:
+        self.parts = parts
         self.config = config
         self.state = state
         self.learner = learner
@@ -224,7 +224,7 @@ class _Report(TrainerCallback):
         reward = logs.pop("objective/scores") + (config.missing_eos_penalty or 0.0) * (1 - finished)
         stats = {"reward": reward, "kl": logs["objective/kl"], "finished": finished}
         self.state.end_iteration(config, stats, config.num_ppo_epochs * config.num_mini_batches)
-        self.setup.log(
+        self.parts.log(
             {
                 "iteration": self.state.iteration,
                 "step": self.state.step,
@@ -237,8 +237,8 @@ class _Report(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         done, config = self.state.iteration, self.config
-        if self.setup.held_out is not None and is_due(done, config.eval_every, done == config.iterations):
-            evaluate(self.setup, self.state, self.learner)
+        if self.parts.held_out is not None and is_due(done, config.eval_every, done == config.iterations):
+            evaluate(self.parts, self.state, self.learner)
             self.learner.backbone.train()
         self.began = time.perf_counter()
 

@@ -26,7 +26,7 @@ class UpdateStats:
         steps: of the optimiser.
         skipped: steps that were not taken, as their gradients had NaN or infinity (`ppo.on_nan`).
         gap: in the first minibatch, where the policy still is the one that sampled: how far its log-probabilities are
-            from those of the experience.
+            from those of the experience, in any process.
     """
 
     means: dict[str, float]
@@ -63,8 +63,8 @@ def update(
         minibatch = experience.select(rows_here(chosen, rows, experience.mask.device))
         # A loss is a mean over the tokens of the whole minibatch, in all processes: then micro-batches of any size and
         # any number of processes add up to the same gradient.
-        tokens = learner.sum(minibatch.mask.sum()).clamp(min=1)
-        with learner.heard_by_all():
+        tokens = learner.processes.sum(minibatch.mask.sum()).clamp(min=1)
+        with learner.processes.failing_together():
             sums, gap = minibatch_gradients(learner, algorithm, minibatch, tokens, roles, kl_coef, budget)
         try:
             norms = learner.step(roles)
@@ -73,10 +73,11 @@ def update(
                 raise NotFinite(fault.what, fault.role, minibatch.sequences.lists()) from None
             skipped += 1
             continue
-        means = {name: total / tokens.item() for name, total in learner.sum_named(sums).items()}
+        means = {name: total / tokens.item() for name, total in learner.processes.sum_named(sums).items()}
         for name, value in (means | {_norm_name(role): norm for role, norm in norms.items()}).items():
             history[name].append(value)
-        first_gap = gap if steps == 0 else first_gap
+        if steps == 0:  # of all processes: one may have no response of this minibatch
+            first_gap = max(learner.processes.gather([gap]))
         steps += 1
         if config.early_stop_kl is not None and means.get("approx_kl", 0.0) > config.early_stop_kl:
             break  # the policy has gone as far from the one that sampled as it may in an iteration

@@ -38,6 +38,7 @@ class Agenda:
         self.entries = [_Entry(title) for title in titles]
         self.left = left
         self.start = time.monotonic()
+        self.stays = False  # what is drawn next is what will stand on the terminal
         self.live = Live(get_renderable=self._picture, console=console, refresh_per_second=2)
 
     def begin(self, number: int, note: str = "") -> None:
@@ -64,6 +65,7 @@ class Agenda:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.live.is_started:
+            self.stays = True
             self.live.stop()
 
     def _picture(self) -> RenderableType:
@@ -73,11 +75,13 @@ class Agenda:
         for entry in self.entries:
             took = "" if entry.began is None else clock((entry.ended or now) - entry.began)
             mark, style = ("✓", "green") if entry.ended else ("▸", "bold") if entry.began else ("·", "dim")
-            result = Text(entry.result, no_wrap=True, overflow="ellipsis")
-            table.add_row(Text(mark, style), Text(entry.title, style), Text(took), result)
-        left = Text(self.left(), no_wrap=True, overflow="ellipsis")
-        table.add_row(Text(), Text("in all"), Text(clock(now - self.start)), left)
+            table.add_row(Text(mark, style), Text(entry.title, style), Text(took), self._line(entry.result))
+        table.add_row(Text(), Text("in all"), Text(clock(now - self.start)), self._line(self.left()))
         return table
+
+    def _line(self, text: str) -> Text:
+        """As far as the terminal is wide, for the list not to jump while it is drawn over; whole once it stays."""
+        return Text(text) if self.stays else Text(text, no_wrap=True, overflow="ellipsis")
 
 
 def clock(seconds: float) -> str:

@@ -112,7 +112,7 @@ def _figures(margins: Mapping[str, float], given: Given) -> dict[str, Any]:
         "shared": between.shared,
         "with_each": {name: _with_one(name, margins, given) for name in names},
         "with_majority": _agreement([_right(margins[pair], side) for pair, side in majorities.items() if side]),
-        "between": {key: _told(estimate) for key, estimate in estimates.items()},
+        "between": {key: _estimate_json(estimate) for key, estimate in estimates.items()},
         "each_two": [_two(*two, given) for two in combinations(names, 2)] if 2 < len(names) <= SHOWN else [],
     }
 
@@ -171,7 +171,7 @@ def _agreement(outcomes: Sequence[float]) -> dict[str, Any] | None:
     return {"pairs": len(outcomes), "agreement": estimate.value, "interval": [estimate.low, estimate.high]}
 
 
-def _told(estimate: Estimate | None) -> dict[str, Any] | None:
+def _estimate_json(estimate: Estimate | None) -> dict[str, Any] | None:
     if estimate is None or math.isnan(estimate.value):
         return None
     return {"value": estimate.value, "interval": [estimate.low, estimate.high]}

@@ -1,18 +1,25 @@
-"""Where a stage begins: at a checkpoint or anew, with room on the disk, and after what must come before it."""
+"""Where a stage begins: at a checkpoint or anew, after what must come before it, with room on the disk, and seen."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from transformers import Trainer
+
 from lorarlhf.backbone.shared import SharedBackbone
+from lorarlhf.display import StageDisplay
 from lorarlhf.errors import UserError
 from lorarlhf.files import free_bytes
 from lorarlhf.manifest import checkpoints_kept, find_checkpoint, numbered_checkpoints
 from lorarlhf.recipe.sections import Recipe, Stage, TrainingConfig
+from lorarlhf.recipe.stages import STAGES
 from lorarlhf.run import Run
 from lorarlhf.stages.settings import check_unchanged
+from lorarlhf.trackers import Trackers
+from lorarlhf.training.checkpoint import move_aside
+from lorarlhf.training.progress import show_progress
 
 GIB = 2**30
 NUMBER_BYTES = 4  # weights in training are float32
@@ -74,3 +81,27 @@ def check_room(
             f"{folder}: {free / GIB:.2f} GiB are free there, and checkpoints and adapters can take {needed / GIB:.2f} "
             "GiB; make room, or give --output-dir a place that has it"
         )
+
+
+def begin_training(
+    trainer: Trainer, recipe: Recipe, run: Run, stage: Stage, resume: bool, columns: Mapping[str, str] | None = None
+) -> tuple[StageDisplay, Trackers]:
+    """Make a stage's folder ready for its trainer, with the recipe in it; what an earlier run has left is moved aside.
+
+    All processes call this, once nothing is left that can be wrong. A run that goes on keeps what there is.
+
+    Args:
+        trainer: TRL's, of the stage.
+        columns: logged numbers that are shown beside those of every such stage, by their headings.
+
+    Returns:
+        what shows the trainer's numbers and what tracks them, both to be entered while it trains.
+    """
+    folder, info, config = run.stage(stage), STAGES[stage], getattr(recipe, stage)
+    if not resume:
+        move_aside(folder)
+    trackers = Trackers(config.report_to, folder, config.model_dump(mode="json"))
+    display = show_progress(trainer, info, {**info.columns, **(columns or {})}, resume, trackers)
+    if trainer.is_world_process_zero():
+        run.write_recipe(recipe, stage)
+    return display, trackers

@@ -179,17 +179,25 @@ def check_bfloat16() -> Finding:
 
 
 def check_bitsandbytes() -> Finding:
-    """Whether a 4-bit layer really computes here, forward and backward, and what its weights say it should."""
+    """Whether a 4-bit layer really computes here, forward and backward, and what its weights say it should.
+
+    Where it does not, models that are not quantised still train.
+    """
+    try:
+        import bitsandbytes
+    except Exception as error:  # what a broken installation raises has no class of its own
+        what = f"cannot be imported: {type(error).__name__}: {first_line(error)}"
+        return Finding("bitsandbytes", "problem", what, "pip install --upgrade bitsandbytes", stops=True)
+    version = bitsandbytes.__version__
+    otherwise = "until then only --set model.quantization=none trains"
     try:
         off_by = four_bit_error()
     except Exception as error:  # a missing library, a kernel for another card, ...: all mean the same here
         what = f"4 bits do not work: {type(error).__name__}: {first_line(error)}"
-        remedy = "pip install --upgrade bitsandbytes; without it only --set model.quantization=none"
-        return Finding("bitsandbytes", "problem", what, remedy, stops=True)
-    version = importlib.metadata.version("bitsandbytes")
+        return Finding("bitsandbytes", "problem", what, f"pip install --upgrade bitsandbytes; {otherwise}")
     if not off_by < REACH:  # NaN, too
         what = f"bitsandbytes {version}: 4-bit layers or their gradients are off by {off_by:.0%}"
-        return Finding("bitsandbytes", "problem", what, "install another version of bitsandbytes or torch", stops=True)
+        return Finding("bitsandbytes", "problem", what, f"install another version of it or of torch; {otherwise}")
     return Finding("bitsandbytes", "ok", f"bitsandbytes {version}: 4 bits compute forward and backward")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,12 +26,13 @@ from lorarlhf.evaluation.policy import Responses, answer, measure, policy_metric
 from lorarlhf.evaluation.report import SAMPLES_SHOWN, counting, policy_lines
 from lorarlhf.evaluation.reward_model import score_tokens
 from lorarlhf.generation.sample import response_texts
-from lorarlhf.memory import free_cached_memory
+from lorarlhf.memory import free_unused_memory
 from lorarlhf.recipe.sections import DataConfig, ObjectiveName, Recipe, Stage, sources_of, title_of
 from lorarlhf.recipe.stages import STAGES
+from lorarlhf.recipe.yaml import show
 from lorarlhf.rl.rewards import RewardFunction, WeightedReward, all_reward_functions, columns_wanted
 from lorarlhf.rl.score import RolloutScorer, ScoringPasses, response_scorer
-from lorarlhf.run import BEST, Run, of_adapter, other_test_data
+from lorarlhf.run import BEST, SUMMARY, Run, of_adapter, other_test_data
 from lorarlhf.stages.annotators import annotator_figures, annotator_lines
 from lorarlhf.training.objectives import OBJECTIVES, Objective
 from lorarlhf.training.reward_bench_2 import reward_bench_2, reward_bench_2_lines, scored
@@ -163,8 +163,7 @@ def judged_by(judge: Judge | None, measured: Measured, opponents: Mapping[str, S
     """The part of `evaluation.json` that a judge has; nothing without one."""
     if judge is None:
         return {}
-    gc.collect()  # PEFT's wrapper and the model point to each other
-    free_cached_memory()
+    free_unused_memory()
     return {"judge": judged(judge, measured.prompts, measured.after, opponents)}
 
 
@@ -181,13 +180,24 @@ def load_reference_and_reward(
 
 
 def reference_of(run: Run, stage: Stage) -> Stage | Literal["base"]:
-    """Where the policy of a stage started from: another stage, or the bare `base`."""
+    """Where the policy of a stage started from: another stage, or the bare `base`.
+
+    Raises:
+        UserError: the summary names something else, which would be looked for as a folder.
+    """
     starts_from = STAGES[stage].starts_from
     if starts_from is None:
         return BASE_MODEL
     started_from = starts_from if run.has_adapter(starts_from) else BASE_MODEL
-    reference: Stage | Literal["base"] = run.read_summary(stage).get("reference", started_from)
-    return reference
+    reference = run.read_summary(stage).get("reference", started_from)
+    if reference == starts_from:
+        return starts_from
+    if reference == BASE_MODEL:
+        return BASE_MODEL
+    raise UserError(
+        f"{run.stage(stage) / SUMMARY}: reference is {show(reference)}, and a policy starts from {starts_from} or "
+        f"{BASE_MODEL}; fetch or make it again"
+    )
 
 
 def evaluate_reward(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -18,7 +17,7 @@ from lorarlhf.data.tokenized import read_by_model
 from lorarlhf.errors import UserError
 from lorarlhf.evaluation.judge import Judge
 from lorarlhf.evaluation.policy import Responses, respond
-from lorarlhf.memory import free_cached_memory
+from lorarlhf.memory import free_unused_memory
 from lorarlhf.publishing.merge import stage_tokenizer
 from lorarlhf.recipe.sections import ModelConfig, Quantization, Recipe, Stage
 from lorarlhf.recipe.stages import STAGES
@@ -68,8 +67,7 @@ def evaluate_model(
     functions = all_reward_functions(recipe, reward_functions)
     loaded = held_out_prompts(recipe.data, stage, functions)
     prompts, responses = _responses(config, recipe, loaded)
-    gc.collect()
-    free_cached_memory()
+    free_unused_memory()
     backbone = load_backbone(recipe.model, recipe.data)
     if prompts != [example.ids for example in read_by_model(loaded, recipe.data, backbone.tokenizer, "test")]:
         raise UserError(

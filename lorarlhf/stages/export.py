@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +15,9 @@ from lorarlhf.backbone.load import load_model_config
 from lorarlhf.data.examples import first_prompt
 from lorarlhf.data.tokenizer import wraps_text
 from lorarlhf.errors import UserError
-from lorarlhf.json_file import read_object
-from lorarlhf.memory import free_cached_memory
-from lorarlhf.publishing.card import model_card, published
+from lorarlhf.json_file import read_object, telling_of
+from lorarlhf.memory import free_unused_memory
+from lorarlhf.publishing.card import model_card, published, results_table
 from lorarlhf.publishing.folder import write_marker, written_beside
 from lorarlhf.publishing.gguf import Converter, GGUFType, find_converter
 from lorarlhf.publishing.merge import check_mergeable, export_dtype, stage_tokenizer, write_adapter, write_merged
@@ -26,7 +25,7 @@ from lorarlhf.publishing.ollama import MODELFILE, modelfile
 from lorarlhf.recipe.sections import MergeBase, ModelConfig, Recipe, Stage
 from lorarlhf.recipe.shipped import resolve_path
 from lorarlhf.recipe.stages import STAGES
-from lorarlhf.run import BEST, Run, is_current
+from lorarlhf.run import BEST, SUMMARY, Run, is_current
 from lorarlhf.stages.evaluate import report_lines
 from lorarlhf.stages.fidelity import fidelity_line, trained_model
 from lorarlhf.stages.origins import made_from
@@ -123,6 +122,7 @@ def export_run(
     if recipe.export.merge:
         check_mergeable(recipe.model, stage)
     converter = _find_converter(recipe, stage, model_config, gguf, llama_cpp) if gguf else None
+    summary, evaluation = _figures(run, stage, adapter)
     with written_beside(to) as folder:
         tokenizer = stage_tokenizer(recipe, stage, finished)
         compared = {}
@@ -133,7 +133,7 @@ def export_run(
         if not STAGES[stage].scores:
             _write_for_ollama(recipe, stage, tokenizer, model_config, converter, folder)
         for_ollama = (folder / MODELFILE).is_file()
-        card = _card(run, recipe, stage, adapter, tokenizer, compared, for_ollama)
+        card = _card(run, recipe, stage, adapter, tokenizer, compared, for_ollama, summary, evaluation)
         (folder / "README.md").write_text(card, encoding="utf-8")
         write_marker(folder, {"stage": stage, "compared": compared or None})
     if compared and adapter == finished:
@@ -189,9 +189,9 @@ def _write_compared(
 ) -> dict[str, Any]:
     """One model in memory at a time: the run's, the merged one, the merged one as it is loaded."""
     trained = trained_model(recipe, stage, adapter, allow_other_base=True)  # it has been checked
-    _free()
+    free_unused_memory()
     write_merged(recipe, stage, adapter, tokenizer, folder)
-    _free()
+    free_unused_memory()
     if trained is None:
         return {}
     dtype = str(export_dtype(recipe, stage)).removeprefix("torch.")
@@ -200,9 +200,20 @@ def _write_compared(
     return {"base": recipe.export.base, "dtype": dtype, **compared}
 
 
-def _free() -> None:
-    gc.collect()  # PEFT's wrapper and the model point to each other
-    free_cached_memory()
+def _figures(run: Run, stage: Stage, adapter: Path) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """Summary and evaluation of what the stage kept, for the card; of another checkpoint only which it is.
+
+    Raises:
+        UserError: they cannot be put into words: they are from elsewhere, or of another version.
+    """
+    kept, path = adapter == run.stage(stage), adapter / "evaluation.json"
+    summary = run.read_summary(stage) if kept else {"checkpoint": adapter.parent.name}
+    told = {key: value for key, value in summary.items() if key != "export"}
+    with telling_of(run.stage(stage) / SUMMARY):
+        results_table(told)
+    measured = read_object(path) if path.is_file() else {}
+    with telling_of(path):
+        return told, report_lines(published(measured)) if measured and is_current(measured, adapter) else []
 
 
 def _card(
@@ -213,13 +224,10 @@ def _card(
     tokenizer: PreTrainedTokenizerBase,
     compared: dict[str, Any],
     for_ollama: bool,
+    summary: dict[str, Any],
+    evaluation: list[tuple[str, str]],
 ) -> str:
-    """Summary and evaluation are of what the stage kept; of another checkpoint the card only says which."""
-    evaluation = adapter / "evaluation.json"
     kept = adapter == run.stage(stage)
-    summary = run.read_summary(stage) if kept else {"checkpoint": adapter.parent.name}
-    measured = read_object(evaluation) if evaluation.is_file() else {}
-    lines = report_lines(published(measured)) if measured and is_current(measured, adapter) else []
     others = made_from(run, stage) if kept else []
     behind = {other: run.read_recipe(stage=other, runs_functions=False).data for other in others}
     merged: torch.dtype | None = export_dtype(recipe, stage) if recipe.export.merge else None
@@ -228,8 +236,8 @@ def _card(
         stage,
         tokenizer,
         merged,
-        summary={key: value for key, value in summary.items() if key != "export"},
-        evaluation=lines,
+        summary=summary,
+        evaluation=evaluation,
         compared=fidelity_line(compared) if compared else "",
         reads_text=_reads_text(recipe, stage, tokenizer),
         for_ollama=for_ollama,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lorarlhf.recipe.sections import PPOConfig, Recipe, Step
-from lorarlhf.reporting.folder import Folder
+from lorarlhf.reporting.folder import Folder, number
 from lorarlhf.rl.prompts import is_due
 from lorarlhf.run import Run
 from lorarlhf.stages.agenda import clock
@@ -92,7 +92,7 @@ def _read(run: Path, changed: int, batch_size: int) -> Pace | None:
 
 def measured(rows: Sequence[Mapping[str, Any]], batch_size: int) -> Pace | None:
     """The pace that logged rows tell; the first iteration, in which much is set up, counts if there is no other."""
-    timed = [row for row in rows if all(phase in row for phase in PHASES)]
+    timed = [row for row in rows if all(number(row.get(key)) is not None for key in (*PHASES, "iteration"))]
     if not timed:
         return None
     recent = timed[1:][-RECENT:] or timed

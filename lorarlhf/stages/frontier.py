@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from lorarlhf.evaluation.policy import Answers, answer
 from lorarlhf.evaluation.report import counting
 from lorarlhf.intervals import mean
 from lorarlhf.manifest import whole_checkpoints
-from lorarlhf.memory import free_cached_memory
+from lorarlhf.memory import free_unused_memory
 from lorarlhf.preferences.best_of import best_of_kl, rank_weights
 from lorarlhf.recipe.sections import Recipe
 from lorarlhf.rl.rewards import RewardFunction, WeightedReward, all_reward_functions
@@ -145,8 +144,7 @@ def _judge(judge: ScoringJudge | None, answered: _Answered) -> tuple[np.ndarray 
     """[K, N] the judge's reward of K checkpoints' responses, and [N, n] of the candidates."""
     if judge is None:
         return None, None
-    gc.collect()  # PEFT's wrapper and the model point to each other
-    free_cached_memory()
+    free_unused_memory()
     count, prompts = len(answered.prompts), answered.prompts
     texts = [text for answers in answered.checkpoints.values() for text in answers.texts]
     asked = prompts * len(answered.checkpoints)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,17 +13,17 @@ from rich.console import Console
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.examples import holds_out
-from lorarlhf.data.sources import rows_kept
+from lorarlhf.data.sources import ROW_CACHE
 from lorarlhf.errors import UserError, check_matplotlib
-from lorarlhf.json_file import read_object
+from lorarlhf.json_file import read_object, telling_of
 from lorarlhf.lock import one_writer
-from lorarlhf.memory import free_cached_memory
+from lorarlhf.memory import free_unused_memory
 from lorarlhf.planner.fit import check_memory, plan_here
 from lorarlhf.publishing.ollama import ollama_lines
 from lorarlhf.recipe.sections import Recipe, Stage, Step
 from lorarlhf.recipe.stages import STAGES, trained_by
 from lorarlhf.rl.rewards import all_reward_functions
-from lorarlhf.run import BEST, Run, write_json
+from lorarlhf.run import BEST, SUMMARY, Run, write_json
 from lorarlhf.stages import ppo, reward, sft
 from lorarlhf.stages.agenda import Agenda
 from lorarlhf.stages.beginning import check_not_interrupted
@@ -68,7 +67,7 @@ def run_recipe(
         UserError: what a stage raises; or what is to be passed over was made with other settings.
     """
     run = Run(run)
-    with one_writer(run.path), rows_kept():
+    with one_writer(run.path), ROW_CACHE:
         _run_recipe(recipe, run, resume, evaluate or _evaluate)
 
 
@@ -106,8 +105,7 @@ def _run_recipe(
                 _make(step, recipe, run, last)
             elif states[step] != DONE:
                 TRAIN[step](recipe, run, states[step] == BEGUN, backbone=backbone)
-            gc.collect()  # optimisers, and models in circles: PEFT's wrapper and the model point to each other
-            free_cached_memory()
+            free_unused_memory()
             agenda.end(number, _result(step, recipe, run, last), kept=-1 if step == "evaluate" else 0)
 
 
@@ -171,6 +169,7 @@ def _result(step: Step, recipe: Recipe, run: Run, last: Stage) -> list[str]:
         lines = [f"in {run.path / EXPORT}", *([fidelity_line(compared)] if compared else [])]
         return [*lines, *ollama_lines(run.path / EXPORT, run.path.resolve().name)]
     summary = run.read_summary(step)
-    if step == "ppo":
-        return ppo.result_lines(summary, recipe.ppo)
-    return [sft.result_line(summary) if step == "sft" else reward.result_line(summary)]
+    with telling_of(run.stage(step) / SUMMARY):  # of a stage that was done already it may be anybody's
+        if step == "ppo":
+            return ppo.result_lines(summary, recipe.ppo)
+        return [sft.result_line(summary) if step == "sft" else reward.result_line(summary)]

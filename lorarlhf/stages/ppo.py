@@ -12,36 +12,37 @@ from typing import Any, Literal
 import torch
 
 from lorarlhf.backbone.budget import TokenBudget
-from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.examples import SPLITS, Loaded, Split, load_prompt_rows
 from lorarlhf.data.rows import PromptRow, request_text
-from lorarlhf.data.sources import let_rows_go
+from lorarlhf.data.sources import ROW_CACHE
 from lorarlhf.data.tokenize import PromptExample
 from lorarlhf.data.tokenized import read_by_model
 from lorarlhf.display import StageDisplay, read_rows
 from lorarlhf.errors import UserError
 from lorarlhf.generation.sample import ResponseSampler
+from lorarlhf.json_file import telling_of
 from lorarlhf.lock import one_writer
 from lorarlhf.memory import peak_memory_bytes
-from lorarlhf.planner.fit import auto_token_budget, check_memory
+from lorarlhf.planner.fit import auto_token_budget
 from lorarlhf.recipe.sections import PPOConfig, Recipe
 from lorarlhf.recipe.stages import STAGES
 from lorarlhf.rl.algorithms import Algorithm, make_algorithm
-from lorarlhf.rl.checkpoint import SAMPLES, load_checkpoint
+from lorarlhf.rl.checkpoint import load_checkpoint
 from lorarlhf.rl.held_out import HeldOut
 from lorarlhf.rl.learner import Learner
-from lorarlhf.rl.loop import Setup, evaluate, train
+from lorarlhf.rl.loop import Log, LoopParts, evaluate, train
+from lorarlhf.rl.process_group import ProcessGroup
 from lorarlhf.rl.prompts import PromptStream
 from lorarlhf.rl.rewards import RewardFunction, WeightedReward, all_reward_functions, columns_wanted
 from lorarlhf.rl.score import ScoringPasses, response_scorer
 from lorarlhf.rl.state import TrainingState
-from lorarlhf.rl.symptoms import Watch
+from lorarlhf.rl.symptoms import SymptomMonitor
 from lorarlhf.rl.trl_engine import check_trl, train_with_trl
-from lorarlhf.run import Run
+from lorarlhf.run import SUMMARY, Run
 from lorarlhf.stages.beginning import check_not_interrupted, check_room, checkpoint_to_go_on_from
-from lorarlhf.stages.gpus import mention_other_gpus
 from lorarlhf.stages.inputs import check_inputs
+from lorarlhf.stages.loading import load_for_training
 from lorarlhf.stages.origins import check_origins, write_origins
 from lorarlhf.stages.roles import attach_roles, find_reward_adapter
 from lorarlhf.trackers import Trackers
@@ -101,34 +102,32 @@ def _train_ppo(
     if recipe.ppo.micro_batch_tokens == "auto":  # before the model takes its share of the memory that is free
         tokens = auto_token_budget(recipe, reference=has_sft)
         recipe = recipe.model_copy(update={"ppo": recipe.ppo.model_copy(update={"micro_batch_tokens": tokens})})
-    if backbone is None:
-        mention_other_gpus("ppo")
-        check_memory("ppo", recipe, reference=has_sft)
-        backbone = load_backbone(recipe.model, recipe.data)
+    backbone = backbone or load_for_training("ppo", recipe, reference=has_sft)
     prompts, eval_prompts, counted = _prompt_examples(rows, recipe, backbone, engine)
     del rows  # texts of all rows, of which few may be taken
-    let_rows_go()  # no stage that trains comes after this one
+    ROW_CACHE.clear()  # no stage that trains comes after this one
     # Roles, each with its adapter, and what trains them.
     config, folder, algorithm = recipe.ppo, run.stage("ppo"), make_algorithm(recipe.ppo)
     torch.manual_seed(recipe.seed)
     attach_roles(backbone, algorithm, recipe.lora, adapters["sft"], adapters["reward"], allow_other_base)
     if config.gradient_checkpointing:
         backbone.enable_gradient_checkpointing()
-    learner = Learner(backbone, config, backbone.trained_roles, folder)
-    learner.share.check(config.batch_size // config.generations, "ppo.batch_size")
+    processes = ProcessGroup(backbone.device)
+    processes.share.check(config.batch_size // config.generations, "ppo.batch_size")
+    learner = Learner(backbone, config, backbone.trained_roles, folder, processes)
     check_room(folder, backbone, backbone.trained_roles, config, resume)
     if not resume:
         move_aside(folder)
-    log = _Log(config, folder, resume, quiet=not learner.is_main)
-    setup = make_setup(
+    log = _Log(config, folder, resume, quiet=not processes.is_main)
+    parts = make_parts(
         backbone, config, prompts, eval_prompts, functions, log, folder, recipe.seed, log.display.show_phase
     )
-    if learner.is_main:
+    if processes.is_main:
         run.write_recipe(recipe, "ppo")
         if not resume:
             write_origins(folder, adapters)
     # The loop, and the policy that is kept of it.
-    state = _loop(setup, algorithm, config, learner, checkpoint, log, engine)
+    state = _loop(parts, algorithm, config, learner, checkpoint, log, engine)
     if state.best is not None:
         backbone.load_role("policy", folder / "best")
     summary = {
@@ -165,13 +164,16 @@ def _beginning(
     adapters = {"sft": run.stage("sft") if run.has_adapter("sft") else None, "reward": reward_folder}
     if resume:
         check_origins(run.stage("ppo"), adapters)
-    if reward_folder == run.stage("reward") and (doubt := doubt_of(run.read_summary("reward"), again=True)):
-        logger.warning(doubt)
+    if reward_folder is not None and reward_folder == run.stage("reward"):
+        with telling_of(reward_folder / SUMMARY):
+            doubt = doubt_of(run.read_summary("reward"), again=True)
+        if doubt:
+            logger.warning(doubt)
     return checkpoint, adapters
 
 
 def _loop(
-    setup: Setup,
+    parts: LoopParts,
     algorithm: Algorithm,
     config: PPOConfig,
     learner: Learner,
@@ -181,14 +183,14 @@ def _loop(
 ) -> TrainingState:
     """Train to the end, from a checkpoint or from an evaluation of where the policy starts; returns where it ended."""
     with log.display, log.trackers:
-        state = load_checkpoint(checkpoint, setup.folder, learner) if checkpoint else TrainingState(config.kl_coef)
+        state = load_checkpoint(checkpoint, parts.folder, learner) if checkpoint else TrainingState(config.kl_coef)
         log.begin(config.iterations, state.iteration)
-        if checkpoint is None and setup.held_out is not None and config.eval_every:
-            evaluate(setup, state, learner)
+        if checkpoint is None and parts.held_out is not None and config.eval_every:
+            evaluate(parts, state, learner)
         if engine == "trl":
-            train_with_trl(setup, config, state, learner)
+            train_with_trl(parts, config, state, learner)
         else:
-            train(setup, algorithm, config, state, learner)
+            train(parts, algorithm, config, state, learner)
     return state
 
 
@@ -236,23 +238,22 @@ class _Log:
         title = stage.name if config.advantage_estimator == "gae" else config.advantage_estimator
         self.display = StageDisplay(title, stage.unit, stage.columns, folder, resume, quiet=quiet, phase=phase)
         self.trackers = Trackers(config.report_to, folder, config.model_dump(mode="json"))
-        self.samples = folder / SAMPLES
-        self.watch = Watch()
+        self.symptoms = SymptomMonitor()
 
     def begin(self, iterations: int, done: int) -> None:
         """Go on after so many iterations of so many, with what their rows have shown already."""
         self.display.begin(iterations, done)
         if not self.display.quiet:
             for row in read_rows(self.display.path, self.display.unit):
-                self.watch.observe(row)
+                self.symptoms.observe(row)
 
-    def __call__(self, row: dict[str, Any]) -> None:
-        warnings = self.watch.observe(row)
+    def __call__(self, row: dict[str, Any], samples: Sequence[Mapping[str, Any]] = ()) -> None:
+        warnings = self.symptoms.observe(row)
         self.display.log({**row, "warnings": warnings} if warnings else row)
         self.trackers.log(row)
-        if "eval_reward" in row and self.trackers.started:
-            sampled = [r for r in read_rows(self.samples, "iteration") if r["iteration"] == row["iteration"]]
-            self.trackers.log_samples([{**r, "prompt": request_text(r["prompt"])} for r in sampled], row["step"])
+        if samples:
+            shown = [{**sample, "prompt": request_text(sample["prompt"])} for sample in samples]
+            self.trackers.log_samples(shown, row["step"])
 
 
 def _outcome(state: TrainingState, config: PPOConfig) -> dict[str, Any]:
@@ -292,22 +293,22 @@ def _phase(config: PPOConfig, iteration: int) -> str:
     return f"critic warm-up {iteration}/{warmup}" if 1 <= iteration <= warmup else ""
 
 
-def make_setup(
+def make_parts(
     backbone: SharedBackbone,
     config: PPOConfig,
     prompts: Sequence[PromptExample],
     eval_prompts: Sequence[PromptExample],
     functions: Sequence[WeightedReward],
-    log: Callable[[dict[str, Any]], None],
+    log: Log,
     folder: Path,
     seed: int,
     show: Callable[[str], None] = lambda phase: None,
-) -> Setup:
+) -> LoopParts:
     """The parts of the loop, put together."""
     sampler = ResponseSampler(backbone, config.response_length, config.temperature)
     passes = ScoringPasses(backbone, config.temperature, config.token_budget)
     reward = response_scorer(passes, config.reward_model_weight, functions, config.reward_timeout)
-    return Setup(
+    return LoopParts(
         prompts=PromptStream(prompts, config.batch_size, config.generations, seed),
         sampler=sampler,
         passes=passes,

@@ -8,6 +8,7 @@ from pathlib import Path
 from lorarlhf.errors import UserError, check_matplotlib
 from lorarlhf.evaluation.frontier_report import verdict
 from lorarlhf.files import write_file
+from lorarlhf.json_file import NOT_OURS
 from lorarlhf.recipe.sections import Stage
 from lorarlhf.reporting.collect import RunReport, collect
 from lorarlhf.reporting.folder import Folder
@@ -15,8 +16,6 @@ from lorarlhf.reporting.page import in_bytes, render
 from lorarlhf.training.doubt import doubt_of
 
 REPORT = "report.html"
-# What figures of another version, or from elsewhere, raise where they are put into words.
-NOT_OURS = (KeyError, TypeError, ValueError, OverflowError)
 
 
 def write_report(runs: Sequence[Path], path: Path) -> None:

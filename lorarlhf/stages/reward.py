@@ -12,24 +12,18 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.examples import SPLITS
 from lorarlhf.errors import UserError
 from lorarlhf.evaluation.reward_model import score_tokens
 from lorarlhf.lock import one_writer
-from lorarlhf.planner.fit import check_memory
 from lorarlhf.recipe.sections import Recipe
-from lorarlhf.recipe.stages import STAGES
 from lorarlhf.run import Run
-from lorarlhf.stages.beginning import check_room, checkpoint_to_go_on_from
-from lorarlhf.stages.gpus import mention_other_gpus
+from lorarlhf.stages.beginning import begin_training, check_room, checkpoint_to_go_on_from
 from lorarlhf.stages.inputs import check_inputs
-from lorarlhf.trackers import Trackers
-from lorarlhf.training.checkpoint import move_aside
+from lorarlhf.stages.loading import load_for_training
 from lorarlhf.training.doubt import doubt_of
 from lorarlhf.training.objectives import OBJECTIVES, Objective
-from lorarlhf.training.progress import show_progress
 from lorarlhf.training.results import NOTHING_HELD_OUT, save_results, training_summary
 from lorarlhf.training.reward import RewardModelTrainer
 
@@ -57,10 +51,7 @@ def _train_reward(recipe: Recipe, run: Run, resume: bool, backbone: SharedBackbo
     check_inputs("reward", recipe, run.path)
     folder = run.stage("reward")
     checkpoint = checkpoint_to_go_on_from(recipe, run, "reward", resume)
-    if backbone is None:
-        mention_other_gpus("reward")
-        check_memory("reward", recipe)
-        backbone = load_backbone(recipe.model, recipe.data)
+    backbone = backbone or load_for_training("reward", recipe)
     train, test = (objective.examples(recipe.data, backbone.tokenizer, split) for split in SPLITS)
     if config.use_margin and "margin" not in train.dataset.column_names:
         raise UserError("reward.use_margin: not every row of data.preferences has a margin; set it to false")
@@ -69,13 +60,7 @@ def _train_reward(recipe: Recipe, run: Run, resume: bool, backbone: SharedBackbo
     backbone.reward_head.reset_parameters()
     check_room(folder, backbone, ["reward"], config, resume)
     trainer = RewardModelTrainer(backbone, config, train.dataset, folder, recipe.seed)
-    if not resume:
-        move_aside(folder)
-    stage = STAGES["reward"]
-    trackers = Trackers(recipe.reward.report_to, folder, recipe.reward.model_dump(mode="json"))
-    display = show_progress(trainer, stage, {**stage.columns, **objective.columns}, resume, trackers)
-    if trainer.is_world_process_zero():
-        run.write_recipe(recipe, "reward")
+    display, trackers = begin_training(trainer, recipe, run, "reward", resume, objective.columns)
     with display, trackers:
         with backbone.role("reward"):
             result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -78,36 +78,44 @@ def of_model(model: ModelConfig, adapters: Sequence[str] | None = None) -> Respo
     return Respondent(model, adapters or [BASE])
 
 
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How responses are sampled, and by what they are scored.
+
+    Attributes:
+        temperature, response_length: None takes the recipe's; of a model 1.0 and 256.
+        reward: adapter that scores, where something does; None takes the run's.
+        allow_other_base: take adapters that say they were trained on another model.
+    """
+
+    temperature: float | None = None
+    response_length: int | None = None
+    reward: Path | None = None
+    seed: int = 0
+    allow_other_base: bool = False
+
+
 def sample_pairs(
     respondent: Respondent,
     prompts: str,
     out: Path,
-    n: int = 2,
-    temperature: float | None = None,
-    response_length: int | None = None,
-    pick: Literal["all", "uncertain"] = "all",
-    reward: Path | None = None,
-    seed: int = 0,
-    allow_other_base: bool = False,
+    n: int,
+    pick: Literal["all", "uncertain"],
+    options: SamplingOptions,
 ) -> int:
     """Write pairs of different responses into `out`, or go on with it where it was cut off; return how many it holds.
 
     Args:
         prompts: Hub id or file.
         n: responses a prompt, of each adapter.
-        temperature, response_length: None takes the recipe's; of a model 1.0 and 256.
         pick: `uncertain` puts the pairs first whose scores are nearest.
-        reward: adapter that scores them then; None takes the run's.
-        allow_other_base: take adapters that say they were trained on another model.
 
     Raises:
         UserError: `out` holds something else, there is no reward adapter to pick by, or no pair came out.
     """
-    scored_by = _scored_by(respondent, reward, "--pick uncertain") if pick == "uncertain" else None
-    options = {"n": n, "pick": pick, "reward": scored_by and str(scored_by)}
-    sampler, examples = _sampler(
-        respondent, prompts, out, n, temperature, response_length, scored_by, seed, allow_other_base, options
-    )
+    scored_by = _scored_by(respondent, options.reward, "--pick uncertain") if pick == "uncertain" else None
+    made_with = {"n": n, "pick": pick, "reward": scored_by and str(scored_by)}
+    sampler, examples = _sampler(respondent, prompts, out, n, options, scored_by, made_with)
     with Progress() as progress:
         count = write_pairs(sampler, examples, out, pick == "uncertain", progress)
     if not count:
@@ -118,30 +126,17 @@ def sample_pairs(
     return count
 
 
-def sample_best(
-    respondent: Respondent,
-    prompts: str,
-    out: Path,
-    n: int,
-    temperature: float | None = None,
-    response_length: int | None = None,
-    reward: Path | None = None,
-    seed: int = 0,
-    allow_other_base: bool = False,
-) -> BestOf:
+def sample_best(respondent: Respondent, prompts: str, out: Path, n: int, options: SamplingOptions) -> BestOf:
     """Write the best of `n` responses to each prompt into `out`, or go on with it where it was cut off.
 
     Args:
         respondent: with one source.
-        reward: adapter that says which is best; None takes the run's.
 
     Others as of `sample_pairs`, whose UserErrors it raises.
     """
-    scored_by = _scored_by(respondent, reward, "--best-of")
-    options = {"best-of": n, "reward": str(scored_by)}
-    sampler, examples = _sampler(
-        respondent, prompts, out, n, temperature, response_length, scored_by, seed, allow_other_base, options
-    )
+    scored_by = _scored_by(respondent, options.reward, "--best-of")
+    made_with = {"best-of": n, "reward": str(scored_by)}
+    sampler, examples = _sampler(respondent, prompts, out, n, options, scored_by, made_with)
     with Progress() as progress:
         return write_best(sampler, examples, out, progress)
 
@@ -151,39 +146,37 @@ def _sampler(
     prompts: str,
     out: Path,
     n: int,
-    temperature: float | None,
-    response_length: int | None,
+    options: SamplingOptions,
     scored_by: Path | None,
-    seed: int,
-    allow_other_base: bool,
-    more: Mapping[str, Any],
+    made_with: Mapping[str, Any],
 ) -> tuple[Sampler, list[PromptExample]]:
     """A backbone with all that takes part, and the prompts as it reads them; `out` is seen to first.
 
     Args:
-        more: what else `out` must have been told when it was begun.
+        made_with: what else `out` must have been told when it was begun.
     """
     recipe = respondent.recipe
-    response_length = response_length or (recipe.ppo.response_length if recipe else LENGTH)
-    temperature = temperature or (recipe.ppo.temperature if recipe else TEMPERATURE)
-    options = {
-        **more,
+    response_length = options.response_length or (recipe.ppo.response_length if recipe else LENGTH)
+    temperature = options.temperature or (recipe.ppo.temperature if recipe else TEMPERATURE)
+    made_with = {
+        **made_with,
         "model": respondent.model.name,
         "quantization": respondent.model.quantization,
         "adapters": " / ".join(respondent.sources),
         "prompts": prompts,
         "temperature": temperature,
         "response-length": response_length,
-        "seed": seed,
+        "seed": options.seed,
     }
-    finished_rows(out, options)  # refuses before anything is loaded
+    finished_rows(out, made_with)  # refuses before anything is loaded
     data = (recipe.data if recipe else DataConfig()).model_copy(
         update={"prompts": prompts, "prompts_test": None, "test_size": 0.0, "max_examples": None}
     )
-    backbone, roles = load_respondent(respondent, data, scored_by, allow_other_base)
+    backbone, roles = load_respondent(respondent, data, scored_by, options.allow_other_base)
     examples = prompt_examples(data, backbone.tokenizer, "train")
     out.parent.mkdir(parents=True, exist_ok=True)
-    return Sampler(backbone, roles, respondent.sources, n, response_length, temperature, seed, options), examples
+    sampler = Sampler(backbone, roles, respondent.sources, n, response_length, temperature, options.seed, made_with)
+    return sampler, examples
 
 
 def load_respondent(

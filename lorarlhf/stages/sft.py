@@ -10,23 +10,18 @@ from typing import Any
 
 import torch
 
-from lorarlhf.backbone.load import load_backbone, load_model_config
+from lorarlhf.backbone.load import load_model_config
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.examples import SPLITS
 from lorarlhf.data.tokenized import sft_examples
 from lorarlhf.errors import UserError
 from lorarlhf.lock import one_writer
-from lorarlhf.planner.fit import check_memory
 from lorarlhf.recipe.sections import Recipe
-from lorarlhf.recipe.stages import STAGES
 from lorarlhf.run import Run
-from lorarlhf.stages.beginning import check_room, checkpoint_to_go_on_from
-from lorarlhf.stages.gpus import mention_other_gpus
+from lorarlhf.stages.beginning import begin_training, check_room, checkpoint_to_go_on_from
 from lorarlhf.stages.inputs import check_inputs
-from lorarlhf.trackers import Trackers
+from lorarlhf.stages.loading import load_for_training
 from lorarlhf.training.arguments import has_router_loss
-from lorarlhf.training.checkpoint import move_aside
-from lorarlhf.training.progress import show_progress
 from lorarlhf.training.results import NOTHING_HELD_OUT, save_results, training_summary
 from lorarlhf.training.sft import PolicySFTTrainer
 
@@ -56,22 +51,13 @@ def _train_sft(recipe: Recipe, run: Run, resume: bool, backbone: SharedBackbone 
     check_inputs("sft", recipe, run.path)
     folder = run.stage("sft")
     checkpoint = checkpoint_to_go_on_from(recipe, run, "sft", resume)
-    if backbone is None:
-        mention_other_gpus("sft")
-        check_memory("sft", recipe)
-        backbone = load_backbone(recipe.model, recipe.data)
+    backbone = backbone or load_for_training("sft", recipe)
     train, test = (sft_examples(recipe.data, backbone.tokenizer, split) for split in SPLITS)
     torch.manual_seed(recipe.seed)
     backbone.attach("policy", recipe.lora.for_role("policy"))
     check_room(folder, backbone, ["policy"], recipe.sft, resume)
     trainer = PolicySFTTrainer(backbone, recipe.sft, train.dataset, test.dataset, folder, recipe.seed)
-    if not resume:
-        move_aside(folder)
-    stage = STAGES["sft"]
-    trackers = Trackers(recipe.sft.report_to, folder, recipe.sft.model_dump(mode="json"))
-    display = show_progress(trainer, stage, stage.columns, resume, trackers)
-    if trainer.is_world_process_zero():
-        run.write_recipe(recipe, "sft")
+    display, trackers = begin_training(trainer, recipe, run, "sft", resume)
     with display, trackers, backbone.role("policy"):
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         display.show_phase("evaluation")

@@ -77,14 +77,14 @@ def breakdown_lines(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What of an evaluation is told by group, line by line, each with its heading."""
     lines = []
     if same := evaluation.get("same_length"):
-        lines.append(("same length", f"{_told(same)}, lengths within a tenth of each other"))
+        lines.append(("same length", f"{_accuracy_text(same)}, lengths within a tenth of each other"))
     for column, groups in evaluation.get("groups", {}).items():
-        lines += [(f"{column} {name}"[:18], _told(part)) for name, part in groups.items()]
+        lines += [(f"{column} {name}"[:18], _accuracy_text(part)) for name, part in groups.items()]
     lines += [(name, f"{mean:.1%}") for name, mean in evaluation.get("reward_bench", {}).items()]
     return lines
 
 
-def _told(part: Mapping[str, Any]) -> str:
+def _accuracy_text(part: Mapping[str, Any]) -> str:
     if part["accuracy"] is None:
         return "no such pair"
     low, high = part["interval"]

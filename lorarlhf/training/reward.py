@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from transformers import PrinterCallback
 from trl import RewardConfig as TRLRewardConfig
 from trl import RewardTrainer
 
+from lorarlhf.backbone.batch import parts_of_similar_length, tokens_of_similar_rows
+from lorarlhf.backbone.grouping import side_by_side
 from lorarlhf.backbone.scorer import SequenceScorer
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.recipe.sections import RewardConfig
@@ -43,10 +45,22 @@ class RewardModelTrainer(SharedBatches, WholeCheckpoints, RewardTrainer):
         )
         backbone.train_roles("reward")  # should TRL have cast the adapter: back to float32
         self.remove_callback(PrinterCallback)
+        self._sums: dict[str, Tensor] = {}
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         """The rows are tokenised already, as PPO will see them."""
         return dataset
+
+    def passes(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Rows of similar length at a time, of which no loss reads another's: the two sides of a pair stay together."""
+        rows = self._rows(batch)
+        if not rows:  # one that only weighs nothing
+            return iter([batch])
+        lengths = batch["attention_mask"].sum(1).tolist()
+        sequences = [ids[:length] for ids, length in zip(batch["input_ids"].tolist(), lengths, strict=True)]
+        tokens = [side_by_side(self.backbone, sequences[row::rows]).computed_tokens for row in range(rows)]
+        parts = parts_of_similar_length(tokens, tokens_of_similar_rows(self.backbone.device))
+        return (self._select(batch, part) for part in parts)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -54,9 +68,11 @@ class RewardModelTrainer(SharedBatches, WholeCheckpoints, RewardTrainer):
         outputs = model(inputs["input_ids"], inputs["attention_mask"])
         scores = outputs.logits.squeeze(-1)
         loss, numbers = self.objective.loss(scores, inputs, self.config)
-        rows = inputs.get("rows", len(scores) // len(self.objective.sequences))
-        numbers |= {"mean_reward": scores}
-        self._count({name: values.detach() if rows else values[:0] for name, values in numbers.items()})
+        rows = self._rows(inputs)
+        for name, values in {**numbers, "mean_reward": scores}.items():
+            counted = values.detach() if rows else values[:0]
+            seen = torch.stack([counted.double().sum(), counted.new_tensor(len(counted), dtype=torch.float64)])
+            self._sums[name] = self._sums.get(name, 0) + seen
         if num_items_in_batch is not None:
             # The mean over the rows of the whole step: the Trainer divides by the number of batches, the exchange by
             # the number of processes.
@@ -66,30 +82,33 @@ class RewardModelTrainer(SharedBatches, WholeCheckpoints, RewardTrainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> int:
         """Rows of a step in all processes."""
-        sequences = len(self.objective.sequences)
-        rows = sum(batch.get("rows", len(batch["input_ids"]) // sequences) for batch in batch_samples)
+        rows = sum(self._rows(batch) for batch in batch_samples)
         return int(self.accelerator.reduce(torch.tensor(rows, device=self.accelerator.device)))
 
     def leave_out(self, batch: dict[str, Any], rows: int) -> dict[str, Any]:
-        size, kept = len(batch["input_ids"]) // len(self.objective.sequences), max(1, rows)
+        return {**self._select(batch, list(range(max(1, rows)))), "rows": rows}
+
+    def _rows(self, batch: Mapping[str, Any]) -> int:
+        rows: int = batch.get("rows", len(batch["input_ids"]) // len(self.objective.sequences))
+        return rows
+
+    def _select(self, batch: Mapping[str, Any], rows: list[int]) -> dict[str, Any]:
+        size = len(batch["input_ids"]) // len(self.objective.sequences)
         # Of pairs, all chosen sides come first.
-        cut = {
-            key: torch.cat([part[:kept] for part in value.split(size)]) if len(value) else value
-            for key, value in batch.items()
-        }
-        return {**cut, "rows": rows}
+        tensors = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
+        return {key: torch.cat([part[rows] for part in value.split(size)]) for key, value in tensors.items()}
 
     # Numbers that are logged: the mean over all rows since the last time, of all processes
 
-    def _count(self, numbers: Mapping[str, Tensor]) -> None:
-        """Add up numbers [n] by their names; of several processes, the names are the same and n may differ."""
-        sums = torch.tensor(
-            [[values.double().sum().item(), len(values)] for values in numbers.values()], dtype=torch.float64
-        )
-        each = self.accelerator.reduce(sums.to(self.accelerator.device)).tolist()
-        for name, (total, count) in zip(numbers, each, strict=True):
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        # Once a batch: processes may have made other numbers of passes over it, but know the same names.
+        each = self.accelerator.reduce(torch.stack(list(self._sums.values()))).tolist()
+        for name, (total, count) in zip(self._sums, each, strict=True):
             before = self._metrics["train"].get(name, [0.0, 0.0])
             self._metrics["train"][name] = [before[0] + total, before[1] + count]
+        self._sums.clear()
+        return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         sums = self._metrics["train"]

@@ -59,7 +59,7 @@ def reward_bench_2(answers: Sequence[Answers]) -> dict[str, Any]:
     found: dict[str, dict[str, Any]] = {}
     for name, rows in credits.items():
         figures = dict(zip(TIES_WEIGHTS, map(_number, _means(rows)), strict=True)) if rows.ndim == 2 else {}
-        found[name] = {"prompts": len(rows), **_told(_estimate(rows)), **figures}
+        found[name] = {"prompts": len(rows), **_estimate_json(_estimate(rows)), **figures}
     # Units of the bootstrap are prompts; those of one subset are drawn with the others, so that their numbers vary too.
     owner = np.repeat(np.arange(len(subsets)), [len(rows) for rows in credits.values()])
     place = np.concatenate([np.arange(len(rows)) for rows in credits.values()])
@@ -69,7 +69,7 @@ def reward_bench_2(answers: Sequence[Answers]) -> dict[str, Any]:
         defined = [score for score in scores if not np.isnan(score)]
         return float(np.mean(defined)) if defined else float("nan")
 
-    return {"subsets": found, "mean": _told(bootstrap(mean, np.arange(len(owner))))}
+    return {"subsets": found, "mean": _estimate_json(bootstrap(mean, np.arange(len(owner))))}
 
 
 def reward_bench_2_lines(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -137,7 +137,7 @@ def _estimate(rows: np.ndarray) -> Estimate:
     return bootstrap(_score, rows) if rows.ndim == 2 else wilson(_score(rows), len(rows))
 
 
-def _told(estimate: Estimate) -> dict[str, Any]:
+def _estimate_json(estimate: Estimate) -> dict[str, Any]:
     if np.isnan(estimate.value):
         return {"score": None, "interval": None}
     return {"score": estimate.value, "interval": [estimate.low, estimate.high]}

@@ -71,6 +71,16 @@ def test_weights_that_are_not_finite_numbers(adapter, part, kind, value, message
     assert key in said
 
 
+@pytest.mark.parametrize("role", ["reward", "candidate"])
+def test_an_adapter_that_computes_nothing_finite(adapter, load_tiny, role):
+    """Each of its numbers is finite."""
+    backbone = load_tiny("llama")
+    backbone.load_role(role, adapter)
+    rewrite_config(adapter, lora_alpha=1e300)
+    with pytest.raises(UserError, match=f"{adapter}: the adapter computes NaN or infinity"):
+        backbone.load_role(role, adapter)
+
+
 @pytest.mark.parametrize("change", ["a row", "an integer", "a number"])
 def test_weights_that_are_not_of_the_rank(adapter, change):
     tensors = load_file(adapter / WEIGHTS)

@@ -266,3 +266,27 @@ def test_a_path_that_leads_nowhere_is_no_strange_hub_id(tiny_model, name, hint):
     with pytest.raises(UserError) as error:
         load_model_config(ModelConfig(name=str(folder.parent / name)))
     assert str(error.value) == f"model.name: '{folder.parent / name}': no such folder; {hint}"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *((name, b"[" * 100_000) for name in ("config.json", "tokenizer.json", "generation_config.json")),
+        *(
+            (name, b"[]")
+            for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
+        ),
+        ("tokenizer.json", b"{}"),
+        ("model.safetensors", b""),
+        ("model.safetensors", b"x" * 100),
+        ("config.json", b'{"model_type": []}'),
+        ("config.json", b'{"model_type": "llama", "hidden_size": "x"}'),
+        ("config.json", b'{"model_type": "llama", "num_attention_heads": 0}'),
+    ],
+)
+def test_a_damaged_file_of_a_model_is_one_line(tiny_model, tmp_path, name, content):
+    folder = shutil.copytree(tiny_model("llama"), tmp_path / "model")
+    (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"model.name: cannot load '{folder}': ") as error:
+        load_backbone(ModelConfig(name=str(folder), quantization="none"))
+    assert "\n" not in str(error.value)

@@ -86,7 +86,7 @@ def test_a_fault_of_the_user_is_exit_2_and_a_line_each(command, fault, tmp_path,
     [
         (["sft"], "--recipe: missing; give a name from"),
         (["ppo", "--resume"], "--output-dir: missing; without --recipe it says which run"),
-        (["run"], "--output-dir: missing"),
+        (["run"], "--recipe: missing; give a name from `lorarlhf recipes list`"),
         (["fly"], "No such command 'fly'"),
         (["sft", "--recipe", "demo", "--fast"], "No such option: --fast"),
         (["demo", "--seed", "x"], "--seed"),

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from lorarlhf.data import progress
-from lorarlhf.data.progress import watched
+from lorarlhf.data.progress import with_progress
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def seconds(monkeypatch, caplog):
 def test_lines_come_ever_less_often(seconds, caplog):
     seconds(2)  # at each 100 rows
     console = Console(file=io.StringIO(), force_terminal=False)
-    assert list(watched(range(3000), "a.jsonl: read", console=console)) == list(range(3000))
+    assert list(with_progress(range(3000), "a.jsonl: read", console=console)) == list(range(3000))
     assert console.file.getvalue() == ""
     assert caplog.messages == [
         "a.jsonl: read: 200 rows in 6 seconds, and going on",
@@ -38,7 +38,7 @@ def test_lines_come_ever_less_often(seconds, caplog):
 def test_a_bar_on_a_terminal_and_nothing_of_it_is_left(seconds, caplog, monkeypatch):
     monkeypatch.setattr(progress, "PATIENCE", 0.0)
     console = Console(file=io.StringIO(), force_terminal=True, width=80)
-    rows = watched(range(500), "a.jsonl: read", console=console)
+    rows = with_progress(range(500), "a.jsonl: read", console=console)
     assert next(rows) == 0
     assert "a.jsonl: read" in console.file.getvalue()
     assert list(rows) == list(range(1, 500))
@@ -49,8 +49,8 @@ def test_a_bar_on_a_terminal_and_nothing_of_it_is_left(seconds, caplog, monkeypa
 def test_the_quick_and_the_quiet_are_left_alone(seconds, caplog):
     seconds(1)
     console = Console(file=io.StringIO(), force_terminal=True)
-    assert list(watched(range(300), "a.jsonl: read", console=console)) == list(range(300))
+    assert list(with_progress(range(300), "a.jsonl: read", console=console)) == list(range(300))
     caplog.set_level(logging.ERROR, logger="lorarlhf")
-    assert list(watched(range(3000), "a.jsonl: read", console=console)) == list(range(3000))
+    assert list(with_progress(range(3000), "a.jsonl: read", console=console)) == list(range(3000))
     assert console.file.getvalue() == ""
     assert caplog.messages == []

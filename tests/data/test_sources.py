@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from lorarlhf.data import hub, sources
+from lorarlhf.data import hub, row_cache, sources
 from lorarlhf.data.rows import BadRow
-from lorarlhf.data.sources import is_path, iter_rows, let_rows_go, rows_kept, splits_of
+from lorarlhf.data.sources import ROW_CACHE, is_path, iter_rows, splits_of
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import Source
 
@@ -201,13 +201,13 @@ def whole_reads(monkeypatch):
 def test_rows_are_kept_where_that_is_asked_for(tmp_path, whole_reads):
     path = write(tmp_path, "a.jsonl", lines(ROWS))
     expected = read(path)
-    with rows_kept():
+    with ROW_CACHE:
         next(iter_rows(str(path), "train"))  # the first row alone is no reading
         assert read(path) == read(path) == expected
         assert len(whole_reads) == 2
         write(tmp_path, "a.jsonl", lines(ROWS[1:]))
         assert [row for _, row in read(path)] == ROWS[1:]
-        with rows_kept():
+        with ROW_CACHE:
             assert [row for _, row in read(path)] == ROWS[1:]
     assert len(whole_reads) == 3
     read(path)
@@ -216,17 +216,17 @@ def test_rows_are_kept_where_that_is_asked_for(tmp_path, whole_reads):
 
 def test_rows_that_were_let_go_are_read_again(tmp_path, whole_reads):
     path = write(tmp_path, "a.jsonl", lines(ROWS))
-    let_rows_go()  # nothing is kept, and nothing happens
-    with rows_kept():
+    ROW_CACHE.clear()  # nothing is kept, and nothing happens
+    with ROW_CACHE:
         expected = read(path)
-        let_rows_go()
+        ROW_CACHE.clear()
         assert read(path) == read(path) == expected
     assert len(whole_reads) == 2
 
 
 def test_rows_of_a_large_file_are_not_kept(tmp_path, whole_reads, monkeypatch):
     path = write(tmp_path, "a.jsonl", lines(ROWS))
-    monkeypatch.setattr(sources, "MOST_KEPT", path.stat().st_size - 1)
-    with rows_kept():
+    monkeypatch.setattr(row_cache, "MOST_BYTES", path.stat().st_size - 1)
+    with ROW_CACHE:
         assert read(path) == read(path)
     assert len(whole_reads) == 2

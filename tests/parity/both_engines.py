@@ -35,14 +35,15 @@ from lorarlhf.recipe.sections import PPOConfig, Role
 from lorarlhf.rl.algorithms import make_algorithm
 from lorarlhf.rl.kl import kl_estimate
 from lorarlhf.rl.learner import Learner
-from lorarlhf.rl.loop import Setup
+from lorarlhf.rl.loop import LoopParts
+from lorarlhf.rl.process_group import ProcessGroup
 from lorarlhf.rl.state import TrainingState
 from lorarlhf.rl.trl_engine import trl_trainer
-from lorarlhf.stages.ppo import make_setup
+from lorarlhf.stages.ppo import make_parts
 
 ROLES: tuple[Role, ...] = ("policy", "reference", "reward", "critic")
 TRAINED: tuple[Role, ...] = ("policy", "critic")
-Parts = tuple[Setup, PPOConfig, TrainingState, Learner]
+Arguments = tuple[LoopParts, PPOConfig, TrainingState, Learner]
 EXPERIENCE = ("scores", "logprobs", "ref_logprobs", "kl", "values", "advantages", "returns")
 
 
@@ -116,17 +117,17 @@ def both(case: Case, folder: Path) -> dict[str, Tensor]:
     start = [p.detach().clone() for p in parameters(backbone)]
     prompts = prompt_examples(recipe.data, backbone.tokenizer, "train")[: recipe.ppo.batch_size]
 
-    def parts() -> Parts:
-        learner = Learner(backbone, recipe.ppo, TRAINED, folder)
-        setup = make_setup(backbone, recipe.ppo, prompts, [], [], lambda row: None, folder, recipe.seed)
-        return setup, recipe.ppo, TrainingState(recipe.ppo.kl_coef), learner
+    def fresh() -> Arguments:
+        learner = Learner(backbone, recipe.ppo, TRAINED, folder, ProcessGroup(backbone.device))
+        parts = make_parts(backbone, recipe.ppo, prompts, [], [], lambda row: None, folder, recipe.seed)
+        return parts, recipe.ppo, TrainingState(recipe.ppo.kl_coef), learner
 
-    seen, ours = run_ours(*parts(), case)
+    seen, ours = run_ours(*fresh(), case)
     with torch.no_grad():
         for parameter, value in zip(parameters(backbone), start, strict=True):
             parameter.copy_(value)
             parameter.grad = None
-    theirs = run_trl(*parts(), case, seen)
+    theirs = run_trl(*fresh(), case, seen)
     results = {f"ours.{k}": v for k, v in ours.items()} | {f"trl.{k}": v for k, v in theirs.items()}
     return results | {"mask": seen.rollout.sequences.response_mask, "finished": seen.rollout.finished}
 
@@ -158,14 +159,14 @@ class Seen:
 
 
 def run_ours(
-    setup: Setup, config: PPOConfig, state: TrainingState, learner: Learner, case: Case
+    parts: LoopParts, config: PPOConfig, state: TrainingState, learner: Learner, case: Case
 ) -> tuple[Seen, dict[str, Tensor]]:
     results: dict[str, Tensor] = {}
     seen: list[Seen] = []
     orders: list[Tensor] = []
     steps: list[dict[str, Tensor]] = []
     algorithm = make_algorithm(config)
-    sample, score, shuffle, step = setup.sampler.sample, our_module.score, torch.randperm, learner.step
+    sample, score, shuffle, step = parts.sampler.sample, our_module.score, torch.randperm, learner.step
     estimate = algorithm.experience
 
     def sample_and_edit(*args: Any, **kwargs: Any) -> Rollout:
@@ -205,7 +206,7 @@ def run_ours(
         return sums, gap
 
     with (
-        patch.object(setup.sampler, "sample", sample_and_edit),
+        patch.object(parts.sampler, "sample", sample_and_edit),
         patch.object(algorithm, "experience", experience_and_keep),
         patch.object(learner, "step", step_and_keep),
         patch.object(our_module, "score", score_and_keep),
@@ -214,7 +215,7 @@ def run_ours(
     ):
         if config.gradient_checkpointing:
             learner.backbone.enable_gradient_checkpointing()
-        our_module.train(setup, algorithm, config, state, learner)
+        our_module.train(parts, algorithm, config, state, learner)
     results |= {name: torch.tensor(values) for name, values in losses.items()}
     return seen[0], results | steps[0] | flat(learner.backbone, "after") | {"steps": torch.tensor(len(steps))}
 
@@ -223,7 +224,7 @@ def run_ours(
 
 
 def run_trl(
-    setup: Setup, config: PPOConfig, state: TrainingState, learner: Learner, case: Case, seen: Seen
+    parts: LoopParts, config: PPOConfig, state: TrainingState, learner: Learner, case: Case, seen: Seen
 ) -> dict[str, Tensor]:
     results: dict[str, Tensor] = {}
     losses: dict[str, list[Tensor]] = {"pg_loss": [], "vf_loss": [], "ratio": []}
@@ -247,7 +248,7 @@ def run_trl(
         return step(*args, **kwargs)
 
     with patch.object(trl, "PPOConfig", functools.partial(with_changes, trl.PPOConfig, case.trl_config)):
-        trainer = trl_trainer(setup, config, state, learner)
+        trainer = trl_trainer(parts, config, state, learner)
     backward, step = trainer.accelerator.backward, trainer.optimizer.optimizer.step
     trainer.accelerator.backward, trainer.optimizer.optimizer.step = backward_and_keep, step_and_keep
     if not case.own_loader:

@@ -46,6 +46,8 @@ def test_it_merges_in_the_type_asked_for_and_uploads(lorarlhf, make_run, tmp_pat
         return "https://huggingface.co/me/model"
 
     monkeypatch.setattr(hub, "push_to_hub", push)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
     run, out = make_run(["ppo"]), tmp_path / "out"
     arguments = ["--merge", "--dtype", "float16", "--push-to-hub", "me/model", "--private"]
     code, printed, _ = lorarlhf("export", "--run", run.path, "--to", out, *arguments)
@@ -109,6 +111,7 @@ def test_a_checkpoint_that_is_not_there(lorarlhf, with_checkpoint, tmp_path):
     [
         (["--stage", "ppo"], "no adapter there; run `lorarlhf ppo"),
         (["--private"], "--push-to-hub"),
+        (["--push-to-hub", "not a name"], "write it as NAME or OWNER/NAME"),
         (["--llama-cpp", "llama.cpp"], "--gguf q8_0"),
         (["--gguf", "f16", "--llama-cpp", "llama.cpp"], "no form for a reward model's score"),
     ],

@@ -120,6 +120,25 @@ def test_offline_it_fails_at_once_without_a_connection(exported, monkeypatch):
         hub.push_to_hub(exported, "me/model", private=False)
 
 
+@pytest.fixture
+def online(monkeypatch):
+    """With a login, and the Hub may be asked."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+
+
+def test_what_can_be_pushed_is_known_before_anything_is_made(online, monkeypatch):
+    hub.check_can_push("me/model")
+    with pytest.raises(UserError, match=r"^--push-to-hub a/b/c: [^;]*[^.]; write it as NAME or OWNER/NAME$"):
+        hub.check_can_push("a/b/c")
+    monkeypatch.setattr(hub, "get_token", lambda: None)
+    with pytest.raises(UserError, match="no login; run `hf auth login`"):
+        hub.check_can_push("me/model")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="unset HF_HUB_OFFLINE"):
+        hub.check_can_push("me/model")
+
+
 def test_what_will_be_sent_is_listed(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "model.safetensors").write_bytes(b"0" * 2_500_000)

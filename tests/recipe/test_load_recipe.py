@@ -67,7 +67,12 @@ def test_shipped_names():
 
 def test_the_page_of_recipes_has_them_all():
     page = (shipped_folder("recipes").parent / "docs" / "recipes.md").read_text(encoding="utf-8")
-    assert sorted(re.findall(r"^\| `([\w.-]+)` \| [^|]+ \| [^|]+ \| [^|]+ \|$", page, re.MULTILINE)) == NAMES
+    told = dict(re.findall(r"^\| `([\w.-]+)` \| [^|]+ \| [^|]+ \| ([^|]+) \|$", page, re.MULTILINE))
+    assert sorted(told) == NAMES
+    for name in NAMES:
+        head = find_recipe(name).read_text(encoding="utf-8")
+        if planned := re.search(r"^# Planned for .*: sft ([\d.]+), reward ([\d.]+),", head, re.MULTILINE):
+            assert told[name] == f"{planned[1]}, {planned[2]}", name
 
 
 @pytest.mark.parametrize("name", NAMES)

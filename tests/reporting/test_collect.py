@@ -66,6 +66,12 @@ def test_where_time_and_memory_went(make_run):
     assert [one.name for one in costs.phases.series] == ["rollout", "update"]
 
 
+def test_time_in_no_phase_is_told_too(make_run):
+    run = make_run()
+    run.write_summary("ppo", {**run.read_summary("ppo"), "seconds": 13.5})
+    assert read(run).costs.totals[-1] == ("ppo", "evaluations and the rest", "4.500", "")
+
+
 def test_the_reward_model_is_judged(make_run, frontier):
     run = make_run()
     frontier(run)
@@ -153,6 +159,14 @@ def test_a_run_that_goes_on_after_its_summary(make_run):
     with (run.path / "ppo" / "metrics.jsonl").open("a") as file:
         file.write('{"iteration": 4, "reward": 1.0}\n')
     assert read(run).stages[-1].progress.startswith("not finished: 4 of 3")
+
+
+def test_a_stage_too_short_to_log_shows_what_it_came_to(make_run):
+    run = make_run()
+    (run.path / "reward" / "metrics.jsonl").write_text("")
+    (accuracy,) = read(run).stages[0].curves
+    assert accuracy.title == "accuracy"
+    assert accuracy.table.rows == (("20", "0.800"),)
 
 
 def test_a_stage_that_has_just_begun(make_run):

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from lorarlhf.cli.main import app
 from lorarlhf.errors import UserError
 from lorarlhf.reporting.figures import draw
+from lorarlhf.reporting.plots import Series, plot_over
 from lorarlhf.reporting.server import make_app, state_of
 from lorarlhf.run import write_json
 from lorarlhf.stages.report import read_runs, write_report
@@ -108,6 +109,16 @@ def test_every_figure_has_a_table_and_names_of_its_own(make_run, frontier, tmp_p
     assert len(names) == len(set(names))
     assert "held out, iteration 3: 0.250</title>" in page
     assert "#0303" not in page, "a colour that stands for the page's"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 300])
+def test_an_axis_of_iterations_has_no_halves(count):
+    points = [(float(k), k / 7) for k in range(1, count + 1)]
+    plot = plot_over("reward", "iteration", "reward", [Series("training", tuple(points))])
+    texts = re.findall(r"<text[^>]*>([^<]+)</text>", draw(plot))
+    ticks = texts[: texts.index("iteration")]
+    assert ticks
+    assert all(tick.isdecimal() for tick in ticks), ticks
 
 
 def test_the_same_run_gives_the_same_figures(make_run, tmp_path):
@@ -316,15 +327,18 @@ def test_the_command(make_run, tmp_path):
         f"report: written to {first.path / 'report.html'}; any browser opens it\n",
     )
     out = tmp_path / "new" / "both.html"
-    assert report("--run", first.path, "--run", second.path, "--out", out).exit_code == 0
-    assert "<h2>Compared</h2>" in out.read_text(encoding="utf-8")
+    for several in (["--run", first.path, "--run", second.path], ["--run", first.path, second.path]):
+        assert report(*several, "--out", out).exit_code == 0
+        assert "<h2>Compared</h2>" in out.read_text(encoding="utf-8")
+        out.unlink()
 
 
 def test_refusals(make_run, tmp_path, monkeypatch):
     run = make_run().path
     assert "not a run" in refusal("--run", tmp_path)
     assert "not a run" in refusal("--run", tmp_path / "none", "--watch", "--no-open")
-    assert refusal("--run", run, "--run", run).startswith("--out: missing; of several runs")
+    for several in (["--run", run, "--run", run], ["--run", run, run]):
+        assert refusal(*several).startswith("--out: missing; of several runs")
     assert refusal("--run", run, "--watch", "--out", "x.html").startswith("--out: says where")
     assert "must end in .html" in refusal("--run", run, "--out", run / "recipe.yaml")
     (tmp_path / "taken.html").mkdir()

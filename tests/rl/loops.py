@@ -19,11 +19,12 @@ from lorarlhf.recipe.sections import PPOConfig
 from lorarlhf.rl.algorithms import Algorithm, make_algorithm
 from lorarlhf.rl.experience import Experience
 from lorarlhf.rl.learner import Learner
-from lorarlhf.rl.loop import Setup, evaluate, train
+from lorarlhf.rl.loop import LoopParts, evaluate, train
+from lorarlhf.rl.process_group import ProcessGroup
 from lorarlhf.rl.score import score
 from lorarlhf.rl.state import TrainingState
 from lorarlhf.rl.update import minibatch_gradients
-from lorarlhf.stages.ppo import make_setup
+from lorarlhf.stages.ppo import make_parts
 
 
 def length_score(rollout, prompts, trunk=None):
@@ -34,7 +35,7 @@ def length_score(rollout, prompts, trunk=None):
 class Loop:
     """The parts of a loop that a test may look at or change."""
 
-    setup: Setup
+    parts: LoopParts
     algorithm: Algorithm
     config: PPOConfig
     state: TrainingState
@@ -46,21 +47,21 @@ class Loop:
 
     @property
     def folder(self) -> Path:
-        return self.setup.folder
+        return self.parts.folder
 
     def train(self) -> None:
-        train(self.setup, self.algorithm, self.config, self.state, self.learner)
+        train(self.parts, self.algorithm, self.config, self.state, self.learner)
 
     def evaluate(self, iteration: int = 0) -> dict[str, Any]:
         self.state.iteration = iteration
-        evaluate(self.setup, self.state, self.learner)
+        evaluate(self.parts, self.state, self.learner)
         return rows_of(self)[-1]
 
     def change(self, **changes: Any) -> None:
-        """Put other parts into the setup."""
-        if "reward" in changes and self.setup.held_out is not None:
-            self.setup.held_out.reward = changes["reward"]
-        self.setup = dataclasses.replace(self.setup, **changes)
+        """Put others in the place of some parts."""
+        if "reward" in changes and self.parts.held_out is not None:
+            self.parts.held_out.reward = changes["reward"]
+        self.parts = dataclasses.replace(self.parts, **changes)
 
     def configure(self, **changes: Any) -> None:
         self.config = self.config.model_copy(update=changes)
@@ -68,14 +69,14 @@ class Loop:
 
     def sample(self, iteration: int = 0) -> tuple[list[Any], Rollout]:
         config = self.config
-        prompts = self.setup.prompts.batch(iteration, range(config.batch_size))
-        uniforms = uniform_table(config.batch_size, config.response_length, "rollout", self.setup.seed, iteration)
-        return prompts, self.setup.sampler.sample([example.ids for example in prompts], uniforms)
+        prompts = self.parts.prompts.batch(iteration, range(config.batch_size))
+        uniforms = uniform_table(config.batch_size, config.response_length, "rollout", self.parts.seed, iteration)
+        return prompts, self.parts.sampler.sample([example.ids for example in prompts], uniforms)
 
     def experience(self) -> Experience:
         """What the first iteration would make."""
         prompts, rollout = self.sample()
-        scored = score(self.setup.passes, rollout, prompts, self.setup.reward, self.algorithm.has_critic)
+        scored = score(self.parts.passes, rollout, prompts, self.parts.reward, self.algorithm.has_critic)
         shaped = self.state.shaped(self.config, scored.scores, rollout.finished)
         return self.algorithm.experience(scored, shaped, self.state.kl_coef)
 
@@ -84,7 +85,7 @@ class Loop:
         self.backbone.train()
         tokens = experience.mask.sum()
         roles = self.algorithm.roles(0)
-        budget = self.setup.update_budget
+        budget = self.parts.update_budget
         sums, _ = minibatch_gradients(
             self.learner, self.algorithm, experience, tokens, roles, self.state.kl_coef, budget
         )
@@ -115,10 +116,14 @@ def make_loop(folder: Path, *sets: str, reward: Any = length_score, scale: float
     backbone.train_roles("policy", *(["critic"] if algorithm.has_critic else []))
     prompts, eval_prompts = (prompt_examples(recipe.data, backbone.tokenizer, split) for split in ("train", "test"))
     stage = folder / "ppo"
-    learner = Learner(backbone, config, backbone.trained_roles, stage)
-    log = StageDisplay("ppo", "iteration", {}, stage).log
-    setup = make_setup(backbone, config, prompts, eval_prompts[: config.eval_prompts], [], log, stage, recipe.seed)
-    loop = Loop(setup, algorithm, config, TrainingState(config.kl_coef), learner)
+    learner = Learner(backbone, config, backbone.trained_roles, stage, ProcessGroup(backbone.device))
+    display = StageDisplay("ppo", "iteration", {}, stage)
+
+    def log(row: dict[str, Any], samples: Any = ()) -> None:
+        display.log(row)
+
+    parts = make_parts(backbone, config, prompts, eval_prompts[: config.eval_prompts], [], log, stage, recipe.seed)
+    loop = Loop(parts, algorithm, config, TrainingState(config.kl_coef), learner)
     loop.change(reward=reward)
     return loop
 

@@ -8,7 +8,8 @@ from demo_runs import equal, read_jsonl, weights
 from loops import length_score, randomise, rows_of
 
 from lorarlhf.errors import UserError
-from lorarlhf.rl.prompts import PromptStream, Share, is_due, prompt_rows
+from lorarlhf.rl.process_group import ProcessGroup, Share
+from lorarlhf.rl.prompts import PromptStream, is_due, prompt_rows
 
 # Evaluation
 
@@ -50,7 +51,7 @@ def test_the_best_is_judged_by_what_is_trained(loop):
     made.change(reward=scores_in_turn(0.9, 50.0))
     first = made.evaluate(0)
     assert first["eval_finished"] == 1.0
-    made.setup.held_out.uniforms = made.setup.held_out.uniforms[:, :2]  # now no response comes to its end
+    made.parts.held_out.uniforms = made.parts.held_out.uniforms[:, :2]  # now no response comes to its end
     second = made.evaluate(1)
     assert second["eval_finished"] == 0.0
     assert (first["eval_objective"], second["eval_objective"]) == (pytest.approx(0.9), pytest.approx(1.0 - 5.0))
@@ -72,16 +73,28 @@ def test_evaluation_is_on_held_out_prompts_with_samples(loop):
     seen = []
     made = loop(reward=lambda rollout, prompts, trunk: seen.append(prompts) or length_score(rollout, prompts))
     metrics = made.evaluate()
-    held_out = made.setup.held_out.prompts
+    held_out = made.parts.held_out.prompts
     assert seen == [held_out]
     rows = read_jsonl(made.folder / "samples.jsonl")
     assert [row["prompt"] for row in rows] == [example.prompt for example in held_out]
     assert len(rows) == made.config.eval_prompts == 4
-    trained_on = {str(example.prompt) for example in made.setup.prompts.examples}
+    trained_on = {str(example.prompt) for example in made.parts.prompts.examples}
     assert not trained_on & {str(row["prompt"]) for row in rows}
     assert metrics["eval_kl"] == pytest.approx(0, abs=1e-6)
     assert metrics["eval_reward"] == pytest.approx(sum(row["reward"] for row in rows) / 4)
     assert all(row["response"] for row in rows)
+
+
+def test_a_process_without_a_prompt_judges_by_the_responses_of_the_others(loop, monkeypatch):
+    made, processes = loop("ppo.eval_prompts=1"), ProcessGroup(torch.device("cpu"))
+    held_out, found = made.parts.held_out, []
+    monkeypatch.setattr(processes, "gather", lambda rows: found.append(rows) or list(rows))
+    expected = held_out.evaluate(made.state, processes)
+    (response,) = found[-1]
+    monkeypatch.setattr(processes, "share", Share(0, 2))  # the second has the one prompt
+    monkeypatch.setattr(processes, "gather", lambda rows: [*rows, response] if rows == [] else list(rows))
+    assert held_out.evaluate(made.state, processes) == expected
+    assert expected[1] * 2 == read_jsonl(made.folder / "samples.jsonl")
 
 
 def test_evaluation_repeats_itself_and_disturbs_nothing(loop):

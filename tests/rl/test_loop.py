@@ -142,7 +142,7 @@ def test_evaluations_worse_than_the_best_end_the_run(loop, monkeypatch):
     saved = []
     monkeypatch.setattr(loop_module, "save_checkpoint", lambda folder, state, *_: saved.append(state.iteration))
     rewards = iter([1.0, 0.5, 1.0, 0.5, 2.0, 1.9, 1.95])  # an equal or a better one starts the count anew
-    made.setup.held_out.reward = lambda rollout, prompts, trunk: torch.full((len(prompts),), next(rewards))
+    made.parts.held_out.reward = lambda rollout, prompts, trunk: torch.full((len(prompts),), next(rewards))
     made.train()
     assert [row["eval_reward"] for row in rows_of(made) if "eval_reward" in row] == pytest.approx(
         [1.0, 0.5, 1.0, 0.5, 2.0, 1.9, 1.95]
@@ -155,7 +155,7 @@ def test_evaluations_worse_than_the_best_end_the_run(loop, monkeypatch):
 def test_what_varies_while_the_critic_warms_up_counts_for_nothing(loop):
     made = loop("ppo.iterations=9", "ppo.critic_warmup_iterations=2", "ppo.eval_every=1", "ppo.kl_coef=0.0")
     rewards = iter([1.0, 0.5, 0.5, 0.5, 1.5])
-    made.setup.held_out.reward = lambda rollout, prompts, trunk: torch.full((len(prompts),), next(rewards))
+    made.parts.held_out.reward = lambda rollout, prompts, trunk: torch.full((len(prompts),), next(rewards))
     counts = []
     for iteration in range(5):
         made.evaluate(iteration)

@@ -5,7 +5,7 @@ import torch
 from loops import rows_of
 
 from lorarlhf.rl.statistics import first_of_their_kind, repetition
-from lorarlhf.rl.symptoms import FALLS, SYMPTOMS, WINDOW, Watch, alike, cut_off, fits_training_only
+from lorarlhf.rl.symptoms import FALLS, SYMPTOMS, WINDOW, SymptomMonitor, alike, cut_off, fits_training_only
 
 WELL = {"reward": 1.0, "response_length": 40.0, "finished": 0.9, "repetition": 0.02, "distinct": 1.0}
 
@@ -22,8 +22,8 @@ def evaluations(*rewards, every=5, finished=0.9):
 
 def spoken(rows):
     """Names of symptoms, with the number of the row that each came with."""
-    watch = Watch()
-    return [(i, name) for i, row in enumerate(rows) for name in watch.observe(row)]
+    monitor = SymptomMonitor()
+    return [(i, name) for i, row in enumerate(rows) for name in monitor.observe(row)]
 
 
 def change(first, last):
@@ -66,7 +66,7 @@ def test_one_iteration_alone_says_nothing():
 
 @pytest.mark.parametrize("rows", [training(finished=[0.0]), evaluations(1.0, finished=0.0)])
 def test_all_cut_off_is_said_at_once_and_names_both_keys(rows):
-    (text,) = Watch().observe(rows[0]).values()
+    (text,) = SymptomMonitor().observe(rows[0]).values()
     assert text.startswith("all responses are cut off")
     assert "ppo.response_length" in text
     assert "ppo.missing_eos_penalty" in text
@@ -102,7 +102,7 @@ def test_rows_of_another_engine_lack_some_numbers():
 def test_reading_the_rows_again_goes_on_where_it_was():
     rows = training(distinct=change(1.0, 0.1), finished=change(0.0, 0.0))
     rows[0]["warnings"] = {"cut_off": "as metrics.jsonl has them"}
-    whole, resumed = Watch(), Watch()
+    whole, resumed = SymptomMonitor(), SymptomMonitor()
     expected = [whole.observe(row) for row in rows]
     for row in rows[:8]:
         resumed.observe(row)

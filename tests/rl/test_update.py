@@ -9,7 +9,7 @@ from loops import randomise, rows_of
 from lorarlhf.errors import UserError
 from lorarlhf.generation import sample as sample_module
 from lorarlhf.recipe.sections import PPOConfig
-from lorarlhf.rl.prompts import Share
+from lorarlhf.rl.process_group import Share
 from lorarlhf.rl.score import response_scorer
 from lorarlhf.rl.update import minibatches, rows_here
 
@@ -89,7 +89,7 @@ def test_micro_batches_of_any_size_give_the_same_gradients(off_policy, monkeypat
     term = loop.algorithm.policy_term
     monkeypatch.setattr(loop.algorithm, "policy_term", lambda *args: calls.append(None) or term(*args))
     for budget in (1, 60, 100):
-        loop.setup.update_budget.tokens = budget
+        loop.parts.update_budget.tokens = budget
         calls.clear()
         means, split = loop.gradients(experience)
         assert len(calls) == len(list(experience.sequences.micro_batches(budget))) > 1
@@ -119,7 +119,7 @@ def test_running_out_of_memory_halves_the_budget_and_changes_nothing_else(off_po
     loop.backbone.values = values
     means, split = loop.gradients(experience)
     assert seen[0] > allowed >= max(seen[1:])
-    assert loop.setup.update_budget.tokens == allowed
+    assert loop.parts.update_budget.tokens == allowed
     assert caplog.text.count("update: out of memory") == 1
     assert means["loss"] == pytest.approx(whole_means["loss"], rel=1e-5)
     assert_same_gradients(split, whole)
@@ -156,6 +156,18 @@ def test_a_step_that_runs_out_of_memory_half_way_ends_in_one_line(loop):
         made.train()
 
 
+def test_the_gap_that_is_logged_is_the_largest_of_all_processes(loop, monkeypatch):
+    """The first process, whose row it is, may have nothing of the first minibatch."""
+    made = loop("ppo.iterations=1")
+    processes = made.learner.processes
+    alone = processes.gather
+    monkeypatch.setattr(
+        processes, "gather", lambda rows: [*alone(rows), *([0.5] if isinstance(rows[0], float) else [])]
+    )
+    made.train()
+    assert rows_of(made)[0]["rollout_gap"] == 0.5
+
+
 # The trunk that reward model and critic share
 
 
@@ -169,7 +181,7 @@ def test_a_shared_trunk_changes_nothing(loop, monkeypatch, reference_is):
         made = loop(*sets)
         if reference_is == "base":
             made.backbone.adapters.detach("reference")
-        passes = made.setup.passes
+        passes = made.parts.passes
         made.change(reward=response_scorer(passes, 1.0, []))
         if not shared:
             passes.reference = lambda sequences, p=passes: (p.logprobs("reference", sequences)[0], None)

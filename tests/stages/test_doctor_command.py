@@ -255,7 +255,8 @@ def test_kernels_that_do_not_run(monkeypatch, error):
 
     monkeypatch.setattr("bitsandbytes.nn.Linear4bit.forward", forward)
     found = doctor.check_bitsandbytes()
-    assert found.stops
+    assert (found.status, found.stops) == ("problem", False)
+    assert "model.quantization=none trains" in found.remedy
     assert found.what == f"4 bits do not work: {type(error).__name__}: {str(error).splitlines()[0]}"
 
 
@@ -278,8 +279,16 @@ def test_kernels_that_are_wrong(monkeypatch, wrong):
     real = bitsandbytes.nn.Linear4bit.forward
     monkeypatch.setattr("bitsandbytes.nn.Linear4bit.forward", lambda self, given: wrong(real(self, given)))
     found = doctor.check_bitsandbytes()
-    assert found.stops
+    assert (found.status, found.stops) == ("problem", False)
+    assert "model.quantization=none trains" in found.remedy
     assert "are off by" in found.what
+
+
+def test_without_bitsandbytes_nothing_is_trained(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    found = doctor.check_bitsandbytes()
+    assert (found.status, found.stops) == ("problem", True)
+    assert found.what.startswith("cannot be imported: ")
 
 
 # Versions, Hub, disk, cache

@@ -84,13 +84,15 @@ ANSWERS = ("--yes", "--card", "cpu", "--model", MODEL)
 
 
 def test_options_answer_and_yes_asks_nothing(init):
-    status, said, _ = init("sub/own.yaml", *ANSWERS, "--data", "pairs.jsonl", "--time", "0.5")
+    status, said, _ = init("sub/my own.yaml", *ANSWERS, "--data", "pairs.jsonl", "--time", "0.5")
     assert status == 0
     assert "Card" not in said
-    recipe = load_recipe("sub/own.yaml")
+    recipe = load_recipe("sub/my own.yaml")
     assert (recipe.ppo.iterations, recipe.data.max_examples) == (10, 800)
     assert (Path("sub") / "lorarlhf.schema.json").is_file()
-    assert said.splitlines()[-1] == "  lorarlhf chat --run runs/own"
+    run_it, chat = said.splitlines()[-2:]
+    assert run_it == "  lorarlhf run --recipe 'sub/my own.yaml'"
+    assert chat == "  lorarlhf chat --run 'runs/my own'"
 
 
 @pytest.mark.parametrize(

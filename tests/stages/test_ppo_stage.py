@@ -16,6 +16,7 @@ from lorarlhf.backbone.load import load_backbone
 from lorarlhf.errors import UserError
 from lorarlhf.rl import loop as loop_module
 from lorarlhf.run import Run
+from lorarlhf.stages import loading
 from lorarlhf.stages import ppo as ppo_stage
 from lorarlhf.stages.ppo import train_ppo
 
@@ -126,9 +127,9 @@ def test_all_checkpoints_are_kept_if_the_recipe_says_so(run, tmp_path):
 def test_an_automatic_budget_is_found_before_the_model_takes_its_memory(tmp_path, monkeypatch):
     done = []
     monkeypatch.setattr(ppo_stage, "find_reward_adapter", lambda *_: None)
-    monkeypatch.setattr(ppo_stage, "check_memory", lambda _, recipe, **__: done.append(recipe.ppo.micro_batch_tokens))
+    monkeypatch.setattr(loading, "check_memory", lambda _, recipe, __: done.append(recipe.ppo.micro_batch_tokens))
     monkeypatch.setattr(ppo_stage, "auto_token_budget", lambda *_, **__: done.append("budget") or 512)
-    monkeypatch.setattr(ppo_stage, "load_backbone", lambda *_: done.append("model") or 1 / 0)
+    monkeypatch.setattr(loading, "load_backbone", lambda *_: done.append("model") or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train_ppo(small_recipe(tmp_path, "ppo.micro_batch_tokens=auto"), Run(tmp_path / "run"))
     assert done == ["budget", 512, "model"]

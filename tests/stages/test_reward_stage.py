@@ -188,6 +188,27 @@ def test_accumulated_gradients_are_those_of_one_batch(train):
             assert b[key] == pytest.approx(a[key], rel=1e-3, abs=1e-4), key
 
 
+@pytest.mark.parametrize("objective", ["bradley_terry", "regression"])
+def test_passes_add_up_to_the_whole_batch(train, tmp_path, monkeypatch, objective):
+    """Each goes backward by itself: loss, gradient and what is logged are those of all rows at once."""
+    of_pairs = objective == "bradley_terry"
+    path = (pairs_with_margins if of_pairs else rated)(tmp_path / "rows.jsonl")
+    sets = (f"data.preferences={path}", "data.preferences_test=null", "data.test_size=0.2")
+    sets += (f"reward.objective={objective}", f"reward.use_margin={of_pairs}", "reward.max_steps=2")
+    runs = []
+    for tokens in (10**6, 40):
+        monkeypatch.setattr("lorarlhf.training.reward.tokens_of_similar_rows", lambda _, tokens=tokens: tokens)
+        _, backbone, rows, seen = train(*sets, name=str(tokens))
+        runs.append((weights(backbone, "reward"), rows, len(seen)))
+    (whole, expected, two), (parts, logged, more) = runs
+    assert two == 2 < more
+    for row, other in zip(logged, expected, strict=True):
+        for key in {"loss", "grad_norm", "accuracy", "margin", "mean_reward"} & set(other):
+            assert row[key] == pytest.approx(other[key], rel=1e-3, abs=1e-5), key
+    for parameter, other in zip(parts, whole, strict=True):
+        torch.testing.assert_close(parameter, other, rtol=1e-3, atol=5e-5)  # Adam makes small differences large
+
+
 def test_gradient_checkpointing_changes_nothing_but_memory(train):
     _, without, rows, _ = train(name="without")
     _, with_, rows_with, _ = train("reward.gradient_checkpointing=true", name="with")

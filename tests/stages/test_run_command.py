@@ -59,7 +59,7 @@ def test_each_file_of_data_is_read_once_by_all_that_trains_and_none_stays_in_mem
     read, kept = Counter(), []
 
     def train(*args, real=ppo.train):
-        kept.append(dict(sources._kept))
+        kept.append(dict(sources.ROW_CACHE.rows))
         real(*args)
 
     def reader(path, name, real=sources.READERS["jsonl"]):

@@ -167,7 +167,7 @@ def test_nothing_held_out(train):
 
 
 def test_a_quantised_output_layer_of_a_mixture_is_refused_before_anything_is_loaded(tmp_path, tiny_model, monkeypatch):
-    monkeypatch.setattr("lorarlhf.stages.sft.load_backbone", None)
+    monkeypatch.setattr("lorarlhf.stages.sft.load_for_training", None)
     recipe = small_recipe(tmp_path, f"model.name={tiny_model('mixtral')}", "model.quantize_head=true")
     with pytest.raises(
         UserError, match=r"model\.quantize_head: .*; use --set model\.quantize_head=false for this stage"

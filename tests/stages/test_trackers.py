@@ -50,12 +50,14 @@ def test_tensorboard_in_every_stage(tmp_path):
 
 
 PROGRAM = """
-import sys
+import logging, sys
 sys.path[:0] = {path!r}
 from pathlib import Path
 from tests_of_trackers import STAGES, recipe_with
 from lorarlhf.run import Run
 folder = Path({folder!r})
+logging.basicConfig(format="%(message)s")
+logging.getLogger("lorarlhf").setLevel(logging.INFO)
 recipe = recipe_with(folder, "trackio")
 for _, train in STAGES:
     train(recipe, Run(folder / "runs" / "mine"))
@@ -68,7 +70,8 @@ def test_trackio_in_every_stage(tmp_path):
     pytest.importorskip("trackio")
     path = [str(Path(__file__).parent), str(Path(__file__).parents[1]), *sys.path]
     program = PROGRAM.replace("tests_of_trackers", Path(__file__).stem).format(path=path, folder=str(tmp_path))
-    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, timeout=600)
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=600)
+    assert f"to look at it: TRACKIO_DIR={tmp_path}/runs/mine/trackio trackio show\n" in done.stderr
     (database,) = (tmp_path / "runs" / "mine" / "trackio").glob("*.db")
     assert database.stem == "lorarlhf"
     rows = sqlite3.connect(database).execute("SELECT run_name, metrics FROM metrics").fetchall()

@@ -5,7 +5,7 @@ import torch
 from demo_runs import small_recipe
 
 from lorarlhf import Run, UserError, train_ppo, train_reward, train_sft
-from lorarlhf.stages.gpus import mention_other_gpus
+from lorarlhf.stages.loading import mention_other_gpus
 
 
 @pytest.mark.parametrize(
