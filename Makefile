@@ -12,7 +12,7 @@ help:
 	@echo "make lint      ruff and mypy"
 	@echo "make docs      the documentation as a site in site/"
 	@echo "make audit     known holes in what is installed, looked up in the package index"
-	@echo "make reference docs/recipe.md and recipes/schema.json, from the sections of a recipe"
+	@echo "make reference docs/recipe*.md of keys, and recipes/schema.json, from the sections of a recipe"
 
 # torch first and by itself: with its version met, nothing that follows replaces it by another build.
 .venv/installed: pyproject.toml constraints.txt

@@ -1,59 +1,90 @@
-"""Writes docs/recipe.md and recipes/schema.json from the recipe's sections: `make reference`."""
+"""Writes docs/recipe.md, the pages beside it and recipes/schema.json from the recipe's sections: `make reference`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lorarlhf.recipe.keys import Key, dotted, keys_of, one_line
 from lorarlhf.recipe.schema import SHIPPED_SCHEMA, schema_text
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "recipe.md"
+DOCS = ROOT / "docs"
 SCHEMA = ROOT / "recipes" / SHIPPED_SCHEMA
 
-OPENING = """\
+NOTE = "<!-- Written by `make reference` from lorarlhf/recipe/sections; change it there. -->"
+OPENING = f"""\
 # Recipe keys
 
-<!-- Written by `make reference` from lorarlhf/recipe/sections; change it there. -->
+{NOTE}
 
-Every key of a [recipe](recipes.md). `lorarlhf recipes explain ppo.kl_coef` says the same of one, with `--recipe NAME`
-its value there and the file and line that set it; `lorarlhf recipes copy NAME mine.yaml --full` writes them all out.
-Beside these a recipe may have `extends`, the one that it changes.
+The keys of a [recipe](recipes.md) are on four pages: whole recipe, model, adapters and export here,
+[data](recipe-data.md), [sft and reward](recipe-training.md), [ppo](recipe-ppo.md). `lorarlhf recipes explain
+ppo.kl_coef` says the same of one, with `--recipe NAME` its value there and the file and line that set it; `lorarlhf
+recipes copy NAME mine.yaml --full` writes them all out. Beside these a recipe may have `extends`, the one that it
+changes.
 """
+# Sections of a page, in the order in which they are read: what stood before is not said again.
+PAGES = {
+    "recipe.md": (OPENING, ("model", "lora", "export")),
+    "recipe-data.md": (f"# Recipe keys: data\n\n{NOTE}\n", ("data",)),
+    "recipe-training.md": (f"# Recipe keys: sft and reward\n\n{NOTE}\n", ("sft", "reward")),
+    "recipe-ppo.md": (f"# Recipe keys: ppo\n\n{NOTE}\n", ("ppo",)),
+}
 
 
-def page() -> str:
-    """The page: a table for each section, with what others of its kind have already left out."""
-    top = keys_of()
-    values = [key for key in top if not key.keys]
-    seen: dict[str, Key] = {}
-    parts = [OPENING, _table(values)]
-    for key in top:
-        if key.keys:
-            parts += list(_section(key, seen))
-    return "\n".join(parts)
+def pages() -> dict[Path, str]:
+    """Each page: a table for each section, with what others of its kind have already left out."""
+    sections = {key.name: key for key in keys_of() if key.keys}
+    assert set(sections) == {name for _, names in PAGES.values() for name in names}
+    seen: dict[str, tuple[str, Key]] = {}
+    written = {}
+    for page, (opening, names) in PAGES.items():
+        parts = [opening]
+        if page == "recipe.md":
+            parts.append(_table([key for key in keys_of() if not key.keys]))
+        for name in names:
+            parts += list(_section(sections[name], page, seen))
+        written[DOCS / page] = "\n".join(parts)
+    return written
 
 
-def _section(section: Key, seen: dict[str, Key]) -> Iterator[str]:
+def _section(section: Key, page: str, seen: dict[str, tuple[str, Key]]) -> Iterator[str]:
+    """A section and those within it.
+
+    Args:
+        seen: name to page and key of what stood before; those of the section are added.
+    """
     yield f"## {dotted(section.path)}\n"
     yield f"{one_line((section.section.__doc__ if section.section else None) or '')}\n"
     known = [key for key in section.keys if _is_known(key, seen)]
     if known:
-        where = dict.fromkeys(f"`{dotted(seen[key.name].path[:-1])}`" for key in known)
-        yield f"As in {' and '.join(where)}: {', '.join(f'`{key.name}`' for key in known)}.\n"
+        yield f"As in {_where(known, page, seen)}: {', '.join(f'`{key.name}`' for key in known)}.\n"
     new = [key for key in section.keys if key not in known]
     if new:
         yield _table(new)
     for key in new:
-        seen[key.name] = key
+        seen[key.name] = page, key
+    alike: dict[str, list[str]] = {}
     for key in section.keys:
-        if key.keys:
-            yield from _section(key, seen)
+        if key.keys and all(_is_known(inner, seen) for inner in key.keys):
+            alike.setdefault(_where(key.keys, page, seen), []).append(f"`{dotted(key.path)}`")
+        elif key.keys:
+            yield from _section(key, page, seen)
+    for where, names in alike.items():
+        yield f"The keys of {', '.join(names)} are those of {where}.\n"
 
 
-def _is_known(key: Key, seen: dict[str, Key]) -> bool:
-    other = seen.get(key.name)
+def _where(keys: Sequence[Key], page: str, seen: dict[str, tuple[str, Key]]) -> str:
+    """The sections in which these keys stood before, linked where that was on another page."""
+    places = dict.fromkeys((seen[key.name][0], dotted(seen[key.name][1].path[:-1])) for key in keys)
+    return " and ".join(
+        f"`{name}`" if place == page else f"[`{name}`]({place}#{name.replace('.', '')})" for place, name in places
+    )
+
+
+def _is_known(key: Key, seen: dict[str, tuple[str, Key]]) -> bool:
+    _, other = seen.get(key.name, ("", None))
     return other is not None and (key.kind, key.default, key.description) == (
         other.kind,
         other.default,
@@ -75,5 +106,6 @@ def _cell(text: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")
     SCHEMA.write_text(schema_text(), encoding="utf-8")

@@ -52,6 +52,7 @@ class StageDisplay:
         self.phase = phase
         self.console = console or (Console(quiet=True) if quiet else get_console())  # one for all: displays nest in it
         self.rows: list[Mapping[str, Any]] = []
+        self.said: set[str] = set()  # what `show_phase` has printed
         self.progress = Progress(
             TextColumn(f"[bold]{title}"),
             BarColumn(),
@@ -85,6 +86,15 @@ class StageDisplay:
     def advance_to(self, done: int) -> None:
         """So many units are done."""
         self.progress.update(self.task, completed=done, phase=self.phase(done + 1))
+
+    def show_phase(self, name: str) -> None:
+        """What of a unit is being done now; where nothing is live, a line for each name when it first comes."""
+        task = self.progress.tasks[0]
+        done = int(task.completed)
+        self.progress.update(self.task, phase=", ".join(filter(None, (self.phase(done + 1), name))))
+        if not (self.quiet or self.live.is_started or name in self.said):
+            self.said.add(name)
+            self.console.print(f"{self.title} {done}/{int(task.total or 0)}  {name}", highlight=False, soft_wrap=True)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Write a row of numbers, and show those that matter; then its `warnings`, texts by name, a line each."""

@@ -77,6 +77,28 @@ def test_plain_lines_where_there_is_no_terminal(start):
     assert "grad_norm" not in text(progress)
 
 
+def test_what_is_being_done_is_a_line_the_first_time_where_there_is_no_terminal(start):
+    progress, log = start("ppo", total=4)
+    with progress:
+        for iteration in (1, 2):
+            for phase in ("rollout", "update"):
+                progress.show_phase(phase)
+            log(4, iteration=iteration, reward=0.5)
+    lines = text(progress).splitlines()
+    assert lines[:2] == ["ppo 0/4  rollout", "ppo 0/4  update"]
+    assert [line.split()[1] for line in lines[2:]] == ["1/4", "2/4"]
+
+
+def test_what_is_being_done_stands_beside_the_bar_on_a_terminal(start):
+    progress, log = start("ppo", terminal=True, total=4)
+    with progress:
+        progress.show_phase("rollout")
+        progress.live.refresh()
+        assert "rollout" in text(progress)
+        log(4, iteration=1, reward=0.5)
+        assert progress.progress.tasks[0].fields["phase"] == ""
+
+
 def test_ppo_counts_iterations(start):
     progress, log = start("ppo", total=4)
     log(8, iteration=1, reward=0.5, kl=1.0)

@@ -49,7 +49,7 @@ def test_every_page_is_in_the_navigation():
 
 def test_what_is_made_from_the_sections_is_up_to_date():
     reference = runpy.run_path(str(DOCS / "reference.py"))
-    for path, text in ((reference["PAGE"], reference["page"]()), (reference["SCHEMA"], reference["schema_text"]())):
+    for path, text in {**reference["pages"](), reference["SCHEMA"]: reference["schema_text"]()}.items():
         assert path.read_text(encoding="utf-8") == text, f"{path.name} is old: make reference"
 
 

@@ -41,6 +41,7 @@ from lorarlhf.recipe.sections import DataConfig, ModelConfig
 from lorarlhf.recipe.shipped import resolve_path
 
 PLAIN_DATA = DataConfig()
+SMALL = 2**26  # bytes of weights that are loaded before one wonders what goes on
 # What transformers raises where a name is wrong, or a file of a model is damaged or holds other values than it should.
 NO_MODEL = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ArithmeticError),
@@ -65,6 +66,8 @@ def load_backbone(config: ModelConfig, data: DataConfig = PLAIN_DATA) -> SharedB
     _check_family(config, model_config)
     device = PartialState(cpu=accelerator() is None).device  # of several processes, each has its own
     announce_weights(config, model_config)
+    if not _is_small(config):
+        logger.info("%s: loading, %s in %s on %s", config.name, config.quantization, str(dtype)[6:], device.type)
     with _plain_errors(config):
         causal_lm = AutoModelForCausalLM.from_pretrained(
             resolve_path(config.name),
@@ -112,6 +115,11 @@ def load_model_config(config: ModelConfig) -> PreTrainedConfig:
             "set it to false"
         )
     return model_config
+
+
+def _is_small(config: ModelConfig) -> bool:
+    folder = Path(resolve_path(config.name))
+    return folder.is_dir() and sum(file.stat().st_size for file in folder.glob("*.safetensors")) < SMALL
 
 
 def _check_folder(config: ModelConfig) -> None:

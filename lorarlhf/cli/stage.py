@@ -96,16 +96,17 @@ def print_dry_run(
         states: how far stages are (`lorarlhf.stages.states`): what is done is passed over, what was begun goes on.
 
     Raises:
-        UserError: what `check_sources` finds, without asking the Hub, or `check_outputs`; there is no checkpoint to
-            `resume` from, or it was made with other settings.
+        UserError: what `check_data` finds, without asking the Hub, `check_outputs` or `check_kernel`; what `steps`
+            raises.
     """
-    from lorarlhf.data.examples import check_sources
     from lorarlhf.run import Run
+    from lorarlhf.stages.data_sources import check_data
     from lorarlhf.stages.dry_run import has_model_config, steps
-    from lorarlhf.stages.outputs import check_outputs
+    from lorarlhf.stages.outputs import check_kernel, check_outputs
 
     run, states = Run(run_path, trust), states or {}
     typer.echo(dump_recipe(recipe))
+    check_kernel(recipe.model)
     for stage in (stage for stage in stages if states.get(stage) == "done"):
         typer.echo(f"done         {stage}, in {run.stage(stage)}")
     stages = [stage for stage in stages if states.get(stage) != "done"]
@@ -114,7 +115,7 @@ def print_dry_run(
         for verb, what in steps(stage, recipe, run, reward, stages, resume or states.get(stage) == "begun"):
             typer.echo(f"would {verb:6} {what}")
         if STAGES[stage].source(recipe.data):
-            check_sources(recipe.data, STAGES[stage].data_keys, online=False)
+            check_data(stage, recipe, online=False)
     if not has_model_config(recipe.model):
         typer.echo(f"memory       see `lorarlhf plan --recipe {name}`, which reads the model's config from the Hub")
         return

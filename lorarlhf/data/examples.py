@@ -271,8 +271,14 @@ def check_sources(config: DataConfig, keys: Sequence[DataKey], online: bool = Tr
     for source in (*named, *sources_of(getattr(config, f"{keys[0]}_test"))):
         if is_path(source.source) and not saved_folder(source.source) and not is_hub_like(source.source):
             existing_file(source.source)
-    if online or (named and all(is_path(source.source) for source in named)):
+    if online or lie_here(config, keys):
         _prompts(config, key, "train").check()
+
+
+def lie_here(config: DataConfig, keys: Sequence[DataKey]) -> bool:
+    """Whether the first of these sources that is set can be read without asking the Hub."""
+    named = sources_of(getattr(config, _first_set(config, keys)))
+    return bool(named) and all(is_path(source.source) for source in named)
 
 
 def holds_out(config: DataConfig, keys: Sequence[DataKey]) -> bool:

@@ -235,7 +235,7 @@ def _compute_dtype(config: ModelConfig, target: str) -> torch.dtype:
 
 
 def _attention(config: ModelConfig, dtype: torch.dtype, target: str) -> str | None:
-    if target == "cpu":
+    if target == "cpu" and config.attn_implementation != "flash_attention_2":  # which no CPU has
         return attention(config, dtype)
     return "eager" if config.attn_implementation == "eager" else None  # all fused ones keep the same
 

@@ -43,10 +43,8 @@ def import_function(name: str, requires: Sequence[str]) -> Callable[..., Any]:
     Raises:
         UserError: there is none, or it is from elsewhere.
     """
-    if "" not in sys.path:
-        sys.path.append("")  # the current folder; last, so that no file in it stands in for an installed module
+    check_module(name, requires)
     module_name, function_name = name.split(":")
-    _check_home(name, module_name, requires)
     try:
         module = importlib.import_module(module_name)
         function = getattr(module, function_name)
@@ -61,6 +59,19 @@ def import_function(name: str, requires: Sequence[str]) -> Callable[..., Any]:
         _check_home(name, function.__module__ or "builtins", requires)
     _say_where(name, getattr(module, "__file__", None) or "a folder of modules")
     return function  # type: ignore[no-any-return]
+
+
+def check_module(name: str, requires: Sequence[str]) -> None:
+    """See that the module of `package.module:function` may be imported and, of a dotted one, its top is there.
+
+    Nothing is imported, so that dry runs can ask.
+
+    Raises:
+        UserError: it is not there, or from elsewhere.
+    """
+    if "" not in sys.path:
+        sys.path.append("")  # the current folder; last, so that no file in it stands in for an installed module
+    _check_home(name, name.partition(":")[0], requires)
 
 
 def packages_of(name: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,6 +43,7 @@ class LoopParts:
         held_out: what evaluates; None where nothing is held out.
         update_budget: tokens of a micro-batch.
         log: where the numbers go.
+        show: told what is being done.
         folder: the stage's.
     """
 
@@ -53,6 +54,7 @@ class LoopParts:
     held_out: HeldOut | None
     update_budget: TokenBudget
     log: Log
+    show: Callable[[str], None]
     folder: Path
     seed: int
 
@@ -90,7 +92,7 @@ def _iteration(
 ) -> dict[str, float]:
     """Sample, score, learn; returns the row to log. What it has held, up to 0.4 GiB of a 7B run, goes when it ends."""
     rows = learner.processes.share.of(config.batch_size, config.generations)  # this process's responses
-    clock = Clock(learner.backbone.device)
+    clock = Clock(learner.backbone.device, parts.show)
     prompts = parts.prompts.batch(state.iteration, rows)
     uniforms = uniform_table(config.batch_size, config.response_length, "rollout", parts.seed, state.iteration)
 
@@ -129,6 +131,7 @@ def _iteration(
 def evaluate(parts: LoopParts, state: TrainingState, learner: Learner) -> None:
     """Log how the policy does on the held-out prompts. Raises UserError at NaN or infinity."""
     assert parts.held_out is not None
+    parts.show("evaluation")
     with _refusing_not_finite(parts, state, learner):
         row, samples = parts.held_out.evaluate(state, learner.processes)
     parts.log({"step": state.step, **row}, samples)

@@ -38,7 +38,7 @@ def load_reward_functions(
     Raises:
         UserError: one cannot be imported, or is from neither the current folder nor one of the packages `requires`.
     """
-    entries = [spec if isinstance(spec, WeightedFunction) else WeightedFunction(function=spec) for spec in specs]
+    entries = map(WeightedFunction.of, specs)
     return [(import_function(entry.function, requires), entry.weight) for entry in entries]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -21,15 +21,21 @@ NGRAM = 4  # tokens
 
 
 class Clock:
-    """Seconds of each phase of an iteration."""
+    """Seconds of each phase of an iteration.
 
-    def __init__(self, device: torch.device) -> None:
+    Args:
+        show: told the name of each phase as it begins.
+    """
+
+    def __init__(self, device: torch.device, show: Callable[[str], None]) -> None:
         self.device = device
+        self.show = show
         self.seconds: dict[str, float] = defaultdict(float)
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Time the block; a GPU is waited for, as it works on after its calls return."""
+        self.show(name)
         start = time.perf_counter()
         yield
         if self.device.type != "cpu":

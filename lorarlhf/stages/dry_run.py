@@ -7,9 +7,10 @@ from pathlib import Path
 
 from lorarlhf.errors import UserError, first_line
 from lorarlhf.manifest import find_checkpoint
-from lorarlhf.recipe.sections import ModelConfig, PPOConfig, Recipe, Stage
+from lorarlhf.recipe.sections import ModelConfig, PPOConfig, Recipe, Stage, WeightedFunction
 from lorarlhf.recipe.shipped import exists, resolve_path
 from lorarlhf.recipe.stages import STAGES
+from lorarlhf.rl.functions import check_module
 from lorarlhf.run import Run
 from lorarlhf.stages.origins import adapters_there, check_origins
 from lorarlhf.stages.settings import check_unchanged
@@ -30,7 +31,8 @@ def steps(
         resume: it goes on from its last checkpoint.
 
     Raises:
-        UserError: there is no checkpoint to go on from, or it was made with other settings.
+        UserError: there is no checkpoint to go on from, or it was made with other settings; or the module of a reward
+            function is not there.
     """
     info = STAGES[stage]
     yield "load", f"{recipe.model.name} ({recipe.model.quantization}), once"
@@ -45,14 +47,27 @@ def steps(
         start = run.stage(info.starts_from) if has_start else "the bare base model"
         yield "start", f"from {start}"
     if info.needs:
-        yield "score", f"with {reward or run.stage(info.needs)}, {len(recipe.ppo.reward_functions)} functions"
-    if STAGES[stage].samples:
+        for entry in recipe.ppo.reward_functions:
+            check_module(WeightedFunction.of(entry).function, recipe.requires)
+        yield "score", _reward(recipe.ppo, run, info.needs, reward, info.needs in before)
+    if info.samples:
         yield "update", _learning(recipe.ppo)
     source, most = info.source(recipe.data) or f"(set data.{info.data_key} or --dataset)", recipe.data.max_examples
     yield "train", f"{stage} on {f'at most {most:,} examples of {source}' if most else source}"
     if recipe.data.eval_examples:
         yield "test", f"on at most {recipe.data.eval_examples:,} held-out examples"
     yield "write", str(run.stage(stage))
+
+
+def _reward(config: PPOConfig, run: Run, needs: Stage, reward: str | None, will_be_there: bool) -> str:
+    """What gives the reward; a dry run may be asked for before there is a reward model."""
+    given = [WeightedFunction.of(entry).function for entry in config.reward_functions]
+    is_there = reward or will_be_there or run.has_adapter(needs)
+    if config.reward_model_weight and (is_there or not given):
+        given.insert(0, reward or f"{run.stage(needs)}{'' if is_there else ', which is not there yet'}")
+    return (
+        f"with {', '.join(given)}" if given else "with nothing: ppo.reward_model_weight is 0, and no function is named"
+    )
 
 
 def _learning(config: PPOConfig) -> str:

@@ -9,11 +9,10 @@ import torch
 from transformers.training_args import OptimizerNames
 from transformers.utils import is_flash_attn_2_available
 
-from lorarlhf.data.examples import check_sources, stream_demonstrations, stream_preferences, stream_scored
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import ModelConfig, Recipe, Stage, TrainingConfig
-from lorarlhf.recipe.stages import STAGES
-from lorarlhf.stages.outputs import check_outputs
+from lorarlhf.stages.data_sources import check_data
+from lorarlhf.stages.outputs import check_kernel, check_outputs
 
 
 def check_inputs(stage: Stage, recipe: Recipe, run: Path) -> None:
@@ -26,20 +25,16 @@ def check_inputs(stage: Stage, recipe: Recipe, run: Path) -> None:
     check_attention(recipe.model)
     check_optimizer(config, stage)
     check_outputs(stage, recipe, run)
-    check_sources(recipe.data, STAGES[stage].data_keys)
-    if stage == "sft":
-        stream_demonstrations(recipe.data, "train").check()
-    elif stage == "reward":
-        stream = stream_preferences if recipe.reward.objective == "bradley_terry" else stream_scored
-        stream(recipe.data, "train").check()
+    check_data(stage, recipe)
 
 
 def check_attention(config: ModelConfig) -> None:
-    """Raise UserError if the attention kernel that the recipe names is not installed."""
+    """Raise UserError if the attention kernel that the recipe names is not installed, or has no GPU that it runs on."""
+    check_kernel(config)
     if config.attn_implementation == "flash_attention_2" and not is_flash_attn_2_available():
         raise UserError(
-            "model.attn_implementation: flash_attention_2 needs a CUDA GPU and the package flash-attn; "
-            "use --set model.attn_implementation=sdpa"
+            "model.attn_implementation: flash_attention_2 does not run here: it needs a CUDA GPU and a flash-attn that "
+            "goes with this torch; use --set model.attn_implementation=sdpa"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -119,7 +119,9 @@ def _train_ppo(
     if not resume:
         move_aside(folder)
     log = _Log(config, folder, resume, quiet=not processes.is_main)
-    parts = make_parts(backbone, config, prompts, eval_prompts, functions, log, folder, recipe.seed)
+    parts = make_parts(
+        backbone, config, prompts, eval_prompts, functions, log, folder, recipe.seed, log.display.show_phase
+    )
     if processes.is_main:
         run.write_recipe(recipe, "ppo")
         if not resume:
@@ -300,6 +302,7 @@ def make_parts(
     log: Log,
     folder: Path,
     seed: int,
+    show: Callable[[str], None] = lambda phase: None,
 ) -> LoopParts:
     """The parts of the loop, put together."""
     sampler = ResponseSampler(backbone, config.response_length, config.temperature)
@@ -313,6 +316,7 @@ def make_parts(
         held_out=HeldOut(eval_prompts, sampler, passes, reward, config, folder, seed) if eval_prompts else None,
         update_budget=TokenBudget("update", config.token_budget),
         log=log,
+        show=show,
         folder=folder,
         seed=seed,
     )

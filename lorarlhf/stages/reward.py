@@ -61,9 +61,10 @@ def _train_reward(recipe: Recipe, run: Run, resume: bool, backbone: SharedBackbo
     check_room(folder, backbone, ["reward"], config, resume)
     trainer = RewardModelTrainer(backbone, config, train.dataset, folder, recipe.seed)
     display, trackers = begin_training(trainer, recipe, run, "reward", resume, objective.columns)
-    with trackers:
-        with display, backbone.role("reward"):
+    with display, trackers:
+        with backbone.role("reward"):
             result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        display.show_phase("evaluation")
         held_out = held_out_metrics(backbone, objective, test.dataset)
         trackers.log({"step": result.global_step, **held_out})
     summary = {

@@ -60,6 +60,7 @@ def _train_sft(recipe: Recipe, run: Run, resume: bool, backbone: SharedBackbone 
     display, trackers = begin_training(trainer, recipe, run, "sft", resume)
     with display, trackers, backbone.role("policy"):
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        display.show_phase("evaluation")
         held_out = _held_out(trainer.evaluate()) if len(test.dataset) else {}
     summary = {**held_out, **training_summary(train, test, result.global_step, start)}
     save_results(run, "sft", backbone, "policy", summary)

@@ -28,6 +28,7 @@ class DisplayCallback(TrainerCallback):
         # A checkpoint's state knows the rows that had been logged; later ones come again.
         logged = [{"step": row["step"], **row} for row in state.log_history if CLOSING not in row]
         self.display.begin(state.max_steps, state.global_step, logged)
+        self.display.show_phase("first step")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.display.advance_to(state.global_step)

@@ -34,6 +34,15 @@ def test_quantisation_is_the_one_asked_for(load_tiny, quantization, kind):
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
 
 
+def test_a_model_that_takes_long_to_load_is_not_loaded_in_silence(load_tiny, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, logger="lorarlhf")
+    load_tiny("llama")
+    assert "loading" not in caplog.text, "a small model is here at once"
+    monkeypatch.setattr(load, "SMALL", 0)
+    load_tiny("llama", quantization="none")
+    assert f"llama: loading, none in float32 on {load.accelerator() or 'cpu'}\n" in caplog.text
+
+
 @pytest.mark.parametrize("double_quant", [True, False])
 def test_nf4_options(load_tiny, double_quant):
     module = load_tiny("llama", double_quant=double_quant).causal_lm.model.layers[0].mlp.up_proj

@@ -48,7 +48,7 @@ def test_a_dry_run_says_what_would_be_done(command, tmp_path):
     assert "  kl_coef: 0.25\n" in out
     assert "would load   my/model (nf4), once" in out
     assert "would start  from the bare base model" in out
-    assert "would score  with my/reward, 0 functions" in out
+    assert "would score  with my/reward\n" in out
     assert "would train  ppo on my.jsonl" in out
     assert "would write  here/ppo" in out
     assert "would update policy and critic (PPO)" in out
@@ -58,6 +58,36 @@ def test_a_dry_run_says_what_would_be_done(command, tmp_path):
 def test_a_dry_run_says_what_is_misspelt(command):
     code, _, err = command("ppo", "--recipe", "demo", "--dataset", "my.jsonl", "--dry-run")
     assert (code, err) == (2, "Error: my.jsonl: no such file; check the path\n")
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "said"),
+    [
+        ("reward", ["data.preferences=mine.csv"], "mine.csv: row 1: columns not recognised as comparisons"),
+        ("sft", ["data.sft=mine.csv"], "mine.csv: row 1: columns not recognised as demonstrations"),
+        ("ppo", ['ppo.reward_functions=["missing_rule:f"]'], "cannot import 'missing_rule:f': No module named"),
+        ("ppo", ['ppo.reward_functions=["yaml:load"]'], "'yaml:load' is of the installed package yaml"),
+        ("ppo", ["model.attn_implementation=flash_attention_2"], "flash_attention_2 needs a CUDA GPU"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_stage_would(command, tmp_path, monkeypatch, stage, changes, said):
+    monkeypatch.setitem(sys.modules, "flash_attn", None)  # as if it were not installed
+    (tmp_path / "mine.csv").write_text("prompt\nHow much are the apples?\n")
+    sets = [part for change in changes for part in ("--set", change)]
+    code, _, err = command(stage, "--recipe", "demo", *sets, "--dry-run")
+    assert code == 2
+    assert said in err
+
+
+def test_a_dry_run_says_where_the_reward_is_to_come_from(command, tmp_path):
+    ppo = ("ppo", "--recipe", "demo", "--output-dir", "here", "--dry-run")
+    assert "would score  with here/reward, which is not there yet\n" in command(*ppo)[1]
+    assert "would score  with here/reward\n" in command("run", *ppo[1:])[1]
+    (tmp_path / "rule.py").touch()
+    rule = ("--set", 'ppo.reward_functions=[{"function": "rule:brief", "weight": 2}]')
+    assert "would score  with rule:brief\n" in command(*ppo, *rule)[1]
+    assert "would score  with my/reward, rule:brief\n" in command(*ppo, *rule, "--reward", "my/reward")[1]
+    assert "with nothing" in command(*ppo, "--set", "ppo.reward_model_weight=0")[1]
 
 
 def test_a_dry_run_knows_how_many_rows_are_wanted(command):

@@ -37,6 +37,10 @@ def test_the_whole_recipe_and_again(tmp_path, capsys, loads):
     out = capsys.readouterr().out
     assert headings(out) == ["1/5 reward model", "2/5 policy", "3/5 evaluate", "4/5 report", "5/5 export"]
     assert "GiB at most" in out.partition("1/5")[0]
+    said = ["reward 0/3  first step", "reward 3/3  evaluation"]
+    assert [line for line in out.splitlines() if line in said] == said
+    before = out.partition("3/5")[0]
+    assert [name for name in ("evaluation", "rollout", "score", "update") if f"ppo 0/2  {name}\n" not in before] == []
     assert len(loads) == 1
     evaluation = json.loads((run.stage("ppo") / "evaluation.json").read_text())
     assert evaluation["prompts"] == 8

@@ -27,6 +27,11 @@ class WeightedFunction(Section):
     weight: float = 1.0
     """What its numbers are multiplied by before they are added to the reward; negative ones are a penalty."""
 
+    @classmethod
+    def of(cls, entry: str | WeightedFunction) -> WeightedFunction:
+        """An entry of `ppo.reward_functions`, which may be a name alone."""
+        return cls(function=entry) if isinstance(entry, str) else entry
+
 
 class StopWhen(Section):
     """When ppo ends before its last iteration; a rule left out never does."""

@@ -1,7 +1,7 @@
 """What all sections are made of. Pure data: nothing in this folder imports torch or reads a file.
 
-The text under a key is its description: `lorarlhf recipes explain`, docs/recipe.md and recipes/schema.json take it from
-here. It says what the key does, in which unit, and when to change it.
+The text under a key is its description: `lorarlhf recipes explain`, docs/recipe*.md and recipes/schema.json take it
+from here. It says what the key does, in which unit, and when to change it.
 """
 
 from __future__ import annotations
