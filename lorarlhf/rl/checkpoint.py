@@ -16,12 +16,15 @@ from lorarlhf.manifest import drop_oldest, written_whole
 from lorarlhf.rl.held_out import SAMPLES
 from lorarlhf.rl.learner import Learner
 from lorarlhf.rl.state import TrainingState
+from lorarlhf.stopwatch import Stopwatch
 
 STATE_FILE = "state.json"
 OPTIMIZER_FILE = "optimizer.pt"
 
 
-def save_checkpoint(folder: Path, state: TrainingState, learner: Learner, keep: int | None) -> None:
+def save_checkpoint(
+    folder: Path, state: TrainingState, learner: Learner, keep: int | None, stopwatch: Stopwatch
+) -> None:
     """Write `folder/checkpoint-ITERATION`, whole or not at all, with the best adapter so far.
 
     All processes call this; the main one writes.
@@ -37,6 +40,7 @@ def save_checkpoint(folder: Path, state: TrainingState, learner: Learner, keep: 
             for role in learner.parameters:
                 learner.backbone.save_role(role, part / role)
             torch.save(learner.state_dict(), part / OPTIMIZER_FILE)
+            stopwatch.save(part)
             (part / STATE_FILE).write_text(json.dumps(state.to_json()), encoding="utf-8")
             if state.best is not None:
                 shutil.copytree(folder / "best", part / "best")

@@ -25,6 +25,7 @@ from lorarlhf.rl.state import TrainingState
 from lorarlhf.rl.statistics import Clock, iteration_row, rollout_statistics
 from lorarlhf.rl.update import update
 from lorarlhf.signals import stop_request
+from lorarlhf.stopwatch import Stopwatch
 
 
 class Log(Protocol):
@@ -45,6 +46,7 @@ class LoopParts:
         log: where the numbers go.
         show: told what is being done.
         folder: the stage's.
+        stopwatch: likewise; checkpoints keep it.
     """
 
     prompts: PromptStream
@@ -57,6 +59,7 @@ class LoopParts:
     show: Callable[[str], None]
     folder: Path
     seed: int
+    stopwatch: Stopwatch
 
 
 def train(parts: LoopParts, algorithm: Algorithm, config: PPOConfig, state: TrainingState, learner: Learner) -> None:
@@ -80,7 +83,7 @@ def train(parts: LoopParts, algorithm: Algorithm, config: PPOConfig, state: Trai
             if saving or over:
                 check_learnt(parts, learner)
             if saving:
-                save_checkpoint(parts.folder, state, learner, config.save_total_limit)
+                save_checkpoint(parts.folder, state, learner, config.save_total_limit, parts.stopwatch)
             if stopping:
                 number = request.signal or signal.SIGTERM  # another process has had it first
                 saved = f"{parts.folder.name}/checkpoint-{state.iteration}"

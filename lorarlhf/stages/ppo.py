@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -45,6 +44,7 @@ from lorarlhf.stages.inputs import check_inputs
 from lorarlhf.stages.loading import load_for_training
 from lorarlhf.stages.origins import check_origins, write_origins
 from lorarlhf.stages.roles import attach_roles, find_reward_adapter
+from lorarlhf.stopwatch import Stopwatch
 from lorarlhf.trackers import Trackers
 from lorarlhf.training.checkpoint import move_aside
 from lorarlhf.training.doubt import doubt_of
@@ -93,10 +93,10 @@ def _train_ppo(
     reward_functions: Sequence[RewardFunction],
     allow_other_base: bool,
 ) -> dict[str, Any]:
-    start = time.perf_counter()
     # What it starts from: refused here, before anything is loaded.
     functions = all_reward_functions(recipe, reward_functions)
     checkpoint, adapters = _beginning(recipe, run, resume, reward, functions, engine)
+    stopwatch = Stopwatch(checkpoint)
     rows = _prompt_rows(recipe, functions)
     has_sft = adapters["sft"] is not None
     if recipe.ppo.micro_batch_tokens == "auto":  # before the model takes its share of the memory that is free
@@ -120,7 +120,7 @@ def _train_ppo(
         move_aside(folder)
     log = _Log(config, folder, resume, quiet=not processes.is_main)
     parts = make_parts(
-        backbone, config, prompts, eval_prompts, functions, log, folder, recipe.seed, log.display.show_phase
+        backbone, config, prompts, eval_prompts, functions, log, folder, recipe.seed, stopwatch, log.display.show_phase
     )
     if processes.is_main:
         run.write_recipe(recipe, "ppo")
@@ -136,7 +136,7 @@ def _train_ppo(
         **_outcome(state, config),
         "reference": "sft" if has_sft else "base",
         **counted,
-        "seconds": time.perf_counter() - start,
+        "seconds": stopwatch.seconds,
         "peak_memory_gb": peak_memory_bytes() / 1e9,
     }
     save_results(run, "ppo", backbone, "policy", summary)
@@ -302,6 +302,7 @@ def make_parts(
     log: Log,
     folder: Path,
     seed: int,
+    stopwatch: Stopwatch | None = None,
     show: Callable[[str], None] = lambda phase: None,
 ) -> LoopParts:
     """The parts of the loop, put together."""
@@ -319,4 +320,5 @@ def make_parts(
         show=show,
         folder=folder,
         seed=seed,
+        stopwatch=stopwatch or Stopwatch(),
     )

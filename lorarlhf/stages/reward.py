@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from lorarlhf.run import Run
 from lorarlhf.stages.beginning import begin_training, check_room, checkpoint_to_go_on_from
 from lorarlhf.stages.inputs import check_inputs
 from lorarlhf.stages.loading import load_for_training
+from lorarlhf.stopwatch import Stopwatch
 from lorarlhf.training.doubt import doubt_of
 from lorarlhf.training.objectives import OBJECTIVES, Objective
 from lorarlhf.training.results import NOTHING_HELD_OUT, save_results, training_summary
@@ -46,11 +46,11 @@ def train_reward(
 
 
 def _train_reward(recipe: Recipe, run: Run, resume: bool, backbone: SharedBackbone | None) -> dict[str, Any]:
-    start = time.perf_counter()
     config, objective = recipe.reward, OBJECTIVES[recipe.reward.objective]
     check_inputs("reward", recipe, run.path)
     folder = run.stage("reward")
     checkpoint = checkpoint_to_go_on_from(recipe, run, "reward", resume)
+    stopwatch = Stopwatch(checkpoint)
     backbone = backbone or load_for_training("reward", recipe)
     train, test = (objective.examples(recipe.data, backbone.tokenizer, split) for split in SPLITS)
     if config.use_margin and "margin" not in train.dataset.column_names:
@@ -63,7 +63,7 @@ def _train_reward(recipe: Recipe, run: Run, resume: bool, backbone: SharedBackbo
     display, trackers = begin_training(trainer, recipe, run, "reward", resume, objective.columns)
     with display, trackers:
         with backbone.role("reward"):
-            result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            result = trainer.train(str(checkpoint) if checkpoint else None, stopwatch)
         display.show_phase("evaluation")
         held_out = held_out_metrics(backbone, objective, test.dataset)
         trackers.log({"step": result.global_step, **held_out})
@@ -71,7 +71,7 @@ def _train_reward(recipe: Recipe, run: Run, resume: bool, backbone: SharedBackbo
         "objective": config.objective,
         **held_out,
         **(objective.baselines(lambda: train.dataset, test.dataset) if len(test.dataset) else {}),
-        **training_summary(train, test, result.global_step, start),
+        **training_summary(train, test, result.global_step, stopwatch),
     }
     save_results(run, "reward", backbone, "reward", summary)
     if doubt := doubt_of(summary):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from lorarlhf.run import Run
 from lorarlhf.stages.beginning import begin_training, check_room, checkpoint_to_go_on_from
 from lorarlhf.stages.inputs import check_inputs
 from lorarlhf.stages.loading import load_for_training
+from lorarlhf.stopwatch import Stopwatch
 from lorarlhf.training.arguments import has_router_loss
 from lorarlhf.training.results import NOTHING_HELD_OUT, save_results, training_summary
 from lorarlhf.training.sft import PolicySFTTrainer
@@ -42,7 +42,6 @@ def train_sft(
 
 
 def _train_sft(recipe: Recipe, run: Run, resume: bool, backbone: SharedBackbone | None) -> dict[str, Any]:
-    start = time.perf_counter()
     if recipe.model.quantize_head and has_router_loss(load_model_config(recipe.model)):
         raise UserError(
             "model.quantize_head: of a mixture of experts, TRL's SFT trainer multiplies with the output layer itself, "
@@ -51,6 +50,7 @@ def _train_sft(recipe: Recipe, run: Run, resume: bool, backbone: SharedBackbone 
     check_inputs("sft", recipe, run.path)
     folder = run.stage("sft")
     checkpoint = checkpoint_to_go_on_from(recipe, run, "sft", resume)
+    stopwatch = Stopwatch(checkpoint)
     backbone = backbone or load_for_training("sft", recipe)
     train, test = (sft_examples(recipe.data, backbone.tokenizer, split) for split in SPLITS)
     torch.manual_seed(recipe.seed)
@@ -59,10 +59,10 @@ def _train_sft(recipe: Recipe, run: Run, resume: bool, backbone: SharedBackbone 
     trainer = PolicySFTTrainer(backbone, recipe.sft, train.dataset, test.dataset, folder, recipe.seed)
     display, trackers = begin_training(trainer, recipe, run, "sft", resume)
     with display, trackers, backbone.role("policy"):
-        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        result = trainer.train(str(checkpoint) if checkpoint else None, stopwatch)
         display.show_phase("evaluation")
         held_out = _held_out(trainer.evaluate()) if len(test.dataset) else {}
-    summary = {**held_out, **training_summary(train, test, result.global_step, start)}
+    summary = {**held_out, **training_summary(train, test, result.global_step, stopwatch)}
     save_results(run, "sft", backbone, "policy", summary)
     return summary
 

@@ -23,6 +23,7 @@ from lorarlhf.errors import Stopped, UserError
 from lorarlhf.json_file import read_object
 from lorarlhf.manifest import drop_oldest, written_whole
 from lorarlhf.signals import StopRequest, stop_request
+from lorarlhf.stopwatch import Stopwatch
 
 TRAINING_REMEDY = (
     "lower per_device_train_batch_size (a resumed run then accumulates more, so that a step stays the same), set "
@@ -41,17 +42,23 @@ class WholeCheckpoints(Trainer):
     """
 
     backbone: SharedBackbone
+    _stopwatch: Stopwatch
     _step_batches: list[tuple[torch.Tensor, torch.Tensor]]  # token ids of the batches of this step, and their losses
 
-    def train(self, resume_from_checkpoint: str | None = None) -> TrainOutput:  # type: ignore[override]
+    def train(  # type: ignore[override]
+        self, resume_from_checkpoint: str | None = None, stopwatch: Stopwatch | None = None
+    ) -> TrainOutput:
         """Train to the end, from a checkpoint or from the start; takes no step where the checkpoint is of the end.
+
+        Args:
+            stopwatch: of the stage, which checkpoints keep; None for one that starts here.
 
         Raises:
             UserError: out of memory, or NaN or infinity came up. A step is not tried again with less: gradients of its
                 earlier batches, or some of the weights, have changed by then.
             Stopped: by a signal, between two steps; the checkpoint is written.
         """
-        self._step_batches = []
+        self._step_batches, self._stopwatch = [], stopwatch or Stopwatch()
         with no_second_attempt("training", TRAINING_REMEDY), stop_request() as request:
             guard = _Guard(self, request)
             self.add_callback(guard)
@@ -117,6 +124,7 @@ class WholeCheckpoints(Trainer):
                 self._save_optimizer_and_scheduler(str(part))
                 if self.args.world_size == 1:  # several draw nothing at random: dropout is off, the order is seeded
                     self._save_rng_state(str(part))
+                self._stopwatch.save(part)
                 (part / NOT_YET_LOGGED).write_text(json.dumps(unlogged), encoding="utf-8")
                 self.state.save_to_json(str(part / TRAINER_STATE_NAME))
             drop_oldest(folder, self.args.save_total_limit)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from accelerate import PartialState
@@ -13,12 +12,13 @@ from lorarlhf.data.tokenize import Tokenized
 from lorarlhf.memory import peak_memory_bytes
 from lorarlhf.recipe.sections import Role, Stage
 from lorarlhf.run import Run
+from lorarlhf.stopwatch import Stopwatch
 
 NOTHING_HELD_OUT = "no held-out examples"
 
 
-def training_summary(train: Tokenized, test: Tokenized, steps: int, start: float) -> dict[str, Any]:
-    """How much a stage has seen, of how many rows, and what that took since `start` of `time.perf_counter`."""
+def training_summary(train: Tokenized, test: Tokenized, steps: int, stopwatch: Stopwatch) -> dict[str, Any]:
+    """How much a stage has seen, of how many rows, and what that took."""
     return {
         "train_examples": len(train.dataset),
         "train_rows": train.rows,
@@ -26,7 +26,7 @@ def training_summary(train: Tokenized, test: Tokenized, steps: int, start: float
         "eval_rows": test.rows,
         "dropped_too_long": train.dropped + test.dropped,
         "steps": steps,
-        "seconds": time.perf_counter() - start,
+        "seconds": stopwatch.seconds,
         "peak_memory_gb": peak_memory_bytes() / 1e9,
     }
 

@@ -11,9 +11,11 @@ from lorarlhf.run import Run
 from lorarlhf.stages import outputs, pipeline, ppo, reward, sft
 from lorarlhf.stages.beginning import checkpoint_to_go_on_from
 from lorarlhf.stages.ppo import train_ppo
+from lorarlhf.stages.reward import train_reward
 from lorarlhf.stages.roles import find_reward_adapter
 from lorarlhf.stages.settings import other_settings
 from lorarlhf.stages.sft import train_sft
+from lorarlhf.stopwatch import Stopwatch
 
 
 @pytest.fixture
@@ -151,3 +153,22 @@ def test_every_stage_is_one_writers(tmp_path, monkeypatch):
     for begin in (sft.train_sft, reward.train_reward, ppo.train_ppo, pipeline.run_recipe):
         with pytest.raises(UserError, match="process 1 on elsewhere writes there"):
             begin(recipe, run)
+
+
+@pytest.mark.parametrize(
+    ("train", "sets"),
+    [
+        (train_sft, ["sft.save_steps=2", "sft.max_steps=3"]),
+        (train_reward, ["reward.save_steps=2", "reward.max_steps=3"]),
+        (train_ppo, ["ppo.save_every=1", "ppo.iterations=2", "ppo.eval_every=0"]),
+    ],
+    ids=["sft", "reward", "ppo"],
+)
+def test_seconds_are_those_of_all_starts(train, sets, tmp_path, monkeypatch):
+    run = Run(tmp_path / "run")
+    if train is train_ppo:
+        train_reward(small_recipe(tmp_path, "reward.max_steps=1"), run)
+    with monkeypatch.context() as patch:
+        patch.setattr(Stopwatch, "seconds", 1000.0)
+        train(small_recipe(tmp_path, *sets), run)
+    assert 1000 < train(small_recipe(tmp_path, *sets), run, resume=True)["seconds"] < 1500
