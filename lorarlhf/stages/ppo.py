@@ -166,7 +166,7 @@ def _beginning(
         check_origins(run.stage("ppo"), adapters)
     if reward_folder is not None and reward_folder == run.stage("reward"):
         with telling_of(reward_folder / SUMMARY):
-            doubt = doubt_of(run.read_summary("reward"), again=True)
+            doubt = doubt_of(run.read_summary("reward"))
         if doubt:
             logger.warning(doubt)
     return checkpoint, adapters

@@ -36,8 +36,8 @@ def find_reward_adapter(weight: float, has_functions: bool, run: Run, reward: st
         if has_functions:
             return None
         raise UserError(
-            f"{run.stage('reward')}: no reward adapter there; run `lorarlhf reward --recipe NAME --output-dir "
-            f"{run.path}` first, or give one with --reward"
+            f"{run.stage('reward')}: no reward adapter there; run `lorarlhf reward` with this recipe and --output-dir "
+            f"{run.path} first, or give one with --reward"
         )
     folder = Path(reward).expanduser()
     if not folder.is_dir():

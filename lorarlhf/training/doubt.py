@@ -8,12 +8,11 @@ from typing import Any
 from lorarlhf.intervals import Estimate
 
 
-def doubt_of(summary: Mapping[str, Any], again: bool = False) -> str | None:
+def doubt_of(summary: Mapping[str, Any]) -> str | None:
     """Of a reward model that is not shown to beat the better baseline: so, in one line. None of one that is.
 
     Args:
         summary: what an objective's `held_out` and `baselines` measured, if they did.
-        again: it has been said in full, when the reward model was trained.
     """
     if "bag_of_words_accuracy" not in summary or "eval_accuracy_interval" not in summary:
         return None
@@ -23,11 +22,6 @@ def doubt_of(summary: Mapping[str, Any], again: bool = False) -> str | None:
     if accuracy.low > summary[rivals[name]]:
         return None
     beaten = "does not beat" if accuracy.value <= summary[rivals[name]] else "is not shown to beat"
-    if again:
-        return (
-            f"the reward model {beaten} {name}, as was said when it was trained: {accuracy.value:.1%} against "
-            f"{summary[rivals[name]]:.1%}"
-        )
     return (
         f"the reward model {beaten} {name} on held-out comparisons: {accuracy.value:.1%} "
         f"(95%: {accuracy.low:.1%} to {accuracy.high:.1%}) against {summary[rivals[name]]:.1%}"

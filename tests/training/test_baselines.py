@@ -72,12 +72,9 @@ def test_a_reward_model_that_learnt_nothing_is_called_that(interval, words, long
     }
     line = doubt_of(summary)
     if said is None:
-        assert line is doubt_of(summary, again=True) is None
+        assert line is None
     else:
         assert line.startswith(f"the reward model {said} on held-out comparisons: 73.0% (95%: 70.0% to 76.0%) against ")
-        assert doubt_of(summary, again=True).startswith(
-            f"the reward model {said}, as was said when it was trained: 73.0% "
-        )
 
 
 def test_nothing_is_said_where_nothing_was_measured():
