@@ -20,7 +20,7 @@ ORDER = (
     {"backbone"},
     {"data"},
     {"run", "display", "loopback", "trackers"},
-    {"manifest", "lock"},
+    {"manifest", "lock", "stopwatch"},
     {"recipe"},
     {"json_file", "downloads"},
     {"errors", "files", "memory", "intervals", "signals", "version"},

@@ -46,7 +46,7 @@ def plan(
     fits = [show_fit(resolved, model_config, stage, gpu_memory) for stage in trained_by(resolved) or STAGES]
     if not all(fit.fits for fit in fits):
         wrong = ", ".join(fit.plan.stage for fit in fits if not fit.fits)
-        raise UserError(f"{recipe} does not fit in {fits[0].capacity / GIB:.1f} GiB: {wrong}")
+        raise UserError(f"{recipe} does not fit in {_readable(fits[0].capacity)}: {wrong}")
 
 
 def show_fit(
@@ -91,9 +91,14 @@ def _table(fit: Fit) -> Table:
     return table
 
 
+def _readable(size: int) -> str:
+    """GiB in as many digits as tell small plans apart."""
+    return f"{size / GIB:.{1 if size >= GIB else 2}f} GiB"
+
+
 def _verdict(fit: Fit, recipe: Recipe) -> list[str]:
-    plan, room = fit.plan, f"{fit.capacity / GIB:.1f} GiB"
-    lines = [f"{plan.stage}: {plan.peak.total / GIB:.1f} GiB, {'fits' if fit.fits else 'does not fit'} in {room}"]
+    plan, room = fit.plan, _readable(fit.capacity)
+    lines = [f"{plan.stage}: {_readable(plan.peak.total)}, {'fits' if fit.fits else 'does not fit'} in {room}"]
     if plan.token_budget is not None:
         # A whole batch is the most that is planned; a larger budget that fits is no different from it.
         largest = max(fit.largest_budget or 0, plan.token_budget) if fit.fits else fit.largest_budget
@@ -105,6 +110,6 @@ def _verdict(fit: Fit, recipe: Recipe) -> list[str]:
         for change in fit.changes:
             does = ", which fits" if change.peak <= fit.capacity else ""
             value = str(change.value).lower() if isinstance(change.value, bool) else change.value
-            lines.append(f"  --set {change.key}={value}: {change.peak / GIB:.1f} GiB{does}")
+            lines.append(f"  --set {change.key}={value}: {_readable(change.peak)}{does}")
         lines.append("  or a smaller model: --model")
     return lines

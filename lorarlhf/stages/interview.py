@@ -119,7 +119,7 @@ def suggested_model(card: Card) -> str:
         if (
             planned
             and planned.free * GIB <= card.capacity
-            and planned.peaks.get("reward", math.inf) < planned.free * 0.7
+            and planned.peaks.get("reward", math.inf) < planned.free * 0.65
         ):
             recipe = load_recipe(info.name)
             if recipe.export.license in OPEN_LICENCES:

@@ -70,6 +70,7 @@ def test_a_dry_run_of_a_resumption_refuses_other_settings_as_the_stage_does(comm
         write_file(place / "recipe.yaml", dump_recipe(recipe))
     with written_whole(folder / "ppo" / "checkpoint-3") as part:
         (part / "state.json").write_text("{}")
+    (tmp_path / "theirs.py").write_text("def score(prompts, responses):\n    return [0.0] * len(responses)\n")
     call = ("ppo", "--output-dir", "runs/demo", "--dry-run", "--resume", "--trust")
     code, _, err = command(*call, "--set", "ppo.kl_coef=0.7")
     assert code == 2
