@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
+from lorarlhf.backbone.budget import tokens_a_pass
 from lorarlhf.backbone.load import load_model_config
 from lorarlhf.errors import UserError
 from lorarlhf.memory import available_memory_bytes
-from lorarlhf.planner.plan import CPU_BUDGET, CannotPlanError, Planner, StagePlan, Target
+from lorarlhf.planner.plan import CannotPlanError, Planner, StagePlan, Target
 from lorarlhf.recipe.sections import Recipe, Stage
 from lorarlhf.recipe.stages import STAGES
 
@@ -151,9 +152,9 @@ def check_memory(stage: Stage, recipe: Recipe, reference: bool = True) -> None:
 
 
 def auto_token_budget(recipe: Recipe, reference: bool = True) -> int:
-    """What `ppo.micro_batch_tokens: auto` comes to: on a GPU what fits nine tenths of the free memory, else 4096."""
+    """What `ppo.micro_batch_tokens: auto` comes to: `tokens_a_pass` on a CPU, on a GPU what fits 0.9 of the free memory."""
     if this_target() == "cpu":
-        return CPU_BUDGET
+        return tokens_a_pass(torch.device("cpu"))
     planner = Planner(recipe, load_model_config(recipe.model), "cuda", reference)
     return _most_with_room(planner, available_memory_bytes())
 
@@ -169,7 +170,7 @@ def _plan(planner: Planner, stage: Stage, capacity: int) -> StagePlan:
         return planner.supervised(stage)
     budget = planner.recipe.ppo.micro_batch_tokens
     if budget == "auto":
-        budget = CPU_BUDGET
+        budget = tokens_a_pass(torch.device("cpu"))
         if planner.target == "cuda":
             budget = _most_with_room(planner, capacity)
     return planner.rollout_that_fits(capacity, budget) if planner.target == "cuda" else planner.ppo(budget)

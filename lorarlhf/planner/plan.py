@@ -34,7 +34,6 @@ LIBRARIES = 720_000_000
 # A CPU's heap keeps holes between what is freed and what is allocated next: measured, of what comes and goes. Scores
 # over a vocabulary leave none: glibc maps blocks of more than 32 MiB by themselves and gives them back whole.
 HEAP_HOLES = 0.45
-CPU_BUDGET = 4096  # tokens a micro-batch where `ppo.micro_batch_tokens` is auto: larger ones are no faster on a CPU
 LAYERS_RUN = (2, 4)  # of the shadows: two points give the line that every further layer goes on along
 SHADOW_ROLES: tuple[Role, ...] = ("policy", "reward", "critic")  # the reference is of the policy's shape
 

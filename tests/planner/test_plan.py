@@ -256,7 +256,7 @@ def test_a_model_that_cannot_be_planned_is_still_trained(tiny, monkeypatch, capl
 
 def test_an_automatic_budget_is_a_number_before_the_trainer_sees_it(tiny, monkeypatch):
     automatic = tiny.model_copy(update={"ppo": PPOConfig(micro_batch_tokens="auto")})
-    assert auto_token_budget(automatic) == 4096
+    assert auto_token_budget(automatic) == 512
     with pytest.raises(AssertionError):
         _ = automatic.ppo.token_budget
     monkeypatch.setattr(fitting, "this_target", lambda: "cuda")

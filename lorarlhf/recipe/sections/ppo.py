@@ -102,7 +102,7 @@ class PPOConfig(TrainingConfig):
 
     micro_batch_tokens: PositiveInt | Literal["auto"] = 4096
     """Tokens computed at a time in scoring and update: changes memory and speed alone. `auto` takes what fits nine
-    tenths of the free memory of a GPU (4096 on a CPU)."""
+    tenths of the free memory of a GPU (512 on a CPU)."""
 
     cliprange: PositiveFloat = 0.2
     """How far the ratio of new to old probability of a token may go from 1 before it stops to count."""
