@@ -152,7 +152,7 @@ def check_memory(stage: Stage, recipe: Recipe, reference: bool = True) -> None:
 
 
 def auto_token_budget(recipe: Recipe, reference: bool = True) -> int:
-    """What `ppo.micro_batch_tokens: auto` comes to: `tokens_a_pass` on a CPU, on a GPU what fits 0.9 of the free memory."""
+    """What `ppo.micro_batch_tokens: auto` is: `tokens_a_pass` on a CPU, on a GPU what fits 0.9 of the free memory."""
     if this_target() == "cpu":
         return tokens_a_pass(torch.device("cpu"))
     planner = Planner(recipe, load_model_config(recipe.model), "cuda", reference)
