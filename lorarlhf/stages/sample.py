@@ -53,7 +53,10 @@ def of_run(run: Run, adapters: Sequence[str] | None = None, checkpoint: str | in
     stage = next((stage for stage in POLICY_STAGES if run.has_adapter(stage)), None)
     recipe = run.read_recipe(stage=stage, runs_functions=False)
     if stage is None and checkpoint != BEST:
-        raise UserError(f"--checkpoint {checkpoint}: no policy of {run.path} has finished; run `lorarlhf ppo` first")
+        raise UserError(
+            f"--checkpoint {checkpoint}: no policy of {run.path} has finished; run `lorarlhf ppo --output-dir "
+            f"{run.path}` first"
+        )
     latest = str(run.adapter(stage, checkpoint)) if stage else BASE
     reward = run.stage("reward") if run.has_adapter("reward") else None
     return Respondent(recipe.model, adapters or [latest], recipe, reward)
