@@ -54,7 +54,11 @@ def test_a_reward_adapter_from_elsewhere(run, tmp_path):
 @pytest.mark.parametrize(
     ("weight", "reward", "message"),
     [
-        (1.0, None, "{tmp}/none/reward: no reward adapter there; run `lorarlhf reward --recipe NAME --output-dir "),
+        (
+            1.0,
+            None,
+            "{tmp}/none/reward: no reward adapter there; run `lorarlhf reward` with this recipe and --output-dir ",
+        ),
         (0.0, None, "ppo.reward_model_weight is 0 and ppo.reward_functions is empty"),
         (1.0, "{tmp}", "--reward {tmp}: no adapter_config.json there"),
         (1.0, "{tmp}/missing/folder", "--reward {tmp}/missing/folder: neither a folder nor a Hub id"),
