@@ -43,9 +43,7 @@ FAULTS = {
     "empty data": (["sft", "--recipe", "demo", "--dataset", "empty.jsonl"], [r"empty\.jsonl: .*empty"]),
     "no reward adapter": (
         ["ppo", "--recipe", "demo", "--output-dir", "runs/new"],
-        [
-            "runs/new/reward: no reward adapter there; run `lorarlhf reward` with this recipe and --output-dir runs/new first"
-        ],
+        ["runs/new/reward: no reward adapter there; run `lorarlhf reward` with this recipe and --output-dir runs/new"],
     ),
     "no such reward adapter": (
         ["ppo", "--recipe", "demo", "--reward", "empty"],
