@@ -41,7 +41,7 @@ class Fault(BaseException):
 
 class Writing:
     """Counts what changes a folder, and fails there: before a file is opened, renamed or removed, and in a flush, where
-    the file is torn first."""
+    what has been added to the file is torn first."""
 
     events = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "os.symlink", "os.link")
 
@@ -49,6 +49,7 @@ class Writing:
         self.folder = str(folder)
         self.at = at
         self.count = 0
+        self.flushed: dict[str, int] = {}  # bytes of each file that the disk has
 
     def take(self, path: object) -> bool:
         """Whether to fail now."""
@@ -75,10 +76,11 @@ def faults(folder: Path, at: int | None) -> Iterator[Writing]:
     def fsync(handle: int, real=os.fsync) -> None:
         path = os.readlink(f"/proc/self/fd/{handle}")
         if writing.take(path):
-            if stat.S_ISREG(os.fstat(handle).st_mode):
-                os.ftruncate(handle, os.fstat(handle).st_size // 2)
+            if stat.S_ISREG(os.fstat(handle).st_mode):  # torn within what no earlier flush has brought to the disk
+                os.ftruncate(handle, (writing.flushed.get(path, 0) + os.fstat(handle).st_size) // 2)
             raise Fault(f"flush of {path}")
         real(handle)
+        writing.flushed[path] = os.fstat(handle).st_size
 
     with mock.patch.object(os, "fsync", fsync):
         heard.append(writing)
