@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -63,21 +62,6 @@ def check_model(backbone: SharedBackbone) -> None:
     if reason:
         backbone.packs_prompts = False
         logger.info("%s computes the prompt of each response anew (%s)", _family(backbone), reason)
-
-
-@torch.no_grad()
-def check_adapter(backbone: SharedBackbone, role: str, folder: Path) -> None:
-    """Raise UserError if a role computes NaN or infinity from a few tokens.
-
-    Weights that are each finite can be far too large together, or be multiplied by an alpha that is.
-    """
-    hidden = backbone.hidden_states(role, _sequences(backbone))[:, :5]  # beyond lies padding
-    computed = [hidden, *([backbone.head(role)(hidden)] if role in backbone.adapters.heads else [])]
-    if not all(numbers.isfinite().all() for numbers in computed):
-        raise UserError(
-            f"{folder}: the adapter computes NaN or infinity from a few tokens: its weights or its lora_alpha are far "
-            "too large; take another or train anew"
-        )
 
 
 @torch.no_grad()

@@ -19,7 +19,6 @@ from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokeniz
 from lorarlhf.backbone.adapters import BASE, Adapters, ScalarHead
 from lorarlhf.backbone.base import BaseModel
 from lorarlhf.backbone.batch import TokenBatch
-from lorarlhf.backbone.checks import check_adapter
 from lorarlhf.backbone.logprobs import Predictions, chunked_logprobs, rows_a_chunk
 from lorarlhf.backbone.packing import WINDOWS, Packing, unpacked
 from lorarlhf.backbone.trunk import (
@@ -32,6 +31,7 @@ from lorarlhf.backbone.trunk import (
     without,
 )
 from lorarlhf.data.tokenizer import end_of_turn
+from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import LoraShape
 
 
@@ -170,7 +170,19 @@ class SharedBackbone(nn.Module):
                 or computes NaN or infinity.
         """
         self.adapters.load(role, folder, with_head, allow_other_base)
-        check_adapter(self, role, folder)
+        self._check_finite(role, folder)
+
+    @torch.no_grad()
+    def _check_finite(self, role: str, folder: Path) -> None:
+        """Weights that are each finite can be far too large together, or be multiplied by an alpha that is."""
+        tokens = TokenBatch.from_lists([[self.end_id, *range(3)]], [[self.end_id]]).to(self.device)
+        hidden = self.hidden_states(role, tokens)
+        computed = [hidden, *([self.head(role)(hidden)] if role in self.adapters.heads else [])]
+        if not all(numbers.isfinite().all() for numbers in computed):
+            raise UserError(
+                f"{folder}: the adapter computes NaN or infinity from a few tokens: its weights or its lora_alpha are "
+                "far too large; take another or train anew"
+            )
 
     def first_layer(self, role: str) -> int:
         """Index of the lowest layer that the role's adapter changes; the number of layers if it changes none.
