@@ -14,6 +14,11 @@ from typing import Any
 
 import psutil
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 from lorarlhf.errors import UserError
 from lorarlhf.json_file import read_object
 from lorarlhf.recipe.shipped import exists
@@ -39,8 +44,8 @@ def one_writer(folder: Path) -> Iterator[None]:
         yield
         return
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    _take(lock, me)
+    with _one_at_a_time(folder):
+        _take(lock, me)
     try:
         yield
     finally:
@@ -60,8 +65,27 @@ def check_writable(folder: Path) -> Path:
     return place
 
 
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Of several processes that find the same stale lock, the second sees that of the first, and does not remove it.
+
+    Not the lock itself: the system's own ends with the process and says nothing of who holds it, or since when.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _take(lock: Path, me: dict[str, Any]) -> None:
     for _ in range(2):
+        lock.parent.mkdir(parents=True, exist_ok=True)  # who held it until now may have taken it along
         try:
             with lock.open("x", encoding="utf-8") as file:
                 file.write(json.dumps(me) + "\n")

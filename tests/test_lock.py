@@ -1,6 +1,7 @@
 """One run, one writer."""
 
 import json
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import time
 import psutil
 import pytest
 
+from lorarlhf import lock
 from lorarlhf.errors import UserError
 from lorarlhf.lock import LOCK, one_writer
 
@@ -80,6 +82,33 @@ def test_a_stale_lock_is_taken_over(tmp_path, content):
     (tmp_path / LOCK).write_text(content.replace("HERE", socket.gethostname()))
     with one_writer(tmp_path):
         assert json.loads((tmp_path / LOCK).read_text())["process"] == os.getpid()
+
+
+def _enter(folder, entered, ready):
+    ready.wait()
+    try:
+        with one_writer(folder):
+            entered.put(True)
+            time.sleep(1)
+    except UserError:
+        entered.put(False)
+
+
+def test_of_several_that_find_a_stale_lock_at_once_one_takes_it_over(tmp_path, monkeypatch):
+    def check_slowly(path, check=lock._check_stale):
+        check(path)
+        time.sleep(0.1)  # the others have judged it by now, too
+
+    monkeypatch.setattr(lock, "_check_stale", check_slowly)
+    held(tmp_path, 999999999)
+    forks = multiprocessing.get_context("fork")
+    entered, ready = forks.SimpleQueue(), forks.Barrier(4)
+    processes = [forks.Process(target=_enter, args=(tmp_path, entered, ready)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    assert sorted(entered.get() for _ in processes) == [False, False, False, True]
+    for process in processes:
+        process.join()
 
 
 def test_of_another_machine_nothing_is_known_and_it_is_left(tmp_path):
