@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import bitsandbytes as bnb
 import torch
@@ -68,18 +69,7 @@ def load_backbone(config: ModelConfig, data: DataConfig = PLAIN_DATA) -> SharedB
     announce_weights(config, model_config)
     if not _is_small(config):
         logger.info("%s: loading, %s in %s on %s", config.name, config.quantization, str(dtype)[6:], device.type)
-    with _plain_errors(config):
-        causal_lm = AutoModelForCausalLM.from_pretrained(
-            resolve_path(config.name),
-            config=model_config,
-            revision=config.revision,
-            dtype=dtype,
-            quantization_config=quantization_config(config, dtype),
-            attn_implementation=attention(config, dtype),
-            trust_remote_code=config.trust_remote_code,
-            use_safetensors=True,
-            device_map={"": device},
-        )
+    causal_lm = _load_weights(config, model_config, dtype, device)
     used = causal_lm.config._attn_implementation
     if config.attn_implementation not in ("auto", used):
         logger.warning("this model has no %s attention: %s is used", config.attn_implementation, used)
@@ -93,6 +83,45 @@ def load_backbone(config: ModelConfig, data: DataConfig = PLAIN_DATA) -> SharedB
     backbone = SharedBackbone(causal_lm, tokenizer, dtype, base)
     check_model(backbone)
     return backbone
+
+
+def _load_weights(
+    config: ModelConfig, model_config: PreTrainedConfig, dtype: torch.dtype, device: torch.device
+) -> PreTrainedModel:
+    with _plain_errors(config):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(  # a pair, which its types do not know
+            resolve_path(config.name),
+            config=model_config,
+            revision=config.revision,
+            dtype=dtype,
+            quantization_config=quantization_config(config, dtype),
+            attn_implementation=attention(config, dtype),
+            trust_remote_code=config.trust_remote_code,
+            use_safetensors=True,
+            device_map={"": device},
+            output_loading_info=True,
+        )
+    causal_lm: PreTrainedModel = loaded[0]
+    report: dict[str, set[str]] = loaded[1]
+    # Transformers would draw what is missing at random, and takes quantised weights of any shape.
+    faults = sorted(report["missing_keys"]) or [
+        f"{name}.weight" for name, module in causal_lm.named_modules() if not _has_its_shape(module)
+    ]
+    if faults:
+        raise UserError(
+            f"model.name: '{config.name}': {len(faults)} of the weights that its config.json asks for are not in its "
+            f"files, or in another shape: {faults[0]}{', ...' if len(faults) > 1 else ''}; get the model again"
+        )
+    return causal_lm
+
+
+def _has_its_shape(module: nn.Module) -> bool:
+    """False for a linear layer whose quantised weight is of other sizes than its model's config says."""
+    if not isinstance(module, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt):
+        return True
+    state = getattr(module.weight, "quant_state", None)  # of four bits, which are packed
+    shape = module.weight.shape if state is None else state.shape
+    return tuple(shape) == (module.out_features, module.in_features)
 
 
 def load_model_config(config: ModelConfig) -> PreTrainedConfig:
@@ -260,3 +289,10 @@ def _plain_errors(config: ModelConfig) -> Iterator[None]:
         else:
             hint = "give a Hub id you have access to, or a local folder"
         raise UserError(f"model.name: cannot load '{config.name}': {reason}; {hint}") from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):  # out of memory is one, too
+            raise
+        raise UserError(
+            f"model.name: '{config.name}': weights in its files have another shape than its config.json says; get the "
+            "model again"
+        ) from error

@@ -290,3 +290,17 @@ def test_a_damaged_file_of_a_model_is_one_line(tiny_model, tmp_path, name, conte
     with pytest.raises(UserError, match=f"model.name: cannot load '{folder}': ") as error:
         load_backbone(ModelConfig(name=str(folder), quantization="none"))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
+@pytest.mark.parametrize(
+    ("key", "message"), [("num_hidden_layers", "9 of the weights .*layers.2"), ("intermediate_size", "another shape")]
+)
+def test_weights_that_the_config_does_not_fit_are_not_drawn_at_random(tiny_model, tmp_path, quantization, key, message):
+    folder = shutil.copytree(tiny_model("llama"), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: config[key] + (1 if "layers" in key else 32)}))
+    with pytest.raises(UserError, match=message) as error:
+        load_backbone(ModelConfig(name=str(folder), quantization=quantization))
+    assert "\n" not in str(error.value)
+    assert str(folder) in str(error.value)
