@@ -1,13 +1,16 @@
 """What must not leave with an export, nor stand in any file of a run: tokens, paths, files of this computer."""
 
+import io
 import json
 import os
 import shutil
+import sys
 import threading
 import webbrowser
 
 import pytest
 import torch
+from bad_calls import in_process
 from safetensors.torch import save_file
 
 from lorarlhf.errors import UserError
@@ -36,6 +39,19 @@ def test_no_token_in_any_file_and_no_folder_in_an_export(tmp_path, monkeypatch):
     recipe = small_recipe(home, *sets)
     run_recipe(recipe, home / "run")
     export_run(Run(home / "run"), home / "adapter", "ppo", merge=False)
+    run, data = home / "run", home / "data"
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Do you have lemons?\n/compare\na\n"))
+    for call in (
+        f"score {data}/preferences_test.jsonl --run {run} --out {home}/scored.jsonl",
+        f"sample --run {run} --prompts {data}/prompts_test.jsonl --out {home}/pairs.jsonl",
+        f"sample --run {run} --best-of 2 --prompts {data}/prompts_test.jsonl --out {home}/best.jsonl",
+        f"evaluate --run {run} --stage reward",
+        f"chat --run {run} --out {home}/chat",
+        f"data convert {data}/preferences.jsonl {home}/rows.jsonl",
+        f"recipes copy --full demo {home}/mine.yaml",
+    ):
+        code, said = in_process(call.split())
+        assert code == 0, said
     assert files_with(home, CANARY) == []
     assert files_with(home / "run" / "export", "home-of-alice") == []
     assert files_with(home / "adapter", "home-of-alice") == []
