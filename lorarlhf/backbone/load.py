@@ -125,7 +125,9 @@ def _has_its_shape(module: nn.Module) -> bool:
 
 
 def load_model_config(config: ModelConfig) -> PreTrainedConfig:
-    """The model's own configuration with every dropout set to 0: PPO's ratios would not be 1 with it.
+    """The model's own configuration without what it does in training alone: every dropout is 0.
+
+    PPO's ratios would not be 1 with it.
 
     Raises UserError if there is none, or if it has no output layer of its own and the recipe wants it quantised.
     """
@@ -137,7 +139,7 @@ def load_model_config(config: ModelConfig) -> PreTrainedConfig:
         model_config: PreTrainedConfig = AutoConfig.from_pretrained(
             resolve_path(config.name), revision=config.revision, trust_remote_code=config.trust_remote_code
         )
-    _disable_dropout(model_config)
+    _disable_training_mode(model_config)
     if config.quantize_head and model_config.get_text_config().tie_word_embeddings:
         raise UserError(
             f"model.quantize_head: the output layer of '{config.name}' is its embedding, which stays in 16 bits; "
@@ -162,13 +164,16 @@ def _check_folder(config: ModelConfig) -> None:
     raise UserError(f"model.name: '{config.name}': no such folder; {hint}")
 
 
-def _disable_dropout(config: PreTrainedConfig) -> None:
+def _disable_training_mode(config: PreTrainedConfig) -> None:
     """In the configs inside it too: a model of text and images has one for each tower."""
-    for key, value in vars(config).items():
+    values = vars(config)
+    for key, value in values.items():
         if isinstance(value, PreTrainedConfig):
-            _disable_dropout(value)
+            _disable_training_mode(value)
         elif ("dropout" in key or key.endswith("pdrop")) and isinstance(value, float):
             setattr(config, key, 0.0)
+        elif key == "altup_coef_clip":  # Gemma 3n clamps weights, which are frozen here, and quantised cannot be
+            values[key] = None  # not by setattr: its declared type is a number, though its code asks for None
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
