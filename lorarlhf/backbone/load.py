@@ -179,9 +179,11 @@ def _disable_training_mode(config: PreTrainedConfig) -> None:
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """The model's tokenizer as it was published. Raises UserError if it cannot be had."""
     with _plain_errors(config):
-        return AutoTokenizer.from_pretrained(
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             resolve_path(config.name), revision=config.revision, trust_remote_code=config.trust_remote_code
         )
+        tokenizer("tried")  # some values are not looked at before
+    return tokenizer
 
 
 def compute_dtype(config: ModelConfig) -> torch.dtype:

@@ -277,6 +277,7 @@ def test_a_path_that_leads_nowhere_is_no_strange_hub_id(tiny_model, name, hint):
             for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
         ),
         ("tokenizer.json", b"{}"),
+        ("tokenizer_config.json", b'{"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": "x"}'),
         ("model.safetensors", b""),
         ("model.safetensors", b"x" * 100),
         ("config.json", b'{"model_type": []}'),
