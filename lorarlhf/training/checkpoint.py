@@ -81,10 +81,10 @@ class WholeCheckpoints(Trainer):
             return super().train()
         checkpoint = Path(resume_from_checkpoint)
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        *_, steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
         counts = read_object(checkpoint / NOT_YET_LOGGED)
+        self._keep_total_batch(counts["total_batch"])  # first: it says of how many steps an epoch is
+        *_, steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
         if state.global_step < steps:
-            self._keep_total_batch(counts["total_batch"])
             return super().train(resume_from_checkpoint=resume_from_checkpoint)
         self._load_from_checkpoint(resume_from_checkpoint)
         self.state, self._total_train_tokens = state, counts["tokens"]

@@ -1,6 +1,7 @@
 """sft and reward: killed anywhere and resumed, they leave what they would have left, bit for bit."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -101,6 +102,24 @@ def test_a_signal_ends_the_step_and_what_goes_on_is_uninterrupted(whole, tmp_pat
     assert fault_of(run.stage(stage) / "checkpoint-3") is None
     train(recipe_of(folder, stage), run, resume=True)
     assert left_by(run, stage) == left_by(expected, stage)
+
+
+def test_other_pieces_of_a_step_do_not_make_an_epoch_shorter(tmp_path, monkeypatch):
+    """Twice as many rows a step, which a resumed run does not take, would be half as many steps."""
+    stage, (_, train, trainer) = "sft", STAGES["sft"]
+    run, settings = Run(tmp_path / "run"), [f"{stage}.max_steps=-1", f"{stage}.save_steps=5"]
+
+    def training_step(self, *args, real=trainer.training_step, **kwargs):
+        if self.state.global_step == 6:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(trainer, "training_step", training_step)
+    with pytest.raises(KeyboardInterrupt):
+        train(small_recipe(tmp_path, *settings), run)
+    train(small_recipe(tmp_path, *settings, f"{stage}.gradient_accumulation_steps=2"), run, resume=True)
+    assert run.read_summary(stage)["steps"] == math.ceil(run.read_summary(stage)["train_examples"] / 4)
 
 
 @pytest.mark.parametrize(
