@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import PrinterCallback
+from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig as TRLSFTConfig
 from trl import SFTTrainer
 
@@ -56,6 +57,7 @@ class PolicySFTTrainer(SharedBatches, WholeCheckpoints, SFTTrainer):
         self.tokens_a_pass = tokens_a_pass(backbone.device)
         self.budget = TokenBudget("evaluation", self.tokens_a_pass, "lower data.max_length or take a smaller model")
         self._seen = self._nothing_seen()
+        self._held_out = torch.zeros(2, device=self.accelerator.device)  # loss and number of labelled tokens
 
     def passes(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Rows of similar length at a time; of a mixture all of them, as the loss of its router is a mean."""
@@ -100,14 +102,25 @@ class PolicySFTTrainer(SharedBatches, WholeCheckpoints, SFTTrainer):
         def attempt(tokens: int) -> Tensor:
             self._seen = self._nothing_seen()
             parts = list(of_similar_length(batch, tokens))
-            losses = torch.stack([self.compute_loss(model, part) for part in parts])
-            counted = torch.stack([(part["labels"][:, 1:] != IGNORED).sum() for part in parts]).to(losses)
-            return (losses * (counted / counted.sum().clamp(min=1))).sum()
+            losses = torch.stack([self.compute_loss(model, part) for part in parts]).float()
+            counted = torch.stack([(part["labels"][:, 1:] != IGNORED).sum() for part in parts]).float()
+            return torch.stack([(losses * counted).sum(), counted.sum()])
 
         with self.compute_loss_context_manager():
-            loss = self.budget.run(attempt, most=ids.numel(), least=ids.shape[1])
+            of_batch = self.budget.run(attempt, most=ids.numel(), least=ids.shape[1])
+        self._held_out += of_batch
         self._count("eval")
-        return loss, None, None
+        loss, counted = of_batch
+        return loss / counted.clamp(min=1), None, None
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """The Trainer's, with a loss that is the mean over all labelled tokens, whatever batches they come in."""
+        self._held_out.zero_()
+        output = super().evaluation_loop(*args, **kwargs)
+        loss, counted = self.accelerator.reduce(self._held_out.clone()).tolist()
+        if counted:  # none where TRL computes the loss
+            output.metrics["eval_loss"] = loss / counted
+        return output
 
     # Numbers that are logged: of all tokens since the last time, of all processes
 

@@ -70,6 +70,19 @@ def test_loss_and_gradients_are_those_of_cross_entropy_and_of_trl(load_tiny, tra
     assert trainer._metrics["train"]["likeliest_tokens"] == [right, sum(response for _, response in LENGTHS)]
 
 
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_the_held_out_loss_is_that_of_a_token_whatever_the_batches(load_tiny, trainer_of, size):
+    """The mean of the batches' means would give the few tokens of a short response the weight of a long one."""
+    trainer, batch = trainer_of(load_tiny("qwen2", quantization="none", compute_dtype="float32"))
+    trainer.args.per_device_eval_batch_size = size
+    with trainer.backbone.role("policy"):
+        found = trainer.evaluate(trainer.train_dataset)["eval_loss"]
+        with torch.no_grad():
+            logits = trainer.backbone.causal_lm(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    expected = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), batch["labels"][:, 1:])
+    assert found == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_a_quantised_output_layer_is_multiplied_with_as_it_computes(load_tiny, trainer_of):
     trainer, batch = trainer_of(load_tiny("llama", quantize_head=True))
     backbone = trainer.backbone
