@@ -126,6 +126,12 @@ class Learner:
         """Go on from what `state_dict` gave."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        # Of a run that is to go further, the rate is another one at this place: `linear` had come to 0.
+        scheduler: Any = self.scheduler
+        for group, highest, share in zip(
+            self.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+        ):
+            group["lr"] = highest * share(scheduler.last_epoch)
 
 
 def _optimizer_arguments(config: PPOConfig, backbone: SharedBackbone, folder: Path) -> TrainingArguments:

@@ -14,6 +14,7 @@ from loops import rows_of
 from lorarlhf.generation.sample import ResponseSampler
 from lorarlhf.rl import loop as loop_module
 from lorarlhf.rl.experience import Experience
+from lorarlhf.rl.learner import Learner
 
 # The first minibatch
 
@@ -187,6 +188,24 @@ def test_rates_end_at_their_end_also_when_updates_stop_early(loop, early_stop_kl
     assert [row["learning_rate"] for row in rows_of(made)] == pytest.approx([0.01, 0.0075, 0.005, 0.0025])
     assert [group["lr"] for group in made.learner.optimizer.param_groups] == [0, 0]
     assert [group["initial_lr"] for group in made.learner.optimizer.param_groups] == [0.01, 0.04]
+
+
+def test_a_run_that_goes_further_takes_up_the_longer_schedule(loop):
+    """At the end of the shorter one the rate was 0: an iteration would be for nothing."""
+    made = loop(
+        *("ppo.iterations=2", "ppo.learning_rate=0.01", "ppo.critic_learning_rate=null"),
+        "ppo.lr_scheduler_type=linear",
+    )
+    for _ in range(2):
+        made.learner.optimizer.step()
+        made.learner.schedule()
+    assert made.learner.learning_rate == 0
+    longer = made.config.model_copy(update={"iterations": 8})
+    learner = Learner(made.backbone, longer, made.backbone.trained_roles, made.folder, made.learner.processes)
+    learner.load_state_dict(made.learner.state_dict())
+    assert [group["lr"] for group in learner.optimizer.param_groups] == pytest.approx([0.0075, 0.0075])
+    learner.schedule()
+    assert [group["lr"] for group in learner.optimizer.param_groups] == pytest.approx([0.00625, 0.00625])
 
 
 def test_adaptive_kl_follows_the_logged_kl(loop):
