@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -191,8 +192,9 @@ def _candidates(recipe: Recipe, stage: Stage, target: Target) -> Iterator[tuple[
         length = recipe.data.max_prompt_length + recipe.ppo.response_length
         if recipe.ppo.micro_batch_tokens == "auto" or recipe.ppo.micro_batch_tokens > length:
             yield "ppo.micro_batch_tokens", length
-        if target == "cpu" and recipe.ppo.num_mini_batches < recipe.ppo.batch_size:
-            yield "ppo.batch_size", recipe.ppo.num_mini_batches
+        least = math.lcm(recipe.ppo.num_mini_batches, recipe.ppo.generations)  # a batch is a multiple of both
+        if target == "cpu" and least < recipe.ppo.batch_size:
+            yield "ppo.batch_size", least
         if target == "cpu" and recipe.ppo.eval_every:
             yield "ppo.eval_prompts", recipe.ppo.num_mini_batches
         yield "ppo.response_length", max(1, recipe.ppo.response_length // 2)

@@ -153,6 +153,13 @@ def test_shipped_recipes_without_a_card_fit_8_gib(name):
         assert plan.peak.total <= 8 * GIB, (stage, plan.peak)
 
 
+@pytest.mark.parametrize("generations", [2, 4, 8])
+def test_what_would_help_is_a_recipe(generations):
+    made = recipe("ppo.advantage_estimator=grpo", f"ppo.num_generations={generations}", "ppo.batch_size=64")
+    for key, value in fitting._candidates(made, "ppo", "cpu"):
+        recipe("ppo.advantage_estimator=grpo", f"ppo.num_generations={generations}", f"{key}={value}")
+
+
 def test_what_does_not_fit_names_the_keys_that_help_most_first():
     result = fit(recipe(), QWEN, "sft", "cuda", 7 * GIB)
     assert not result.fits
