@@ -82,6 +82,12 @@ def test_minibatches_are_equal():
         PPOConfig(batch_size=10)
 
 
+def test_a_coefficient_of_0_cannot_be_adapted():
+    assert PPOConfig(kl_coef=0).kl_target is None
+    with pytest.raises(ValidationError, match="kl_target adapts kl_coef by factors, which leave 0 at 0"):
+        PPOConfig(kl_coef=0, kl_target=6)
+
+
 def test_a_policy_that_would_not_be_trained():
     with pytest.raises(ValidationError, match="iterations 5 must be more than critic_warmup_iterations 5, in which"):
         PPOConfig(iterations=5, critic_warmup_iterations=5)

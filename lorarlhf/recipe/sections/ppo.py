@@ -244,6 +244,8 @@ class PPOConfig(TrainingConfig):
             )
         if self.batch_size > self.kl_horizon:
             raise ValueError(f"kl_horizon {self.kl_horizon} must be at least batch_size {self.batch_size}")
+        if self.kl_target is not None and self.kl_coef == 0:
+            raise ValueError("kl_target adapts kl_coef by factors, which leave 0 at 0; begin with a kl_coef above 0")
         return self
 
     @model_validator(mode="after")
