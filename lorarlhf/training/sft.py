@@ -119,6 +119,7 @@ class PolicySFTTrainer(SharedBatches, WholeCheckpoints, SFTTrainer):
         output = super().evaluation_loop(*args, **kwargs)
         loss, counted = self.accelerator.reduce(self._held_out.clone()).tolist()
         if counted:  # none where TRL computes the loss
+            assert output.metrics is not None
             output.metrics["eval_loss"] = loss / counted
         return output
 
