@@ -125,7 +125,7 @@ def _has_its_shape(module: nn.Module) -> bool:
 
 
 def load_model_config(config: ModelConfig) -> PreTrainedConfig:
-    """The model's own configuration without what it does in training alone: every dropout is 0.
+    """The model's own configuration without what it does in training alone: dropout, and noise of routers.
 
     PPO's ratios would not be 1 with it.
 
@@ -170,8 +170,9 @@ def _disable_training_mode(config: PreTrainedConfig) -> None:
     for key, value in values.items():
         if isinstance(value, PreTrainedConfig):
             _disable_training_mode(value)
-        elif ("dropout" in key or key.endswith("pdrop")) and isinstance(value, float):
-            setattr(config, key, 0.0)
+        elif ("dropout" in key or key.endswith("pdrop") or "jitter" in key) and isinstance(value, float):
+            if (config.model_type, key) != ("phimoe", "router_jitter_noise"):  # no noise there, but a threshold
+                setattr(config, key, 0.0)
         elif key == "altup_coef_clip":  # Gemma 3n clamps weights, which are frozen here, and quantised cannot be
             values[key] = None  # not by setattr: its declared type is a number, though its code asks for None
 

@@ -72,6 +72,13 @@ def test_dropout_is_on_in_some_of_the_models_on_disk(tiny_model):
     assert {"llama", "gpt2", "opt", "gpt_neox", "phi3"} <= with_dropout
 
 
+def test_routers_add_no_noise(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model("mixtral"), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"router_jitter_noise": 0.2}))
+    assert load_model_config(ModelConfig(name=str(folder))).router_jitter_noise == 0
+
+
 def test_pad_differs_from_eos_and_the_embedding_keeps_its_size(tiny_model, tmp_path):
     """A tokenizer that pads with eos, as many do: training would lose sight of where responses end."""
     folder = shutil.copytree(tiny_model("llama"), tmp_path / "model")
