@@ -145,7 +145,9 @@ def _read(source: Source | str, split: str, columns: Mapping[Column, str]) -> It
 
 
 def _prompt(example: Example) -> Parts:
-    return (prompt_text(sides(example)[0]),)
+    """A single turn of the user's is what it says: one file may have it as text, and the test data as a turn."""
+    prompt = turns(sides(example)[0], "user")
+    return (prompt[0]["content"] if len(prompt) == 1 and prompt[0]["role"] == "user" else prompt_text(prompt),)
 
 
 def _text(parts: Parts) -> str:

@@ -177,9 +177,11 @@ def sides(example: Example) -> tuple[Prompt, dict[str, Completion]]:
 
 
 def _hash(prompt: Prompt, *completions: Completion) -> int:
-    digest = blake2b(prompt_text(prompt).encode("utf-8", "surrogatepass"), digest_size=8)
+    """Of text as of the conversation that it becomes: one file may have the one, and the test data the other."""
+    digest = blake2b(prompt_text(turns(prompt, "user")).encode("utf-8", "surrogatepass"), digest_size=8)
     for completion in completions:
-        digest.update(b"\0" + completion_text(completion).encode("utf-8", "surrogatepass"))
+        said = completion_text(turns(completion, "assistant"))
+        digest.update(b"\0" + said.encode("utf-8", "surrogatepass"))
     return int.from_bytes(digest.digest(), "big")
 
 

@@ -244,6 +244,8 @@ def test_dedup(write):
     output = run("dedup", path, "--against", test)
     assert "2 of 5 different prompts are in the test data, too" in output
     assert "0 of 5 different prompts" in run("dedup", path, "--against", write([{"prompt": "Another?"}], "other.jsonl"))
+    turned = write([{"prompt": [{"role": "user", "content": STORY}]}], "turns.jsonl")
+    assert "2 of 5 different prompts" in run("dedup", path, "--against", turned, "--threshold", "0.95")
     assert "0 of 6 comparisons" in run("dedup", path, "--threshold", "1")
     assert path.read_bytes() == before
 
