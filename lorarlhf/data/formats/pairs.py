@@ -69,7 +69,7 @@ def _margin(row: Row) -> float | None:
     if row.get("margin") not in (None, ""):
         return number(row, "margin")
     for better, worse in _SCORES:
-        if row.get(better) is not None and row.get(worse) is not None:
+        if row.get(better) not in (None, "") and row.get(worse) not in (None, ""):
             return number(row, better) - number(row, worse)
     return None
 
