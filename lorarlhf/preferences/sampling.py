@@ -152,7 +152,7 @@ def _pairs(sampler: Sampler, rank: bool, batch: Sequence[PromptExample], number:
         if len(drawn) == 1:
             candidates = [(a, b, 0, 0) for a, b in combinations(drawn[0][i], 2)]
         else:
-            candidates = [(a, b, 0, 1) for a in drawn[0][i] for b in drawn[1][i] if a != b]
+            candidates = [(a, b, 0, 1) for a in drawn[0][i] for b in drawn[1][i] if a[0] != b[0]]
         for a, b, of_a, of_b in candidates:
             row: dict[str, Any] = {
                 "prompt": example.prompt,
