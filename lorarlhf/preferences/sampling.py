@@ -27,6 +27,8 @@ from lorarlhf.generation.sample import ResponseSampler, response_texts
 PROMPTS_A_BATCH = 32
 DECODED_TOKENS = 16_384  # at a time, padded: their keys and values are kept
 
+ADAPTER_WEIGHTS = "adapter weights"  # an option: hashes of what sampled and scored
+
 _BEGINNING = '{"prompt": '
 
 
@@ -131,7 +133,7 @@ def finished_rows(path: Path, options: Mapping[str, Any]) -> list[dict[str, Any]
 
 
 def _check_options(path: Path, row: dict[str, Any], options: Mapping[str, Any]) -> None:
-    before = row["options"]
+    before = {ADAPTER_WEIGHTS: options.get(ADAPTER_WEIGHTS), **row["options"]}  # an earlier lorarlhf did not say
     changed = [f"{key} {before.get(key)} (now {now})" for key, now in options.items() if before.get(key) != now]
     if changed:
         raise UserError(f"{path}: was sampled with {', '.join(changed)}; give the same options, or another --out")
