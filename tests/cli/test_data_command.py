@@ -219,6 +219,7 @@ def test_mix_of_parts(write, tmp_path):
     a, dest = write(PAIRS, "a.jsonl"), tmp_path / "mixed.jsonl"
     part = f"{{source: {a}, max_examples: 7}}"
     assert f"Wrote 12 pairs to {dest}" in run("mix", dest, part, f"{{source: {write(PAIRS[:5], 'b.jsonl')}}}")
+    assert f"Wrote 5 pairs to {tmp_path}" in run("mix", tmp_path / "m.jsonl", f"{write(PAIRS[:5], 'b😀.jsonl')}:1")
     assert "there are source, name, data_dir" in refusal("mix", tmp_path / "x.jsonl", "{source: a, limit: 7}")
 
 
