@@ -53,13 +53,23 @@ class TokenBatch:
     @property
     def computed_tokens(self) -> int:
         """Tokens that one pass over all rows computes, padding and all."""
+        return self.tokens.numel() if self.groups is None else len(self._widths()) * max(self._widths())
+
+    @property
+    def padding_tokens(self) -> int:
+        """Those of them that are no sequence's."""
+        return self.computed_tokens - sum(self._widths())
+
+    def _widths(self) -> list[int]:
+        """Of each row that is computed, of a group its packed one."""
         if self.groups is None:
-            return self.tokens.numel()
-        widths: dict[int, int] = {}  # of each group's packed row
+            lengths: list[int] = self.lengths.tolist()
+            return lengths
+        widths: dict[int, int] = {}
         sizes = torch.stack([self.groups, self.prompt_lengths, self.response_lengths])
         for group, prompt, response in sizes.t().tolist():
             widths[group] = widths.get(group, prompt) + response
-        return len(widths) * max(widths.values())
+        return list(widths.values())
 
     def lists(self) -> list[list[int]]:
         """The ids of each row, prompt and response."""

@@ -73,7 +73,9 @@ def update(
                 raise NotFinite(fault.what, fault.role, minibatch.sequences.lists()) from None
             skipped += 1
             continue
-        means = {name: total / tokens.item() for name, total in learner.processes.sum_named(sums).items()}
+        totals = learner.processes.sum_named(sums)
+        padding = totals.pop("padding_tokens") / totals.pop("computed_tokens")
+        means = {"padding": padding, **{name: total / tokens.item() for name, total in totals.items()}}
         for name, value in (means | {_norm_name(role): norm for role, norm in norms.items()}).items():
             history[name].append(value)
         if steps == 0:  # of all processes: one may have no response of this minibatch
@@ -100,7 +102,8 @@ def minibatch_gradients(
         tokens: of the whole minibatch in all processes.
 
     Returns:
-        sums over this process's tokens of the losses and statistics, and the greatest `LossTerm.gap`.
+        sums over this process's tokens of the losses and statistics, with how many tokens were computed and of these no
+        sequence's; and the greatest `LossTerm.gap`.
     """
 
     def attempt(tokens_at_a_time: int) -> tuple[dict[str, Tensor], float]:
@@ -108,8 +111,11 @@ def minibatch_gradients(
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=tokens.device))
         gap = 0.0
         for rows in minibatch.sequences.micro_batches(tokens_at_a_time):
+            part = minibatch.select(rows)
+            sums["padding_tokens"] += part.sequences.padding_tokens
+            sums["computed_tokens"] += part.sequences.computed_tokens
             # Policy and critic go backward one after the other, so only one role's activations are alive.
-            for term in algorithm.losses(learner.backbone, minibatch.select(rows), kl_coef, roles):
+            for term in algorithm.losses(learner.backbone, part, kl_coef, roles):
                 learner.backward(term.loss / tokens)
                 for name, value in {"loss": term.loss, **term.sums}.items():
                     sums[name] += value.detach()

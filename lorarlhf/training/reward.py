@@ -55,12 +55,16 @@ class RewardModelTrainer(SharedBatches, WholeCheckpoints, RewardTrainer):
     def passes(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Rows of similar length at a time, of which no loss reads another's: the two sides of a pair stay together."""
         rows = self._rows(batch)
+        self._add("padding", 0, 0)  # all processes have to know the same names
         if not rows:  # one that only weighs nothing
             return iter([batch])
         lengths = batch["attention_mask"].sum(1).tolist()
         sequences = [ids[:length] for ids, length in zip(batch["input_ids"].tolist(), lengths, strict=True)]
         tokens = [side_by_side(self.backbone, sequences[row::rows]).computed_tokens for row in range(rows)]
         parts = parts_of_similar_length(tokens, tokens_a_pass(self.backbone.device))
+        for part in parts:
+            computed = side_by_side(self.backbone, [ids for row in part for ids in sequences[row::rows]])
+            self._add("padding", computed.padding_tokens, computed.computed_tokens)
         return (self._select(batch, part) for part in parts)
 
     def compute_loss(
@@ -72,8 +76,7 @@ class RewardModelTrainer(SharedBatches, WholeCheckpoints, RewardTrainer):
         rows = self._rows(inputs)
         for name, values in {**numbers, "mean_reward": scores}.items():
             counted = values.detach() if rows else values[:0]
-            seen = torch.stack([counted.double().sum(), counted.new_tensor(len(counted), dtype=torch.float64)])
-            self._sums[name] = self._sums.get(name, 0) + seen
+            self._add(name, counted.double().sum(), len(counted))
         if num_items_in_batch is not None:
             # The mean over the rows of the whole step: the Trainer divides by the number of batches, the exchange by
             # the number of processes.
@@ -85,6 +88,11 @@ class RewardModelTrainer(SharedBatches, WholeCheckpoints, RewardTrainer):
         """Rows of a step in all processes."""
         rows = sum(self._rows(batch) for batch in batch_samples)
         return int(self.accelerator.reduce(torch.tensor(rows, device=self.accelerator.device)))
+
+    def _add(self, name: str, total: Tensor | int, count: int) -> None:
+        """To what is logged, the totals over the counts."""
+        seen = torch.tensor([total, count], dtype=torch.float64, device=self.accelerator.device)
+        self._sums[name] = self._sums.get(name, 0) + seen
 
     def leave_out(self, batch: dict[str, Any], rows: int) -> dict[str, Any]:
         return {**self._select(batch, list(range(max(1, rows)))), "rows": rows}
@@ -99,7 +107,7 @@ class RewardModelTrainer(SharedBatches, WholeCheckpoints, RewardTrainer):
         tensors = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
         return {key: torch.cat([part[rows] for part in value.split(size)]) for key, value in tensors.items()}
 
-    # Numbers that are logged: the mean over all rows since the last time, of all processes
+    # Numbers that are logged: means over all rows since the last time, of all processes; of padding, over all tokens
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(model, inputs, *args, **kwargs)

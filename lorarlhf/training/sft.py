@@ -22,7 +22,9 @@ from lorarlhf.training.checkpoint import WholeCheckpoints
 from lorarlhf.training.processes import SharedBatches
 
 IGNORED = -100  # the label of a token that no loss counts
-LIKELIEST = "likeliest_tokens"  # among the numbers to be logged: how many labels were the likeliest token, of how many
+# Among the numbers to be logged, each how many of how many:
+LIKELIEST = "likeliest_tokens"  # labels that were the likeliest token
+PADDING = "padding_tokens"  # computed tokens that are no row's
 
 
 class PolicySFTTrainer(SharedBatches, WholeCheckpoints, SFTTrainer):
@@ -72,7 +74,8 @@ class PolicySFTTrainer(SharedBatches, WholeCheckpoints, SFTTrainer):
             "policy", TokenBatch(inputs["input_ids"], lengths, torch.zeros_like(lengths))
         )
         found = self.backbone.predictions(states[:, :-1][counted], labels[counted], with_entropy=False)
-        self._seen += torch.stack([found.is_likeliest.sum(), counted.sum(), lengths.sum()])
+        computed = torch.tensor(inputs["input_ids"].numel(), device=lengths.device)
+        self._seen += torch.stack([found.is_likeliest.sum(), counted.sum(), lengths.sum(), computed])
         if num_items_in_batch is None:
             return -found.logprobs.sum() / counted.sum().clamp(min=1)
         # `num_items_in_batch` is of all processes, whose gradients are averaged.
@@ -109,22 +112,28 @@ class PolicySFTTrainer(SharedBatches, WholeCheckpoints, SFTTrainer):
     # Numbers that are logged: of all tokens since the last time, of all processes
 
     def _nothing_seen(self) -> Tensor:
-        """[3] of a batch: labelled tokens that were the likeliest, labelled tokens, tokens."""
-        return torch.zeros(3, dtype=torch.long, device=self.accelerator.device)
+        """[4] of a batch: labelled tokens that were the likeliest, labelled tokens, tokens, tokens with padding."""
+        return torch.zeros(4, dtype=torch.long, device=self.accelerator.device)
 
     def _count(self, mode: str) -> None:
         """Add up what was seen, once a batch: processes may have made other numbers of passes over it."""
-        likeliest, labelled, tokens = self.accelerator.reduce(self._seen).tolist()
+        likeliest, labelled, tokens, computed = self.accelerator.reduce(self._seen).tolist()
         self._seen = self._nothing_seen()
-        before = self._metrics[mode].get(LIKELIEST, [0, 0])
-        self._metrics[mode][LIKELIEST] = [before[0] + likeliest, before[1] + labelled]
+        for name, (some, of) in {LIKELIEST: (likeliest, labelled), PADDING: (computed - tokens, computed)}.items():
+            before = self._metrics[mode].get(name, [0, 0])
+            self._metrics[mode][name] = [before[0] + some, before[1] + of]
         self._total_train_tokens += tokens if mode == "train" else 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         metrics = self._metrics["train" if self.backbone.causal_lm.training else "eval"]
         likeliest, labelled = metrics.pop(LIKELIEST, [0, 0])
+        padding, computed = metrics.pop(PADDING, [0, 0])
         if labelled:  # none where TRL computes the loss
-            metrics |= {"mean_token_accuracy": [likeliest / labelled], "num_tokens": [self._total_train_tokens]}
+            metrics |= {
+                "mean_token_accuracy": [likeliest / labelled],
+                "num_tokens": [self._total_train_tokens],
+                "padding": [padding / computed],
+            }
         super().log(logs, start_time)
 
     def leave_out(self, batch: dict[str, Any], rows: int) -> dict[str, Any]:

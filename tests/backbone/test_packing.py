@@ -184,6 +184,15 @@ def test_a_batch_counts_what_its_single_pass_computes():
     assert some_sequences().computed_tokens == 6 * 16
 
 
+def test_a_batch_counts_its_padding():
+    sequences = some_sequences()
+    assert sequences.padding_tokens == 6 * 16 - sum(map(len, sequences.lists()))
+    packed = in_groups(sequences)
+    prompts = {GROUPS[row]: length for row, length in enumerate(sequences.prompt_lengths.tolist())}
+    needed = sum(prompts.values()) + int(sequences.response_lengths.sum())
+    assert packed.padding_tokens == packed.computed_tokens - needed
+
+
 def test_micro_batches_count_a_prompt_once_and_split_groups_only_where_they_must():
     sequences = in_groups(some_sequences())
     whole = [rows.tolist() for rows in sequences.micro_batches(24)]

@@ -89,6 +89,7 @@ class Loop:
         sums, _ = minibatch_gradients(
             self.learner, self.algorithm, experience, tokens, roles, self.state.kl_coef, budget
         )
+        self.padding = float(sums.pop("padding_tokens") / sums.pop("computed_tokens"))
         grads = {
             role: [p.grad.clone() for p in self.backbone.role_parameters(role) if p.grad is not None]
             for role in self.learner.parameters

@@ -87,7 +87,7 @@ def assert_same(ours: Path, expected: Path) -> None:
         for key, value in untimed(other).items():
             if key == "warnings":
                 assert row[key] == value
-            elif key != "rollout_gap":  # itself of the size of rounding
+            elif key not in ("rollout_gap", "padding"):  # of the size of rounding; of each process's own passes
                 assert row[key] == pytest.approx(value, rel=2e-3, abs=2e-4), (other["iteration"], key)
     samples, other_samples = (read_jsonl(folder / "samples.jsonl") for folder in (ours, expected))
     assert [row["response"] for row in samples] == [row["response"] for row in other_samples]

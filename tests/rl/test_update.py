@@ -97,6 +97,22 @@ def test_micro_batches_of_any_size_give_the_same_gradients(off_policy, monkeypat
         assert_same_gradients(split, whole)
 
 
+def test_padding_is_of_the_passes_that_are_made(off_policy, monkeypatch):
+    loop, experience = off_policy("ppo.micro_batch_tokens=100")
+    made = []
+
+    def spy(role, sequences, *args, real=loop.backbone.logprobs, **kwargs):
+        made.append(sequences)
+        return real(role, sequences, *args, **kwargs)
+
+    monkeypatch.setattr(loop.backbone, "logprobs", spy)
+    loop.gradients(experience)
+    assert len(made) > 1
+    needed = sum(len(ids) for batch in made for ids in batch.lists())
+    assert loop.padding == pytest.approx(1 - needed / sum(batch.tokens.numel() for batch in made))
+    assert 0 < loop.padding < 1 - needed / experience.sequences.tokens.numel(), "rows of similar length go together"
+
+
 def assert_same_gradients(actual, expected):
     assert set(actual) == set(expected)
     for role in expected:

@@ -8,6 +8,7 @@ import torch
 from demo_runs import DEMO, read_jsonl, small_recipe, weights, write_jsonl
 
 from lorarlhf.backbone.load import load_backbone
+from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.errors import UserError
 from lorarlhf.evaluation.reward_model import score_tokens
 from lorarlhf.run import Run
@@ -47,6 +48,21 @@ def train(tmp_path, monkeypatch):
         return summary, backbone, read_jsonl(run.stage("reward") / "metrics.jsonl"), batches
 
     return make
+
+
+def test_logged_padding_is_of_the_passes_that_are_made(train, monkeypatch):
+    made = []
+
+    def spy(backbone, sequences, *args, real=SharedBackbone.scores, **kwargs):
+        if torch.is_grad_enabled():
+            made.append(sequences)
+        return real(backbone, sequences, *args, **kwargs)
+
+    monkeypatch.setattr(SharedBackbone, "scores", spy)
+    _, _, rows, _ = train("reward.max_steps=2", "reward.logging_steps=2")
+    computed = sum(batch.computed_tokens for batch in made)
+    assert rows[0]["padding"] == pytest.approx(sum(batch.padding_tokens for batch in made) / computed)
+    assert 0 < rows[0]["padding"] < 1
 
 
 def sequences_of(batch):

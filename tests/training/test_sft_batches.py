@@ -102,12 +102,12 @@ def test_logged_accuracy_is_of_all_tokens_of_all_batches(load_tiny, trainer_of, 
     rows = []
     monkeypatch.setattr("transformers.Trainer.log", lambda self, logs, *_: rows.append(dict(logs)))
     for likeliest, labelled in ((9, 10), (0, 90)):
-        trainer._seen = torch.tensor([likeliest, labelled, 100])
+        trainer._seen = torch.tensor([likeliest, labelled, 100, 125])
         trainer._count("train")
     trainer.model.train()
     trainer.log({"loss": 1.0})
     trainer.log({"loss": 1.0})
-    assert rows == [{"loss": 1.0, "mean_token_accuracy": 0.09, "num_tokens": 200}, {"loss": 1.0}]
+    assert rows == [{"loss": 1.0, "mean_token_accuracy": 0.09, "num_tokens": 200, "padding": 0.2}, {"loss": 1.0}]
 
 
 @pytest.mark.parametrize(("router_loss", "widths"), [(False, [600, 2]), (True, [600])])
