@@ -274,10 +274,10 @@ def check_sources(config: DataConfig, keys: Sequence[DataKey], online: bool = Tr
             existing_file(source.source)
     if online or lie_here(config, keys):
         _prompts(config, key, "train").check()
-    tested: dict[DataKey, None] = dict.fromkeys((keys[0], key))
-    for each in tested if online else ():
-        if getattr(config, f"{each}_test"):
-            _prompts(config, each, "test").check()
+    if online:
+        for each in dict.fromkeys((keys[0], key)):
+            if getattr(config, f"{each}_test"):
+                _prompts(config, each, "test").check()
 
 
 def lie_here(config: DataConfig, keys: Sequence[DataKey]) -> bool:
