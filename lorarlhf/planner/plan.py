@@ -31,8 +31,9 @@ from lorarlhf.training.objectives import OBJECTIVES
 Target = Literal["cuda", "cpu"]
 # Resident memory of a Linux process that has imported everything and trained a model of no size: measured.
 LIBRARIES = 720_000_000
-# A CPU's heap keeps holes between what is freed and what is allocated next: measured, of what comes and goes. Scores
-# over a vocabulary leave none: glibc maps blocks of more than 32 MiB by themselves and gives them back whole.
+# A CPU's heap keeps holes between what is freed and what is allocated next: measured, of what comes and goes in each
+# phase, as one leaves holes that the next has other sizes for. Scores over a vocabulary are no exception: glibc maps
+# blocks of more than 32 MiB by themselves, and theirs are of 16.
 HEAP_HOLES = 0.45
 LAYERS_RUN = (2, 4)  # of the shadows: two points give the line that every further layer goes on along
 SHADOW_ROLES: tuple[Role, ...] = ("policy", "reward", "critic")  # the reference is of the policy's shape
@@ -136,7 +137,8 @@ class Planner:
             if not scores:
                 evaluated = min(config.per_device_eval_batch_size, evaluated)
                 work = functools.partial(shadow_steps.sft_loss, rows=evaluated, length=length)
-            phases.append(self._phase("evaluation", resident, self._run(work, layers, padded=not scores)))
+            evaluating = self._run(work, layers, padded=not scores)
+            phases.append(self._phase("evaluation", resident, evaluating, beside=training))
         return StagePlan(stage, phases)
 
     def ppo(self, token_budget: int, rollout_rows: int | None = None) -> StagePlan:
@@ -179,9 +181,9 @@ class Planner:
         return StagePlan(
             "ppo",
             [
-                self._phase("rollout", resident, rollout),
-                self._phase("scoring", resident | scored_states, scoring),
-                self._phase("update", resident | kept_states, updating),
+                self._phase("rollout", resident, rollout, beside=scoring + updating),
+                self._phase("scoring", resident | scored_states, scoring, beside=rollout + updating),
+                self._phase("update", resident | kept_states, updating, beside=rollout + scoring),
             ],
             token_budget,
             decoded,
@@ -221,13 +223,16 @@ class Planner:
 
     # Parts
 
-    def _phase(self, name: str, resident: dict[str, int], work: Counter[str]) -> Phase:
+    def _phase(
+        self, name: str, resident: dict[str, int], work: Counter[str], beside: Counter[str] | None = None
+    ) -> Phase:
+        """A phase's peak. What came and went in other phases, `beside`, has left its holes in a CPU's heap."""
         parts = resident | {kind: work[kind] + resident.get(kind, 0) for kind in work}
         if self.target == "cuda":
             parts["context"] = CUDA_CONTEXT
         else:
             parts["libraries"] = LIBRARIES
-            parts["heap"] = int(HEAP_HOLES * (work.total() - work["logits"]))
+            parts["heap"] = int(HEAP_HOLES * (work + (beside or Counter())).total())
         return Phase(name, {kind: size for kind, size in parts.items() if size})
 
     def _weights(self) -> dict[str, int]:
