@@ -15,7 +15,7 @@ from lorarlhf.data.examples import in_test_part, stream_preferences
 from lorarlhf.data.formats import PREFERENCES
 from lorarlhf.data.reading import Reader
 from lorarlhf.data.rows import NO_COLUMNS, Preference, in_turns, turns
-from lorarlhf.data.sources import is_path, iter_rows
+from lorarlhf.data.sources import is_path, iter_rows, split_of
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import DataConfig, Source
 
@@ -76,12 +76,17 @@ def _write(
     source: Source | str, config: DataConfig, paths: list[Path], part: Callable[[Preference], int]
 ) -> tuple[list[int], dict[str, int]]:
     """Stream the pairs of a source to the file that `part` picks; none of the files is left behind after an error."""
+    if isinstance(source, Source) and (source.max_examples or source.weight):
+        raise UserError(
+            f"{source}: max_examples and weight take a part of it, and all of it is written here; leave them out, or "
+            "use `lorarlhf data mix`"
+        )
     reader = Reader(PREFERENCES, config.on_bad_row, config.columns)
     counts: Counter[int] = Counter()
     ties = 0
     with ExitStack() as stack:
         files = [stack.enter_context(_new_file(path)) for path in paths]
-        for pair in reader.read(iter_rows(source, config.train_split)):
+        for pair in reader.read(iter_rows(source, split_of(source, config.train_split))):
             if pair.tie and config.ties == "drop":
                 ties += 1
                 continue

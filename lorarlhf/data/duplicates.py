@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from lorarlhf.data.inspect import sides, table_of
 from lorarlhf.data.progress import with_progress
 from lorarlhf.data.reading import Reader
-from lorarlhf.data.rows import Example, completion_text, prompt_text
-from lorarlhf.data.sources import iter_rows
+from lorarlhf.data.rows import Example, completion_text, prompt_text, turns
+from lorarlhf.data.sources import iter_rows, split_of
 from lorarlhf.errors import UserError
 from lorarlhf.recipe.sections import Column, Source
 
@@ -106,11 +106,12 @@ def find_duplicates(
     """Read a source, and the test data if there are any, to their ends. Bad rows are passed over.
 
     Args:
+        split: read where the source names none by itself.
         columns: as in `data.columns`.
         threshold: the share of shingles that two texts must have in common.
         test: source and split of rows whose prompts must not be in this one.
     """
-    index, rows = NearTexts(threshold), Repeats()
+    index, rows, split = NearTexts(threshold), Repeats(), split_of(source, split)
     prompts: dict[Parts, None] = {}
     for example in _read(source, split, columns):
         prompts.setdefault(_prompt(example))
@@ -144,7 +145,9 @@ def _read(source: Source | str, split: str, columns: Mapping[Column, str]) -> It
 
 
 def _prompt(example: Example) -> Parts:
-    return (prompt_text(sides(example)[0]),)
+    """A single turn of the user's is what it says: one file may have it as text, and the test data as a turn."""
+    prompt = turns(sides(example)[0], "user")
+    return (prompt[0]["content"] if len(prompt) == 1 and prompt[0]["role"] == "user" else prompt_text(prompt),)
 
 
 def _text(parts: Parts) -> str:

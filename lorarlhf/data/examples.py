@@ -258,7 +258,8 @@ def first_prompt(config: DataConfig, keys: Sequence[DataKey]) -> Prompt:
 
 
 def check_sources(config: DataConfig, keys: Sequence[DataKey], online: bool = True) -> None:
-    """See that the files are there, of the first of these sources that is set and of the held-out part, and read a row.
+    """See that the files are there, of the first of these sources that is set and of the held-out part, and read a row
+    of each; of held-out data with a name of their own where the Hub may be asked.
 
     Args:
         online: ask the Hub too, where the data lie there.
@@ -273,6 +274,10 @@ def check_sources(config: DataConfig, keys: Sequence[DataKey], online: bool = Tr
             existing_file(source.source)
     if online or lie_here(config, keys):
         _prompts(config, key, "train").check()
+    if online:
+        for each in dict.fromkeys((keys[0], key)):
+            if getattr(config, f"{each}_test"):
+                _prompts(config, each, "test").check()
 
 
 def lie_here(config: DataConfig, keys: Sequence[DataKey]) -> bool:

@@ -20,8 +20,9 @@ from lorarlhf.data.rows import (
     Prompt,
     completion_text,
     prompt_text,
+    turns,
 )
-from lorarlhf.data.sources import iter_rows, splits_of
+from lorarlhf.data.sources import iter_rows, split_of, splits_of
 from lorarlhf.recipe.sections import Column, Source
 
 Measure: TypeAlias = Callable[[Prompt, Completion], tuple[int, int]]
@@ -83,11 +84,13 @@ def inspect_source(
     It keeps 8 bytes a prompt and a pair, hashes of their text, and 4 a length.
 
     Args:
+        split: read where the source names none by itself.
         columns: as in `data.columns`.
         measure: lengths of a prompt and of a completion of it.
         test: source and split of the test rows whose prompts must not be in this one.
         most: rows to read; None reads all.
     """
+    split = split_of(source, split)
     reader: Reader[Any] = Reader(table_of(source, split, columns), "skip", columns)
     tally = _Tally(measure, max_length)
     for example in reader.read(islice(iter_rows(source, split), most)):
@@ -119,8 +122,8 @@ def inspect_source(
 def held_out(source: Source | str, split: str, test: Source | str | None) -> tuple[Source | str, str] | None:
     """Source and split of the test rows: those of `test`, else the split `test` of a source that has one."""
     if test is not None:
-        return test, "test" if "test" in splits_of(test) else "train"
-    return (source, "test") if split != "test" and "test" in splits_of(source) else None
+        return test, split_of(test, "") or ("test" if "test" in splits_of(test) else "train")
+    return (source, "test") if split_of(source, split) != "test" and "test" in splits_of(source) else None
 
 
 def characters(prompt: Prompt, completion: Completion) -> tuple[int, int]:
@@ -174,9 +177,11 @@ def sides(example: Example) -> tuple[Prompt, dict[str, Completion]]:
 
 
 def _hash(prompt: Prompt, *completions: Completion) -> int:
-    digest = blake2b(prompt_text(prompt).encode("utf-8", "surrogatepass"), digest_size=8)
+    """Of text as of the conversation that it becomes: one file may have the one, and the test data the other."""
+    digest = blake2b(prompt_text(turns(prompt, "user")).encode("utf-8", "surrogatepass"), digest_size=8)
     for completion in completions:
-        digest.update(b"\0" + completion_text(completion).encode("utf-8", "surrogatepass"))
+        said = completion_text(turns(completion, "assistant"))
+        digest.update(b"\0" + said.encode("utf-8", "surrogatepass"))
     return int.from_bytes(digest.digest(), "big")
 
 

@@ -113,6 +113,11 @@ def splits_of(source: Source | str) -> list[str]:
     return splits
 
 
+def split_of(source: Source | str, default: str) -> str:
+    """The split to read: the one that the source names by itself, else the default."""
+    return (source.split if isinstance(source, Source) else None) or default
+
+
 def _hub(source: Source, split: str) -> Iterator[LocatedRow]:
     data, name = hub_data(source), source.source
     _check_split(name, split, list(data))
@@ -189,7 +194,7 @@ def _parsed_line(line: bytes) -> Row | BadRow:
 
 def _parsed(content: bytes) -> Any:
     """Raises UnicodeEncodeError too: JSON can spell half a character, which nothing could write again."""
-    value = json.loads(content)
+    value = json.loads(content.decode(json.detect_encoding(content)))  # strictly: json lets half characters pass
     if b"\\ud" in content.lower():
         json.dumps(value, ensure_ascii=False).encode()
     return value

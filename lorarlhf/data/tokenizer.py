@@ -110,7 +110,7 @@ def _read_template(path: str) -> str:
     try:
         if file.stat().st_size > MOST_TEMPLATE or not file.is_file():  # a device, or something else altogether
             raise UserError(f"data.chat_template {path}: no file of at most {MOST_TEMPLATE:,} bytes; give a Jinja file")
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")  # what Windows may set in front is none of it
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a name that cannot be
         raise UserError(f"data.chat_template {path}: cannot be read ({error}); give a Jinja file") from error
     # The template goes into runs and exports, and so would any other text that a recipe names.

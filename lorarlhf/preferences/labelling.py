@@ -167,8 +167,8 @@ class Labelling:
         return label
 
     def undo(self, annotator: str) -> Label | None:
-        """Take back a person's last label and return it; its pair is then the next to be asked."""
-        undone = self.file.undo(annotator)
+        """Take back a person's last label of these pairs and return it; its pair is then the next to be asked."""
+        undone = self.file.undo(annotator, self.pairs)
         if undone:
             self._open[annotator] = undone.pair_id, monotonic()
         return undone
@@ -209,7 +209,7 @@ class Labelling:
             seconds=median(times) if times else None,
             repeats=len(again),
             consistent=sum(labels[pair, False].choice == choice for pair, choice in again.items()),
-            can_undo=bool(labels),
+            can_undo=bool(here),
             disputed=len(self.disputed(annotator)),
             elsewhere=len(unanswered & elsewhere),
         )

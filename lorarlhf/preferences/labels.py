@@ -6,7 +6,7 @@ import errno
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -115,10 +115,15 @@ class LabelFile:
         """Put a label on disk, then among `labels`. Raises OSError, and leaves the file as it was, if that fails."""
         self._append(label)
 
-    def undo(self, annotator: str) -> Label | None:
-        """Take back the last label of a person that stands, and return it; None if there is none."""
-        labels = self.labels.of(annotator)
-        return self.take_back(labels[next(reversed(labels))]) if labels else None
+    def undo(self, annotator: str, pairs: Container[str] | None = None) -> Label | None:
+        """Take back the last label of a person that stands, and return it; None if there is none.
+
+        Args:
+            pairs: ids of those that are asked, if the file has labels of others too.
+        """
+        given = reversed(self.labels.of(annotator).values())
+        last = next((label for label in given if pairs is None or label.pair_id in pairs), None)
+        return self.take_back(last) if last else None
 
     def take_back(self, label: Label) -> Label:
         """Take back a label that stands, and return it."""

@@ -27,6 +27,8 @@ from lorarlhf.generation.sample import ResponseSampler, response_texts
 PROMPTS_A_BATCH = 32
 DECODED_TOKENS = 16_384  # at a time, padded: their keys and values are kept
 
+ADAPTER_WEIGHTS = "adapter weights"  # an option: hashes of what sampled and scored
+
 _BEGINNING = '{"prompt": '
 
 
@@ -131,7 +133,7 @@ def finished_rows(path: Path, options: Mapping[str, Any]) -> list[dict[str, Any]
 
 
 def _check_options(path: Path, row: dict[str, Any], options: Mapping[str, Any]) -> None:
-    before = row["options"]
+    before = {ADAPTER_WEIGHTS: options.get(ADAPTER_WEIGHTS), **row["options"]}  # an earlier lorarlhf did not say
     changed = [f"{key} {before.get(key)} (now {now})" for key, now in options.items() if before.get(key) != now]
     if changed:
         raise UserError(f"{path}: was sampled with {', '.join(changed)}; give the same options, or another --out")
@@ -152,7 +154,7 @@ def _pairs(sampler: Sampler, rank: bool, batch: Sequence[PromptExample], number:
         if len(drawn) == 1:
             candidates = [(a, b, 0, 0) for a, b in combinations(drawn[0][i], 2)]
         else:
-            candidates = [(a, b, 0, 1) for a in drawn[0][i] for b in drawn[1][i] if a != b]
+            candidates = [(a, b, 0, 1) for a in drawn[0][i] for b in drawn[1][i] if a[0] != b[0]]
         for a, b, of_a, of_b in candidates:
             row: dict[str, Any] = {
                 "prompt": example.prompt,

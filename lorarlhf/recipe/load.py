@@ -129,7 +129,11 @@ def weighed(texts: Sequence[str]) -> list[Source]:
             number = float(weight) if name and not text.endswith("}") else None
         except ValueError:  # a colon of the name's own, as in shipped:demo/preferences.jsonl
             number = None
-        sources.append(parse_source(text if number is None else f"{{source: {json.dumps(name)}, weight: {number}}}"))
+        sources.append(
+            parse_source(
+                text if number is None else f"{{source: {json.dumps(name, ensure_ascii=False)}, weight: {number}}}"
+            )
+        )
     try:
         DataConfig(preferences=[*sources])
     except ValidationError as error:

@@ -140,11 +140,14 @@ def costs(rows: Mapping[Stage, Sequence[Row]], summaries: Mapping[Stage, Mapping
 def overlay(stage: Stage, name: str, runs: Iterable[tuple[str, Sequence[Row], Mapping[str, Any]]]) -> Plot | None:
     """One number of several runs: where one of them evaluates it, its held-out figures, else those of training."""
     drawn = [(label, curve(stage, name, rows, summary)) for label, rows, summary in runs]
-    of_each = [(label, {one.name: one for one in plot.series}) for label, plot in drawn if plot]
-    chosen = "held out" if any("held out" in series for _, series in of_each) else "training"
+    # A run has one colour on the whole page, whichever of the others have this number.
+    of_each = [
+        (place, label, {one.name: one for one in plot.series}) for place, (label, plot) in enumerate(drawn) if plot
+    ]
+    chosen = "held out" if any("held out" in series for _, _, series in of_each) else "training"
     series = [
         Series(label, series[chosen].points, series[chosen].kind, series[chosen].intervals, colour=place)
-        for place, (label, series) in enumerate(of_each)
+        for place, label, series in of_each
         if chosen in series
     ]
     title = f"{stage}: {name.replace('_', ' ')}, {chosen}"

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from lorarlhf.data.examples import check_sources, lie_here, stream_demonstrations, stream_preferences, stream_scored
+from lorarlhf.data.examples import (
+    SPLITS,
+    check_sources,
+    lie_here,
+    stream_demonstrations,
+    stream_preferences,
+    stream_scored,
+)
 from lorarlhf.recipe.sections import Recipe, Stage
 from lorarlhf.recipe.stages import STAGES
 
@@ -20,8 +27,11 @@ def check_data(stage: Stage, recipe: Recipe, online: bool = True) -> None:
     check_sources(recipe.data, keys, online)
     if not online and not lie_here(recipe.data, keys):
         return
+    splits = SPLITS if online else SPLITS[:1]
     if stage == "sft":
-        stream_demonstrations(recipe.data, "train").check()
+        for split in splits:
+            stream_demonstrations(recipe.data, split).check()
     elif stage == "reward":
         stream = stream_preferences if recipe.reward.objective == "bradley_terry" else stream_scored
-        stream(recipe.data, "train").check()
+        for split in splits:
+            stream(recipe.data, split).check()

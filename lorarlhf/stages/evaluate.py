@@ -17,7 +17,7 @@ from lorarlhf.backbone.budget import tokens_a_pass
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.choices import Choices, choice_examples
-from lorarlhf.data.examples import Loaded, load_prompt_rows
+from lorarlhf.data.examples import Loaded, load_prompt_rows, stream_choices
 from lorarlhf.data.rows import Prompt, PromptRow, request_text
 from lorarlhf.data.tokenized import read_by_model
 from lorarlhf.errors import UserError
@@ -119,6 +119,8 @@ def evaluate_run(
     check_judged(stage, judge)
     functions = all_reward_functions(recipe, reward_functions)
     prompts = None if info.scores else held_out_prompts(recipe.data, stage, functions)
+    if prompts is None:
+        stream_choices(recipe.data, "test").is_of_its_kind()  # data that cannot be read are told of here
     backbone = backbone or load_backbone(recipe.model, recipe.data)
     backbone.load_role(info.role, adapter, allow_other_base=allow_other_base)
     if prompts is None:

@@ -122,7 +122,13 @@ def trained_model(recipe: Recipe, stage: Stage, adapter: Path, allow_other_base:
     loaded = _prompts(recipe, stage)
     if loaded is None:
         return None
-    return _responses(_with_adapter(recipe, stage, adapter, allow_other_base), recipe, loaded)
+    backbone = _with_adapter(recipe, stage, adapter, allow_other_base)
+    try:
+        prompts = read_by_model(loaded, recipe.data, backbone.tokenizer, "test")
+    except UserError as error:  # all are too long for ppo: fine-tuning goes by another limit
+        _say_not_compared(error)
+        return None
+    return _responses(backbone, recipe, [example.ids for example in prompts[:RESPONSES]])
 
 
 def _with_adapter(recipe: Recipe, stage: Stage, adapter: Path, allow_other_base: bool) -> SharedBackbone:
@@ -142,9 +148,8 @@ def _prompts(recipe: Recipe, stage: Stage) -> Loaded[PromptRow] | None:
 
 
 @torch.no_grad()
-def _responses(backbone: SharedBackbone, recipe: Recipe, loaded: Loaded[PromptRow]) -> Responses:
+def _responses(backbone: SharedBackbone, recipe: Recipe, prompts: list[list[int]]) -> Responses:
     config = recipe.ppo
-    prompts = [example.ids for example in read_by_model(loaded, recipe.data, backbone.tokenizer, "test")[:RESPONSES]]
     uniforms = uniform_table(len(prompts), config.response_length, "export", recipe.seed)
     rollout = ResponseSampler(backbone, config.response_length, config.temperature, "export").sample(prompts, uniforms)
     logprobs, _ = backbone.logprobs("policy", rollout.sequences, config.temperature, with_entropy=False)

@@ -9,17 +9,21 @@ from typing import Any, Literal
 
 from rich.progress import Progress
 
+from lorarlhf.backbone.adapter_files import read_adapter
 from lorarlhf.backbone.adapters import BASE
 from lorarlhf.backbone.load import load_backbone
 from lorarlhf.backbone.shared import SharedBackbone
+from lorarlhf.data.examples import load_prompt_rows
+from lorarlhf.data.rows import NO_COLUMNS
 from lorarlhf.data.tokenize import PromptExample
-from lorarlhf.data.tokenized import prompt_examples
+from lorarlhf.data.tokenized import read_by_model
 from lorarlhf.errors import UserError
+from lorarlhf.files import hash_file
 from lorarlhf.preferences.best_of import BestOf, write_best
-from lorarlhf.preferences.sampling import Sampler, finished_rows, write_pairs
+from lorarlhf.preferences.sampling import ADAPTER_WEIGHTS, Sampler, finished_rows, write_pairs
 from lorarlhf.recipe.sections import DataConfig, ModelConfig, Recipe
 from lorarlhf.recipe.stages import POLICY_STAGES
-from lorarlhf.run import BEST, Run
+from lorarlhf.run import BEST, WEIGHTS, Run
 from lorarlhf.stages.evaluate import BASE_MODEL, reference_of
 
 LENGTH, TEMPERATURE = 256, 1.0  # of a model, which has no recipe
@@ -161,6 +165,8 @@ def _sampler(
     recipe = respondent.recipe
     response_length = options.response_length or (recipe.ppo.response_length if recipe else LENGTH)
     temperature = options.temperature or (recipe.ppo.temperature if recipe else TEMPERATURE)
+    folders = [*(Path(source) for source in respondent.sources if source != BASE), *([scored_by] if scored_by else [])]
+    hashes = [hash_file(folder / WEIGHTS)[:12] for folder in folders if (folder / WEIGHTS).is_file()]
     made_with = {
         **made_with,
         "model": respondent.model.name,
@@ -170,13 +176,15 @@ def _sampler(
         "temperature": temperature,
         "response-length": response_length,
         "seed": options.seed,
+        **({ADAPTER_WEIGHTS: " / ".join(hashes)} if hashes else {}),  # a run may have been trained again since
     }
     finished_rows(out, made_with)  # refuses before anything is loaded
     data = (recipe.data if recipe else DataConfig()).model_copy(
         update={"prompts": prompts, "prompts_test": None, "test_size": 0.0, "max_examples": None}
     )
+    rows = load_prompt_rows(data, "train", NO_COLUMNS)  # says so before anything is loaded
     backbone, roles = load_respondent(respondent, data, scored_by, options.allow_other_base)
-    examples = prompt_examples(data, backbone.tokenizer, "train")
+    examples = read_by_model(rows, data, backbone.tokenizer, "train")
     out.parent.mkdir(parents=True, exist_ok=True)
     sampler = Sampler(backbone, roles, respondent.sources, n, response_length, temperature, options.seed, made_with)
     return sampler, examples
@@ -190,6 +198,9 @@ def load_respondent(
     Returns:
         the backbone, and the role of each source.
     """
+    adapters = [Path(source) for source in respondent.sources if source != BASE]
+    for folder in [*adapters, *([scored_by] if scored_by else [])]:
+        read_adapter(folder)  # what is none is refused before the base model is loaded
     backbone = load_backbone(respondent.model, data)
     names = ("policy", "candidate")
     roles = [BASE if source == BASE else name for name, source in zip(names, respondent.sources, strict=False)]

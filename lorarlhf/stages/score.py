@@ -14,7 +14,7 @@ from lorarlhf.data.examples import load_demonstrations, load_preferences
 from lorarlhf.data.formats import PREFERENCES
 from lorarlhf.data.reading import Reader
 from lorarlhf.data.rows import Demonstration, Preference
-from lorarlhf.data.sources import iter_rows
+from lorarlhf.data.sources import iter_rows, split_of
 from lorarlhf.errors import UserError
 from lorarlhf.evaluation.report import counting
 from lorarlhf.evaluation.reward_model import RewardModel
@@ -59,7 +59,7 @@ def _rows(source: Source | str, split: str) -> Sequence[Preference | Demonstrati
     """Pairs, where the columns are those of pairs; else completions."""
     config = DataConfig(preferences=source, sft=source, train_split=split, test_size=0.0, ties="keep")
     try:
-        next(Reader(PREFERENCES, "skip").read(iter_rows(source, split)), None)
+        next(Reader(PREFERENCES, "skip").read(iter_rows(source, split_of(source, split))), None)
     except UserError:  # no pairs; what else it might be, the next reader says
         return load_demonstrations(config, "train").rows
     return load_preferences(config, "train").rows

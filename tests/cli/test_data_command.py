@@ -219,6 +219,7 @@ def test_mix_of_parts(write, tmp_path):
     a, dest = write(PAIRS, "a.jsonl"), tmp_path / "mixed.jsonl"
     part = f"{{source: {a}, max_examples: 7}}"
     assert f"Wrote 12 pairs to {dest}" in run("mix", dest, part, f"{{source: {write(PAIRS[:5], 'b.jsonl')}}}")
+    assert f"Wrote 5 pairs to {tmp_path}" in run("mix", tmp_path / "m.jsonl", f"{write(PAIRS[:5], 'b😀.jsonl')}:1")
     assert "there are source, name, data_dir" in refusal("mix", tmp_path / "x.jsonl", "{source: a, limit: 7}")
 
 
@@ -244,6 +245,8 @@ def test_dedup(write):
     output = run("dedup", path, "--against", test)
     assert "2 of 5 different prompts are in the test data, too" in output
     assert "0 of 5 different prompts" in run("dedup", path, "--against", write([{"prompt": "Another?"}], "other.jsonl"))
+    turned = write([{"prompt": [{"role": "user", "content": STORY}]}], "turns.jsonl")
+    assert "2 of 5 different prompts" in run("dedup", path, "--against", turned, "--threshold", "0.95")
     assert "0 of 6 comparisons" in run("dedup", path, "--threshold", "1")
     assert path.read_bytes() == before
 

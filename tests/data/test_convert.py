@@ -3,6 +3,7 @@
 import gzip
 import json
 
+import datasets
 import pytest
 from turns import bot, user
 
@@ -10,7 +11,7 @@ from lorarlhf.data.convert import canonical, convert_pairs, split_pairs
 from lorarlhf.data.examples import load_preferences
 from lorarlhf.data.rows import Preference
 from lorarlhf.errors import UserError
-from lorarlhf.recipe.sections import DataConfig
+from lorarlhf.recipe.sections import DataConfig, Source
 
 
 def read(path):
@@ -58,6 +59,16 @@ def test_half_of_a_surrogate_pair_is_refused(write, tmp_path):
     with pytest.raises(UserError, match=r":1: half of a surrogate pair, which is no text; fix the row"):
         convert_pairs(source, DataConfig(), tmp_path / "out.jsonl")
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_the_part_that_a_source_names_is_written_or_refused(tmp_path):
+    parts = {name: datasets.Dataset.from_list(HELPSTEER[:1] * n) for name, n in (("train", 1), ("more", 2))}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved")
+    more = Source(source=str(tmp_path / "saved"), split="more")
+    assert convert_pairs(more, DataConfig(), tmp_path / "out.jsonl") == (2, {})
+    with pytest.raises(UserError, match="max_examples and weight take a part of it, and all of it is written here"):
+        convert_pairs(more.model_copy(update={"max_examples": 1}), DataConfig(), tmp_path / "one.jsonl")
+    assert not (tmp_path / "one.jsonl").exists()
 
 
 def test_split_puts_no_prompt_in_both_parts(write, tmp_path):

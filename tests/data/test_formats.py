@@ -29,6 +29,16 @@ GREETING = [user("Hi"), bot("Hello!"), user("A joke?")]
             id="text",
         ),
         pytest.param(
+            {"prompt": "Hi", "chosen": "Assistant: Hello!", "rejected": "Human: What?"},
+            Preference("Hi", "Assistant: Hello!", "Human: What?"),
+            id="text, answers that begin with who speaks",
+        ),
+        pytest.param(
+            {"prompt": "Hi", "chosen": "a", "rejected": "b", "score_chosen": "", "score_rejected": "1"},
+            Preference("Hi", "a", "b"),
+            id="text, a score left empty as in CSV",
+        ),
+        pytest.param(
             {"chosen": "The sky is blue.", "rejected": "The sky is black.", "margin": None},
             Preference("The sky is", " blue.", " black."),
             id="text, prompt implicit: whole words",

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import datasets
 import pytest
+from turns import bot
 
 from lorarlhf.data.inspect import Lengths, characters, held_out, inspect_source
 from lorarlhf.errors import UserError
+from lorarlhf.recipe.sections import Source
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data"
 real = pytest.mark.skipif(not REAL.is_dir(), reason="needs the real files in ../shared/data")
@@ -85,6 +87,20 @@ def test_prompts_shared_with_the_test_data(write):
     assert look(train, held_out(train, "train", test)).shared == 2
     assert look(train, held_out(train, "train", write([pair("x", "b", "c")], "none.jsonl"))).shared == 0
     assert held_out(train, "train", None) is None
+
+
+def test_a_prompt_is_shared_whether_it_is_text_or_a_turn(write):
+    train = write([pair([{"role": "user", "content": str(i)}], [bot("b")], [bot("c")]) for i in range(10)])
+    test = write([pair(f"{i}\n", "d", "e") for i in (3, 7, 11)], "test.jsonl")
+    assert look(train, held_out(train, "train", test)).shared == 2
+
+
+def test_the_split_that_a_source_names_is_the_one_that_is_read(tmp_path):
+    parts = {name: datasets.Dataset.from_list([pair(name, "a", "b")] * n) for name, n in (("train", 1), ("more", 2))}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved")
+    more = Source(source=str(tmp_path / "saved"), split="more")
+    assert look(more).rows == 2
+    assert held_out("x.jsonl", "train", more) == (more, "more")
 
 
 def test_the_test_split_of_a_source_is_compared_unasked(tmp_path):

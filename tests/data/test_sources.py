@@ -100,6 +100,7 @@ def test_parquet(tmp_path):
         ("a.jsonl", b'{"a": 1}\n{"a": \n', ":2", "not valid JSON"),
         ("a.jsonl", b'{"a": 1}\n[1, 2]\n', ":2", "not a JSON object"),
         ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', ":2", "not UTF-8"),
+        ("a.jsonl", b'{"a": 1}\n{"a": "\xed\xa0\x80"}\n', ":2", "not UTF-8"),  # half of a surrogate pair
         ("a.json", b'[{"a": 1}, "text"]', ": row 2", "not a JSON object"),
         ("a.csv", b"a,b\n1,2\n1,2,3\n", ": row 2", "more fields than the header"),
     ],

@@ -65,6 +65,9 @@ def test_chat_template_given_own_or_plain(tmp_path):
     (tmp_path / "given.jinja").write_text(given)
     prepare_tokenizer(own, 400, DataConfig(chat_template=str(tmp_path / "given.jinja")))
     assert own.chat_template == given
+    (tmp_path / "given.jinja").write_text(given, encoding="utf-8-sig")  # as an editor of Windows may save it
+    prepare_tokenizer(own, 400, DataConfig(chat_template=str(tmp_path / "given.jinja")))
+    assert own.chat_template == given
     with pytest.raises(UserError, match=r"data\.chat_template .*nowhere\.jinja: cannot be read"):
         prepare_tokenizer(own, 400, DataConfig(chat_template=str(tmp_path / "nowhere.jinja")))
     bare = make_tokenizer()

@@ -239,3 +239,15 @@ def test_names(text, name):
 def test_no_names(text):
     with pytest.raises(ValueError, match="1 to 64"):
         annotator_name(text)
+
+
+def test_undo_leaves_labels_of_other_pairs(start_labelling, give):
+    other = [Pair("other", "Why?", "First.", "Second.")]
+    label_all(start_labelling(other), "ann", give)
+    labelling = start_labelling(2)
+    assert not labelling.progress("ann").can_undo
+    assert labelling.undo("ann") is None
+    give(labelling, "ann", "a")
+    assert labelling.undo("ann").pair_id == "p0"
+    assert labelling.undo("ann") is None
+    assert labelling.unknown_labels() == 1

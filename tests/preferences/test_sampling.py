@@ -3,16 +3,20 @@
 import json
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 from demo_runs import save_random_adapter, small_recipe, write_jsonl
 
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.cli.main import main
+from lorarlhf.data.tokenize import PromptExample
 from lorarlhf.data.tokenized import prompt_examples
 from lorarlhf.errors import UserError
+from lorarlhf.files import hash_file
 from lorarlhf.generation import sample as sample_module
 from lorarlhf.manifest import written_whole
+from lorarlhf.preferences import sampling
 from lorarlhf.preferences.pairs import read_pairs
 from lorarlhf.preferences.sampling import finished_rows
 from lorarlhf.recipe.load import load_recipe
@@ -292,5 +296,55 @@ def test_no_adapter_takes_the_place_of_another_role(monkeypatch, prompts, adapte
     ],
 )
 def test_what_is_missing_is_named(monkeypatch, capsys, arguments, message):
+    assert run(monkeypatch, *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_same_response_of_two_policies_is_no_pair(monkeypatch):
+    """Batches are put together otherwise for each, and a score comes out otherwise in its last digits."""
+    drawn = [[[("Yes.", 0.5), ("No.", 0.1)]], [[("Yes.", 0.5000001), ("Never.", 0.2)]]]
+    monkeypatch.setattr(sampling, "scored_responses", lambda sampler, batch, k, number: drawn[k])
+    sampler = SimpleNamespace(roles=("base", "policy"), names=("base", "policy"))
+    rows = sampling._pairs(sampler, True, [PromptExample("Well?", [1])], 0)
+    assert [(row["response_a"], row["response_b"]) for row in rows] == [
+        ("Yes.", "Never."),
+        ("No.", "Yes."),
+        ("No.", "Never."),
+    ]
+
+
+def test_a_file_of_adapters_that_were_trained_again_is_not_gone_on_with(monkeypatch, prompts, tmp_path, capsys):
+    out, adapter = tmp_path / "pairs.jsonl", tmp_path / "policy"
+    adapter.mkdir()
+    (adapter / "adapter_model.safetensors").write_bytes(b"one")
+    monkeypatch.setattr("lorarlhf.stages.sample.load_respondent", lambda *args: pytest.fail("loaded"))
+    options = {
+        "model": "shipped:demo/model",
+        "quantization": "none",
+        "adapters": f"{adapter} / base",
+        "prompts": str(prompts),
+        "n": 2,
+        "temperature": 1.0,
+        "response-length": 24,
+        "seed": 0,
+        "pick": "all",
+        "reward": None,
+        "adapter weights": hash_file(adapter / "adapter_model.safetensors")[:12],
+    }
+    out.write_text(json.dumps({"prompt": "a", "batch": 0, "options": options}) + "\n")
+    (adapter / "adapter_model.safetensors").write_bytes(b"another")
+    assert run(monkeypatch, *base(prompts, out), "--adapters", adapter, "base") == 2
+    assert f"was sampled with adapter weights {options['adapter weights']} (now " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"), [("prompts", "none.jsonl: no such file"), ("adapters", "none: no adapter_config.json")]
+)
+def test_nothing_is_loaded_for_what_is_not_there(monkeypatch, prompts, tmp_path, capsys, missing, message):
+    monkeypatch.setattr("lorarlhf.stages.sample.load_backbone", lambda *args: pytest.fail("loaded"))
+    if missing == "prompts":
+        arguments = base(tmp_path / "none.jsonl", tmp_path / "pairs.jsonl")
+    else:
+        arguments = [*base(prompts, tmp_path / "pairs.jsonl"), "--adapters", tmp_path / "none", "base"]
     assert run(monkeypatch, *arguments) == 2
     assert message in capsys.readouterr().err

@@ -111,6 +111,14 @@ def test_without_its_data_a_model_is_exported_and_not_compared(make_run, tmp_pat
     assert "export" not in run.read_summary("ppo")
 
 
+def test_without_a_prompt_that_is_short_enough_a_model_is_exported_and_not_compared(make_run, tmp_path, caplog):
+    """Fine-tuning has a limit of its own, `data.max_length`."""
+    run = make_run(["sft"], ["data.max_prompt_length=1"])
+    assert export_run(run, tmp_path / "out", "sft") == {}
+    assert "not compared with the run's own model" in caplog.text
+    assert "every row is longer than data.max_prompt_length 1 tokens" in caplog.text
+
+
 def test_an_adapter_of_another_base_is_refused(make_run, tmp_path):
     run = make_run(["ppo"])
     other = shutil.copytree(BASE, tmp_path / "other")

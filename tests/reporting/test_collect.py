@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from subprocess import run as run_process
 
@@ -217,6 +218,14 @@ def test_several_runs_are_compared(make_run):
     assert ("ppo: iterations", "3", "3") in compared.figures.rows
     reward = next(plot for plot in compared.plots if plot.title == "ppo: reward, held out")
     assert [(one.name, one.colour) for one in reward.series] == [("a", 0), ("b", 1)]
+
+
+def test_a_run_has_one_colour_whichever_stages_the_others_have(make_run):
+    first, second = make_run("a"), make_run("b")
+    shutil.rmtree(first.path / "reward")
+    compared = compare([read(first), read(second)])
+    loss = next(plot for plot in compared.plots if plot.title == "reward: loss, training")
+    assert [(one.name, one.colour) for one in loss.series] == [("b", 1)]
 
 
 def test_what_a_stage_was_run_with(make_run):

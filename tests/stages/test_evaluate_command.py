@@ -263,6 +263,13 @@ def test_faults_are_one_line(evaluate, make_run, monkeypatch, tmp_path, stages, 
     assert "Traceback" not in out + err
 
 
+def test_data_for_a_reward_model_are_looked_at_before_anything_is_loaded(evaluate, make_run, monkeypatch):
+    run = make_run(["reward"])
+    monkeypatch.setattr("lorarlhf.stages.evaluate.load_backbone", lambda *args: pytest.fail("loaded"))
+    code, _, err = evaluate(run, "--dataset", "none.jsonl")
+    assert (code, "none.jsonl: no such file" in err) == (2, True)
+
+
 def test_a_folder_that_is_no_run(evaluate, tmp_path):
     assert "not a run, there is no recipe.yaml" in evaluate(Run(tmp_path))[2]
 

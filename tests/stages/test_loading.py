@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from demo_runs import small_recipe
+from demo_runs import small_recipe, write_jsonl
 
 from lorarlhf import Run, UserError, train_ppo, train_reward, train_sft
+from lorarlhf.stages.data_sources import check_data
 from lorarlhf.stages.loading import mention_other_gpus
 
 
@@ -29,3 +30,12 @@ def test_every_stage_says_so(monkeypatch, caplog, tmp_path, stage, train):
     with pytest.raises(UserError, match="no/such/model"):
         train(recipe, Run(tmp_path / "run"))
     assert [message for message in caplog.messages if f"lorarlhf {stage} ..." in message]
+
+
+@pytest.mark.parametrize(("stage", "key"), [("sft", "sft"), ("reward", "preferences"), ("ppo", "prompts")])
+def test_held_out_rows_of_another_kind_are_told_of_before_anything_is_loaded(tmp_path, stage, key):
+    """`lorarlhf run` looks at all its stages first: the last may come to its own after hours."""
+    other = write_jsonl(tmp_path / "other.jsonl", [{"colour": "red"}])
+    recipe = small_recipe(tmp_path, f"data.{key}_test={other}")
+    with pytest.raises(UserError, match=r"other\.jsonl:1: columns not recognised"):
+        check_data(stage, recipe)

@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+from datasets import Dataset, DatasetDict
 from demo_runs import DEMO, read_jsonl, save_random_adapter, small_recipe, write_jsonl
 
 from lorarlhf.cli.main import main
@@ -42,6 +43,15 @@ def test_both_sides_of_pairs(score, run, tmp_path):
         assert [row[side] for row in rows] == [pair[side] for pair in pairs]
         expected = model.score([pair["prompt"] for pair in pairs], [pair[side][0]["content"] for pair in pairs])
         assert [row[f"{side}_score"] for row in rows] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_split_that_a_source_names(score, tmp_path):
+    """Read from another split, pairs were taken for demonstrations of their better sides."""
+    pairs = Dataset.from_list(read_jsonl(DEMO / "preferences.jsonl")[:2])
+    DatasetDict({"one": pairs, "other": pairs}).save_to_disk(tmp_path / "saved")
+    code, _, error = score(f"{{source: {tmp_path / 'saved'}, split: other}}", tmp_path / "out.jsonl")
+    assert code == 0, error
+    assert all({"chosen_score", "rejected_score"} <= row.keys() for row in read_jsonl(tmp_path / "out.jsonl"))
 
 
 def test_completions_become_ratings_to_train_on(score, tmp_path):

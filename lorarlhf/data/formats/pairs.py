@@ -69,7 +69,7 @@ def _margin(row: Row) -> float | None:
     if row.get("margin") not in (None, ""):
         return number(row, "margin")
     for better, worse in _SCORES:
-        if row.get(better) is not None and row.get(worse) is not None:
+        if row.get(better) not in (None, "") and row.get(worse) not in (None, ""):
             return number(row, better) - number(row, worse)
     return None
 
@@ -123,7 +123,10 @@ def _implicit_text(row: Row) -> Preference:
 
 
 def _is_transcript(row: Row) -> bool:
-    return any(isinstance(row[side], str) and _TRANSCRIPT.match(row[side]) for side in ("chosen", "rejected"))
+    """Beside a prompt that is not in it, what begins like one is an answer: models write such beginnings, too."""
+    prompt = row.get("prompt")
+    asked = prompt.strip() if isinstance(prompt, str) else ""
+    return any(isinstance(row[side], str) and _TRANSCRIPT.match(row[side]) and asked in row[side] for side in _SIDES)
 
 
 def transcript(row: Row, column: str, open_end: bool = False) -> list[Message]:
