@@ -23,13 +23,15 @@ NEW: State = "new"
 
 
 def states_of(recipe: Recipe, run: Run, training: Sequence[Stage]) -> dict[Step, State]:
-    """How far the stages are, to the first that is not done: what follows was made from something else.
+    """How far the stages are. A policy that is made of what is not done yet is left out: it is to be made anew.
 
     Raises:
         UserError: what is there was made with other settings.
     """
     states: dict[Step, State] = {}
     for stage in training:
+        if STAGES[stage].samples and any(state != DONE for state in states.values()):
+            break
         state = _state(recipe, run, stage)
         if state != NEW and (other := other_settings(recipe, run, stage, begun=state == BEGUN)):
             raise UserError(
@@ -37,8 +39,6 @@ def states_of(recipe: Recipe, run: Run, training: Sequence[Stage]) -> dict[Step,
                 "--output-dir, or --anew to do everything again"
             )
         states[stage] = state
-        if state != DONE:
-            break
     return states
 
 
