@@ -141,16 +141,23 @@ class _Raised(Exception):  # noqa: N818  # what it is
 def _within(timeout: float | None, call: Callable[[], Any]) -> Any:
     """What a call returns. One that does not return in time is left behind in its thread, which ends with us.
 
+    A thread begins on the first device and with gradients, whatever holds in this one.
+
     Raises:
         TimeoutError: it has not returned after so many seconds.
         _Raised: it raises.
     """
     outcome: list[Any] = []
     errors: list[BaseException] = []
+    gradients = torch.is_grad_enabled()
+    device = torch.accelerator.current_device_index() if torch.accelerator.is_available() else None
 
     def run() -> None:
         try:
-            outcome.append(call())
+            if device is not None:
+                torch.accelerator.set_device_index(device)
+            with torch.set_grad_enabled(gradients):
+                outcome.append(call())
         except (Exception, SystemExit) as error:
             errors.append(error)
 
