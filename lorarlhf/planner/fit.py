@@ -141,14 +141,16 @@ def check_memory(stage: Stage, recipe: Recipe, reference: bool = True) -> None:
             f"{stage}: takes {least.peak.total / GIB:.1f} GiB even with one sequence at a time ({least.peak.name}), "
             f"and {capacity / GIB:.1f} GiB are free; {_advice(stage, recipe)} (see `lorarlhf plan`)"
         )
+    remedy = f"{stage}.per_device_{'eval' if plan.peak.name == 'evaluation' else 'train'}_batch_size"
+    if STAGES[stage].scores:  # passes are of so many tokens, whatever the batches
+        remedy = "data.max_length"
     logger.warning(
-        "%s: full batches take %.1f GiB (%s), %.1f GiB are free; if it runs out, lower %s.per_device_%s_batch_size",
+        "%s: full batches take %.1f GiB (%s), %.1f GiB are free; if it runs out, lower %s",
         stage,
         plan.peak.total / GIB,
         plan.peak.name,
         capacity / GIB,
-        stage,
-        "eval" if plan.peak.name == "evaluation" else "train",
+        remedy,
     )
 
 
@@ -202,7 +204,7 @@ def _candidates(recipe: Recipe, stage: Stage, target: Target) -> Iterator[tuple[
         return
     if config.per_device_train_batch_size > 1:
         yield f"{stage}.per_device_train_batch_size", 1
-    if config.per_device_eval_batch_size > 1:
+    if config.per_device_eval_batch_size > 1 and not STAGES[stage].scores:
         yield f"{stage}.per_device_eval_batch_size", 1
     yield "data.max_length", max(1, recipe.data.max_length // 2)
 
