@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,6 +72,8 @@ def evaluate(
         raise UserError("--judge-model: goes with the address of an endpoint, --judge http://localhost:11434/v1")
     if not frontier and (best_of is not None or plot is not None):
         raise UserError(f"{'--plot' if best_of is None else '--best-of'}: goes with --frontier")
+    if out is not None:
+        _check_out(out)
     from lorarlhf.run import Run
 
     folder = Run(run, trust)
@@ -182,6 +185,15 @@ def _frontier(
         except OSError as error:
             raise UserError(f"{plot}: cannot be written: {error.strerror}; give --plot another place") from error
         typer.echo(f"evaluate: drawn in {plot}")
+
+
+def _check_out(path: Path) -> None:
+    """Raise UserError if no file can come to lie there, before anything is computed for it."""
+    if path.is_dir():
+        raise UserError(f"--out {path}: is a folder; name a file in it")
+    place = next(folder for folder in path.absolute().parents if folder.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"--out {path}: {place} cannot be written; give --out another place")
 
 
 def _write(path: Path, evaluation: dict[str, Any]) -> None:

@@ -251,7 +251,6 @@ def test_the_policy_of_a_checkpoint(evaluate, make_run):
         (["ppo"], ["--model", "gone/model"], "model.name: cannot load 'gone/model'"),
         (["reward"], ["--model", "gone/model"], "model.name: cannot load 'gone/model'"),
         (["reward"], ["--checkpoint", "7"], "reward has no such checkpoint; there is best"),
-        (["reward"], ["--out", "."], ".: cannot be written: Is a directory; give --out another place"),
     ],
 )
 def test_faults_are_one_line(evaluate, make_run, monkeypatch, tmp_path, stages, arguments, message):
@@ -261,6 +260,19 @@ def test_faults_are_one_line(evaluate, make_run, monkeypatch, tmp_path, stages, 
     assert len(err.splitlines()) == 1
     assert message in err
     assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize(
+    ("out", "message"), [(".", "--out .: is a folder; name a file in it"), ("notes/e.json", "notes cannot be written")]
+)
+def test_a_place_for_the_figures_is_looked_at_before_they_are_computed(
+    evaluate, make_run, monkeypatch, tmp_path, out, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes").write_text("a file")
+    monkeypatch.setattr("lorarlhf.stages.evaluate.load_backbone", lambda *args: pytest.fail("loaded"))
+    code, _, err = evaluate(make_run(["reward"]), "--out", out)
+    assert (code, message in err) == (2, True)
 
 
 def test_data_for_a_reward_model_are_looked_at_before_anything_is_loaded(evaluate, make_run, monkeypatch):
