@@ -210,3 +210,11 @@ def test_a_function_that_takes_too_long_is_left_behind():
         function_scores([(slow, 1.0)], ["p"], ["r"], timeout=0.05)
     done.set()
     assert function_scores([(slow, 1.0)], ["p"], ["r"], timeout=30).tolist() == [1.0]
+
+
+@pytest.mark.parametrize("timeout", [None, 30.0])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_function_keeps_gradients_only_where_its_caller_does(timeout, gradients):
+    with torch.set_grad_enabled(gradients):
+        scores = function_scores([(lambda *_: [float(torch.is_grad_enabled())], 1.0)], ["p"], ["r"], timeout=timeout)
+    assert scores.tolist() == [float(gradients)]
