@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from rich.console import Console
 
 from lorarlhf.backbone.shared import SharedBackbone
 from lorarlhf.data.examples import SPLITS
 from lorarlhf.errors import UserError
+from lorarlhf.evaluation.report import counting
 from lorarlhf.evaluation.reward_model import score_tokens
 from lorarlhf.lock import one_writer
 from lorarlhf.recipe.sections import Recipe
@@ -65,7 +67,7 @@ def _train_reward(recipe: Recipe, run: Run, resume: bool, backbone: SharedBackbo
         with backbone.role("reward"):
             result = trainer.train(str(checkpoint) if checkpoint else None, stopwatch)
         display.show_phase("evaluation")
-        held_out = held_out_metrics(backbone, objective, test.dataset)
+        held_out = held_out_metrics(backbone, objective, test.dataset, display.console)
         trackers.log({"step": result.global_step, **held_out})
     summary = {
         "objective": config.objective,
@@ -79,11 +81,12 @@ def _train_reward(recipe: Recipe, run: Run, resume: bool, backbone: SharedBackbo
     return summary
 
 
-def held_out_metrics(backbone: SharedBackbone, objective: Objective, test: Dataset) -> dict[str, Any]:
+def held_out_metrics(backbone: SharedBackbone, objective: Objective, test: Dataset, console: Console) -> dict[str, Any]:
     """How well the reward role meets the objective on tokenised rows; nothing if there are none."""
     if not len(test):
         return {}
-    return objective.held_out(test, objective.scores(test, partial(score_tokens, backbone)))
+    with counting(console, "scored", len(test) * len(objective.sequences)) as advance:
+        return objective.held_out(test, objective.scores(test, partial(score_tokens, backbone, advance=advance)))
 
 
 def result_line(summary: Mapping[str, Any]) -> str:
