@@ -25,6 +25,9 @@ from lorarlhf.recipe.shipped import shipped_folder
 from lorarlhf.run import Run
 from lorarlhf.stages.sample import of_run
 
+# What `base` below asks for, as a file of pairs tells it.
+OPTIONS = {"n": 2, "temperature": 1.0, "response-length": 24, "seed": 0, "pick": "all", "reward": None}
+
 
 @pytest.fixture
 def prompts(tmp_path):
@@ -236,12 +239,7 @@ def test_other_options_are_not_mixed_in(monkeypatch, prompts, tmp_path, capsys, 
         "quantization": "none",
         "adapters": "base",
         "prompts": str(prompts),
-        "n": 2,
-        "temperature": 1.0,
-        "response-length": 24,
-        "seed": 0,
-        "pick": "all",
-        "reward": None,
+        **OPTIONS,
     }
     out.write_text(json.dumps({"prompt": "a", "batch": 0, "options": options}) + "\n")
     before = out.read_text()
@@ -323,12 +321,7 @@ def test_a_file_of_adapters_that_were_trained_again_is_not_gone_on_with(monkeypa
         "quantization": "none",
         "adapters": f"{adapter} / base",
         "prompts": str(prompts),
-        "n": 2,
-        "temperature": 1.0,
-        "response-length": 24,
-        "seed": 0,
-        "pick": "all",
-        "reward": None,
+        **OPTIONS,
         "adapter weights": hash_file(adapter / "adapter_model.safetensors")[:12],
     }
     out.write_text(json.dumps({"prompt": "a", "batch": 0, "options": options}) + "\n")
